@@ -1,0 +1,33 @@
+# Every target but help and clean sets up .venv first (Python 3.11 or 3.12; name another with PYTHON=...).
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+RUN_NAME := oprl_sokoban
+FIGURE := runs/$(RUN_NAME)/default/learning_curve.png
+export PYTHON
+
+.PHONY: help setup run test lint study clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 14
+
+setup: ## make .venv with the pinned packages
+	@.ci/setup
+
+run: setup ## train oprl_sokoban, print its results and draw its learning curve (a few minutes on 2 cores)
+	$(BIN)/python -m experiments.run $(RUN_NAME) --figure=$(FIGURE)
+
+test: lint ## lint, types and every test but the studies
+	$(BIN)/python -m pytest -q -m "not study and not optional"
+
+lint: setup ## ruff (rules and format) and mypy
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+study: setup ## the long learning studies
+	$(BIN)/python -m pytest -q -m study
+
+clean: ## delete .venv, build products and caches; runs/ and results/ stay
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf ./*.egg-info
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Behaviour: networks, distributions, losses, credit and the agent families."""

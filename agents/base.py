@@ -1,0 +1,63 @@
+"""The agent: a named tuple of pure functions, and what it wants to be fed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+from envs.types import PyTree
+
+Kind = Literal["unroll", "episodes", "replay"]
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """The data an agent learns from; static.
+
+    Attributes:
+      kind: ``unroll``: ``length`` steps of ``batch`` auto-resetting worlds; ``episodes``: whole episodes of at
+        most ``length`` steps, ``batch`` of them in groups of ``group_size`` rollouts of one start state,
+        neighbours in the batch axis, masked after the end; ``replay``: unrolls kept in a buffer.
+      length: ``T``.
+      batch: ``B``.
+      group_size: ``N``; 1 where there are no groups.
+    """
+
+    kind: Kind
+    length: int
+    batch: int
+    group_size: int = 1
+
+    def __post_init__(self):
+        if self.kind not in get_args(Kind):
+            near = difflib.get_close_matches(str(self.kind), get_args(Kind), n=1, cutoff=0.0)[0]
+            raise ValueError(f"kind={self.kind!r}: expected one of {get_args(Kind)}, did you mean {near!r}?")
+        for name in ("length", "batch", "group_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.batch % self.group_size:
+            near = self.group_size * max(1, (2 * self.batch + self.group_size) // (2 * self.group_size))
+            raise ValueError(
+                f"batch={self.batch} is not a multiple of group_size={self.group_size}: "
+                f"the nearest batch that is: {near}"
+            )
+
+
+class Agent(NamedTuple):
+    """A pure-functional agent. The factory takes the ``EnvironmentSpec`` and plain keyword arguments.
+
+    Attributes:
+      init: ``(key) -> state``; the state has a field ``params``.
+      initial_carry: ``(batch) -> carry``, the recurrent state at an episode's start; ``()`` if there is none.
+      act: ``(params, carry, observation [B, ...], key, *, greedy=False) -> (action [B, ...], carry, extras)``.
+      update: ``(state, trajectory [T, B, ...], key) -> (state, metrics)``.
+      data: what ``update`` wants to be fed.
+    """
+
+    init: Callable[..., PyTree]
+    initial_carry: Callable[[int], PyTree]
+    act: Callable[..., tuple[PyTree, PyTree, dict[str, Any]]]
+    update: Callable[..., tuple[PyTree, dict[str, Any]]]
+    data: DataSpec

@@ -1,0 +1,60 @@
+"""Behaviour cloning: a warm start for a policy from demonstrations."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from agents.distributions import Distribution
+from agents.networks import Network
+from envs.types import PyTree
+
+
+class Demonstrations(NamedTuple):
+    """Expert transitions: ``observation`` and ``action`` with a leading axis ``[M]``."""
+
+    observation: PyTree
+    action: PyTree
+
+
+def behaviour_cloning(
+    network: Network, distribution: Distribution, *, learning_rate: float, steps: int, batch: int = 256
+):
+    """Builds ``fit(params, demonstrations, key) -> (params, metrics)``.
+
+    Minimises ``-mean log pi(a | o)`` over batches drawn with replacement, with Adam, for ``steps`` steps. ``params``
+    are those of ``network`` (head ``policy``), feed-forward or recurrent with a fresh carry per transition.
+
+    Raises:
+      ValueError: ``steps`` or ``batch`` below 1; from ``fit``, no demonstrations.
+    """
+    if steps < 1 or batch < 1:
+        raise ValueError(f"behaviour_cloning: steps={steps}, batch={batch}: expected at least 1")
+    optimiser = optax.adam(learning_rate)
+
+    def loss_fn(params, part: Demonstrations):
+        observation, action = jax.tree.map(lambda x: x[None], part)
+        carry = network.initial_carry(batch)
+        parameters = network.apply(params, observation, carry, None)[0]["policy"]
+        return -jnp.mean(distribution.log_prob(parameters, action))
+
+    def fit(params: PyTree, demonstrations: Demonstrations, key: jax.Array):
+        count = jax.tree.leaves(demonstrations.action)[0].shape[0]
+        if count < 1:
+            raise ValueError("behaviour_cloning: 0 demonstrations: expected at least 1")
+
+        def step(carry, step_key):
+            params, state = carry
+            index = jax.random.randint(step_key, (batch,), 0, count)
+            part = jax.tree.map(lambda x: x[index], demonstrations)
+            loss, gradient = jax.value_and_grad(loss_fn)(params, part)
+            changes, state = optimiser.update(gradient, state, params)
+            return (optax.apply_updates(params, changes), state), loss
+
+        (params, _), losses = jax.lax.scan(step, (params, optimiser.init(params)), jax.random.split(key, steps))
+        return params, {"cloning_loss": losses[-1]}
+
+    return fit

@@ -1,0 +1,229 @@
+"""Networks: pure ``init`` and ``apply`` over plain parameter pytrees. The only module that imports flax.linen.
+
+One network serves every use: an encoder for any observation space, an optional GRU over time and one
+linear head per output. It is always called time-major, ``[T, B, ...]``; acting is a call with ``T = 1``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import flax.linen as nn
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from envs.types import PyTree, UnsupportedSpaceError
+
+ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "elu": jax.nn.elu, "gelu": jax.nn.gelu, "silu": jax.nn.silu}
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The shape of a network; static.
+
+    Attributes:
+      hidden: widths of the dense layers after the encoder.
+      activation: one of ``ACTIVATIONS``.
+      channels: widths of 3x3 convolutions for image leaves (three-dimensional Box); ``()`` flattens images.
+      strides: one per convolution; empty means 1 throughout.
+      recurrent_size: width of a GRU after the dense layers; 0 for a feed-forward network.
+      layer_norm: normalise after every dense layer.
+    """
+
+    hidden: tuple[int, ...] = (128, 128)
+    activation: str = "tanh"
+    channels: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    recurrent_size: int = 0
+    layer_norm: bool = False
+
+    def __post_init__(self):
+        if self.activation not in ACTIVATIONS:
+            near = difflib.get_close_matches(str(self.activation), ACTIVATIONS, n=1)
+            hint = f", did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"activation={self.activation!r}: expected one of {sorted(ACTIVATIONS)}{hint}")
+        if self.strides and len(self.strides) != len(self.channels):
+            raise ValueError(f"strides={self.strides}: expected one per channel width {self.channels}")
+        for name in ("hidden", "channels", "strides"):
+            if any(width < 1 for width in getattr(self, name)):
+                raise ValueError(f"{name}={getattr(self, name)}: expected numbers of at least 1")
+        if self.recurrent_size < 0:
+            raise ValueError(f"recurrent_size={self.recurrent_size}: expected at least 0")
+
+
+class Network(NamedTuple):
+    """A network as pure functions.
+
+    Attributes:
+      init: ``(key) -> params``.
+      apply: ``(params, observation [T, B, ...], carry [B, ...], episode_start [T, B] or None)
+        -> (outputs, carry)`` with ``outputs`` a dictionary of ``[T, B, size]`` by head. The carry is set to
+        its initial value before every step whose ``episode_start`` is set.
+      initial_carry: ``(batch) -> carry``; ``()`` for a feed-forward network.
+      recurrent: whether there is a carry.
+    """
+
+    init: Callable[[jax.Array], PyTree]
+    apply: Callable[..., tuple[dict[str, jax.Array], PyTree]]
+    initial_carry: Callable[[int], PyTree]
+    recurrent: bool
+
+
+def orthogonal(gain: float) -> Callable[..., jax.Array]:
+    """An initialiser: ``gain`` times a uniformly distributed matrix with orthonormal rows or columns.
+
+    The polar factor of a Gaussian matrix by Newton-Schulz iterations, ``X <- 1.5 X - 0.5 X X^T X``. The usual QR
+    has the same distribution, but it is a LAPACK call: batched over seeds, it waits for the very threads that run it,
+    and XLA's thread pool hangs on a machine with two cores (seen with jaxlib 0.10.2). Products of matrices cannot.
+    """
+
+    def initialise(key, shape, dtype=jnp.float32, out_sharding=None):
+        del out_sharding
+        columns = shape[-1]
+        rows = math.prod(shape[:-1])
+        tall = jax.random.normal(key, (max(rows, columns), min(rows, columns)), dtype)
+        # Singular values of a Gaussian matrix lie below sqrt(rows) + sqrt(columns) but for a tail far below the
+        # sqrt(3) at which the iteration would diverge; the smallest grow by 1.5 per step until they are near 1.
+        x = tall / (math.sqrt(rows) + math.sqrt(columns))
+        x = jax.lax.fori_loop(0, 60, lambda _, x: 1.5 * x - 0.5 * x @ (x.T @ x), x)
+        x = x if rows >= columns else x.T
+        return gain * x.reshape(shape)
+
+    return initialise
+
+
+def _dense(width: int, scale: float, name: str) -> nn.Dense:
+    """A dense layer with orthogonal weights of gain ``scale``; called inside a compact module only."""
+    return nn.Dense(width, kernel_init=orthogonal(scale), name=name)
+
+
+def _encode_leaf(space: gymnasium.Space, x: jax.Array) -> jax.Array:
+    """One leaf as floats: ``[T, B, features]``, or ``[T, B, H, W, C]`` for an image."""
+    spaces = gymnasium.spaces
+    if isinstance(space, spaces.Discrete):
+        return jax.nn.one_hot(x - int(space.start), int(space.n))
+    if isinstance(space, spaces.MultiDiscrete):
+        parts = [jax.nn.one_hot(x[..., i] - int(space.start[i]), int(n)) for i, n in enumerate(space.nvec)]
+        return jnp.concatenate(parts, axis=-1)
+    if isinstance(space, spaces.MultiBinary):
+        return x.astype(jnp.float32).reshape(*x.shape[:2], -1)
+    x = x.astype(jnp.float32)
+    if np.issubdtype(space.dtype, np.integer) and space.is_bounded():
+        x = x / np.maximum(space.high.astype(np.float32), 1.0)
+    return x if len(space.shape) == 3 else x.reshape(*x.shape[:2], -1)
+
+
+def space_leaves(space: gymnasium.Space) -> list[tuple[tuple, gymnasium.Space]]:
+    """``(path, leaf space)`` of an observation space, in the order of ``jax.tree.leaves``.
+
+    Raises:
+      UnsupportedSpaceError: for a leaf that is not Box, Discrete, MultiDiscrete or MultiBinary.
+    """
+    spaces = gymnasium.spaces
+    if isinstance(space, spaces.Dict):
+        return [((name, *p), leaf) for name in sorted(space.spaces) for p, leaf in space_leaves(space.spaces[name])]
+    if isinstance(space, spaces.Tuple):
+        return [((i, *p), leaf) for i, part in enumerate(space.spaces) for p, leaf in space_leaves(part)]
+    flat_choices = isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1
+    if flat_choices or isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiBinary)):
+        return [((), space)]
+    raise UnsupportedSpaceError(
+        f"no encoder for the observation space {space}: expected Box, Discrete, one-dimensional MultiDiscrete, "
+        "MultiBinary, or a Dict or Tuple of these"
+    )
+
+
+class _SequenceModule(nn.Module):
+    spaces: tuple[gymnasium.Space, ...]
+    config: NetworkConfig
+    heads: tuple[tuple[str, int, float, int], ...]
+
+    @nn.compact
+    def __call__(self, observation, carry, episode_start):
+        config, activation = self.config, ACTIVATIONS[self.config.activation]
+        gain = math.sqrt(2.0)
+        features = []
+        for index, (space, leaf) in enumerate(zip(self.spaces, jax.tree.leaves(observation), strict=True)):
+            x = _encode_leaf(space, leaf)
+            if x.ndim == 5:
+                time_batch = x.shape[:2]
+                x = x.reshape(-1, *x.shape[2:])
+                for layer, width in enumerate(config.channels):
+                    stride = config.strides[layer] if config.strides else 1
+                    name = f"conv_{index}_{layer}"
+                    x = nn.Conv(width, (3, 3), strides=stride, kernel_init=orthogonal(gain), name=name)(x)
+                    x = activation(x)
+                x = x.reshape(*time_batch, -1)
+            features.append(x)
+        x = jnp.concatenate(features, axis=-1) if len(features) > 1 else features[0]
+        for layer, width in enumerate(config.hidden):
+            x = _dense(width, gain, f"dense_{layer}")(x)
+            if config.layer_norm:
+                x = nn.LayerNorm(name=f"norm_{layer}")(x)
+            x = activation(x)
+        if config.recurrent_size:
+            cell = nn.GRUCell(config.recurrent_size, recurrent_kernel_init=orthogonal(1.0), name="gru")
+
+            def step(cell, carry, inputs):
+                x, start = inputs
+                carry = jnp.where(start[:, None], 0.0, carry)
+                return cell(carry, x)
+
+            scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
+            if episode_start is None:
+                episode_start = jnp.zeros(x.shape[:2], bool)
+            carry, x = scan(cell, carry, (x, episode_start))
+        outputs = {}
+        for name, size, scale, num_free in self.heads:
+            output = _dense(size - num_free, scale, f"head_{name}")(x)
+            if num_free:
+                free = self.param(f"free_{name}", nn.initializers.zeros, (num_free,))
+                output = jnp.concatenate([output, jnp.broadcast_to(free, (*output.shape[:-1], num_free))], axis=-1)
+            outputs[name] = output
+        return outputs, carry
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear output: its size, the scale of its initial weights and how many last entries are free parameters."""
+
+    size: int
+    scale: float = 1.0
+    num_free: int = 0
+
+
+def network(observation_space: gymnasium.Space, heads: Mapping[str, Head], config: NetworkConfig) -> Network:
+    """Builds a network for ``observation_space`` with one output per head.
+
+    Hidden weights are orthogonal with gain sqrt(2), heads orthogonal with their own scale, biases zero
+    (Andrychowicz et al., 2021, "What matters for on-policy deep actor-critic methods?").
+
+    Integer Boxes are divided by their upper bound, Discrete leaves are one-hot.
+
+    Raises:
+      UnsupportedSpaceError: if a leaf of the space cannot be encoded.
+    """
+    leaves = tuple(leaf for _, leaf in space_leaves(observation_space))
+    if not leaves:
+        raise UnsupportedSpaceError(f"no encoder for the observation space {observation_space}: it has no parts")
+    specification = tuple((name, head.size, head.scale, head.num_free) for name, head in heads.items())
+    module = _SequenceModule(leaves, config, specification)
+    recurrent = config.recurrent_size > 0
+
+    def initial_carry(batch):
+        return jnp.zeros((batch, config.recurrent_size)) if recurrent else ()
+
+    def init_fn(key):
+        observation = [jnp.zeros((1, 1, *leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
+        return module.init(key, observation, initial_carry(1), None)["params"]
+
+    def apply_fn(params, observation, carry=(), episode_start=None):
+        return module.apply({"params": params}, observation, carry, episode_start)
+
+    return Network(init_fn, apply_fn, initial_carry, recurrent)

@@ -1,0 +1,60 @@
+"""Recurrences over time, time-major ``[T, B]``, one scan each.
+
+``ends`` is ``terminated | truncated``: nothing flows back over an episode's end. Whether the value behind
+that end counts is another question, answered by ``terminated`` alone.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def return_to_go(rewards: jax.Array, ends: jax.Array, discount: float | jax.Array, bootstrap=None) -> jax.Array:
+    """``G_t = r_t + discount * (1 - ends_t) * G_{t+1}``, with ``G_T = bootstrap`` (zero by default).
+
+    Args:
+      rewards: ``[T, B]``, zero where masked.
+      ends: ``[T, B]`` bool.
+      discount: in [0, 1].
+      bootstrap: ``[B]`` or ``None``.
+
+    Returns:
+      ``[T, B]``.
+    """
+    start = jnp.zeros_like(rewards[0]) if bootstrap is None else bootstrap
+
+    def step(later, inputs):
+        reward, end = inputs
+        now = reward + discount * jnp.where(end, 0.0, later)
+        return now, now
+
+    _, returns = jax.lax.scan(step, start, (rewards, ends), reverse=True, unroll=8)
+    return returns
+
+
+def generalised_advantage(
+    rewards: jax.Array,
+    values: jax.Array,
+    next_values: jax.Array,
+    terminated: jax.Array,
+    ends: jax.Array,
+    discount: float | jax.Array,
+    trace: float | jax.Array,
+) -> jax.Array:
+    """Generalised advantage estimation (Schulman et al., 2016, equations 11 to 16) with time limits told apart.
+
+    ``delta_t = r_t + discount * (1 - terminated_t) * next_values_t - values_t`` and
+    ``A_t = delta_t + discount * trace * (1 - ends_t) * A_{t+1}``.
+
+    Args:
+      rewards, values: ``[T, B]``.
+      next_values: ``[T, B]``, the value of the observation that followed, before any reset.
+      terminated, ends: ``[T, B]`` bool.
+      discount, trace: in [0, 1]; ``trace`` is lambda.
+
+    Returns:
+      Advantages ``[T, B]``; ``A + values`` is the value target.
+    """
+    delta = rewards + discount * jnp.where(terminated, 0.0, next_values) - values
+    return return_to_go(delta, ends, discount * trace)

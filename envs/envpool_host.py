@@ -1,0 +1,272 @@
+"""envpool's compiled worlds as a ``VectorHost`` (extra ``fast``), and Boxoban's levels of Sokoban.
+
+envpool resets an ended world in the *next* step and ignores that world's action there. Here an ended world is
+reset at once, by a second call for the ended worlds alone, so that no step of a world is spent on a reset and
+both observations are at hand.
+
+The wheel of envpool 1.2 holds Boxoban's 1000 ``unfiltered/test`` levels (10x10, four boxes, Apache-2.0), so they
+can be had offline. envpool looks for them in another folder by default, does not find them, and plays one small
+built-in level instead; ``boxoban_host`` points it to the right one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from envs.spaces import as_batch, check_finite, from_indices, nearest, validate_supported, world_seeds
+from envs.types import Action, EnvironmentSpec, Observation, TimeStep, UnsupportedSpaceError
+
+_INT_MAX = 2**31 - 1
+_LEVELS = Path("jumanji", "assets", "boxoban", "unfiltered-test.npy")
+_WALL, _TARGET, _PLAYER, _BOX = 1, 2, 3, 4
+# Our up, down, left, right in the order of envpool: up, right, down, left.
+_MOVES = np.array([0, 2, 3, 1])
+
+
+def _envpool() -> ModuleType:
+    try:
+        return importlib.import_module("envpool")
+    except ImportError as error:
+        raise ImportError(
+            f"envpool is missing ({error}); it comes with the extra 'fast': pip install -e '.[fast]'"
+        ) from error
+
+
+class EnvPoolHost:
+    """``num_envs`` worlds of one envpool identifier, in numpy; resets in the same step.
+
+    envpool counts the time limit itself and says ``truncated`` for whatever ends an episode in its last step.
+    ``terminal_keys`` gives ``terminated`` back to worlds that report their end in ``info``; elsewhere, a world
+    that ends by itself in exactly the last step is taken for one out of time.
+
+    Args:
+      environment_id: an identifier of ``envpool.list_all_envs()``.
+      num_envs: ``B``.
+      make_kwargs: keyword arguments of ``envpool.make``: ``num_threads``, ``max_episode_steps``, ...
+      info_keys: entry of the world's ``info`` to name in ``TimeStep.info``, as ``float32``.
+      cost_keys: entry of the world's ``info`` to name in ``TimeStep.costs``.
+      terminal_keys: entries of ``info`` that are true where the world ended the episode.
+      observe: from envpool's batch of observations to the policy's; ``None``: as they are.
+      observation_space: of one world, after ``observe``.
+      act: from the policy's batch of actions to envpool's; ``None``: as they are.
+      finite: refuse NaN and infinity in observations, rewards and costs.
+
+    Raises:
+      ImportError: envpool is missing.
+      ValueError: unknown identifier or entry of ``info``, or ``num_envs`` below 1.
+      UnsupportedSpaceError: a space with a part that is not an array of fixed shape, or several action arrays.
+    """
+
+    def __init__(
+        self,
+        environment_id: str,
+        num_envs: int,
+        *,
+        make_kwargs: Mapping[str, Any] | None = None,
+        info_keys: Mapping[str, str] | None = None,
+        cost_keys: Mapping[str, str] | None = None,
+        terminal_keys: Sequence[str] = (),
+        observe: Callable[[Any], Observation] | None = None,
+        observation_space: gymnasium.Space | None = None,
+        act: Callable[[Action], Action] | None = None,
+        finite: bool = True,
+    ):
+        envpool = _envpool()
+        if num_envs < 1:
+            raise ValueError(f"num_envs={num_envs}: expected at least 1")
+        known = envpool.list_all_envs()
+        if environment_id not in known:
+            raise ValueError(f"unknown envpool environment {environment_id!r}: {nearest(environment_id, known)}")
+        self._id, self._num_envs, self._finite = environment_id, num_envs, finite
+        self._make_kwargs = dict(make_kwargs or {})
+        self._info_keys, self._cost_keys = dict(info_keys or {}), dict(cost_keys or {})
+        self._terminal_keys = tuple(terminal_keys)
+        self._observe, self._act = observe or (lambda batch: batch), act or (lambda batch: batch)
+        # envpool fixes the seeds when it makes the worlds, so they are made by ``reset``.
+        self._pool: Any = None
+        self._steps = 0
+
+        spec = envpool.make_spec(environment_id, num_envs=num_envs, **self._make_kwargs)
+        reported = [key.removeprefix("info:") for key in spec.state_array_spec if key.startswith("info:")]
+        for key in (*self._info_keys, *self._cost_keys, *self._terminal_keys):
+            if key not in reported:
+                raise ValueError(f"{environment_id} has no {key!r} in info: {nearest(key, reported)}")
+        limit = spec.config.max_episode_steps
+        self._spec = EnvironmentSpec(
+            observation_space=observation_space or spec.gymnasium_observation_space,
+            action_space=spec.gymnasium_action_space,
+            max_episode_steps=None if limit >= _INT_MAX else limit,
+            costs=tuple(self._cost_keys.values()),
+            info=tuple(self._info_keys.values()),
+        )
+        validate_supported(self._spec.observation_space, "observation")
+        validate_supported(self._spec.action_space, "action")
+        if isinstance(self._spec.action_space, gymnasium.spaces.Dict):
+            raise UnsupportedSpaceError(
+                f"{environment_id}: several action arrays, expected one: {self._spec.action_space}"
+            )
+
+    @property
+    def spec(self) -> EnvironmentSpec:
+        return self._spec
+
+    @property
+    def num_envs(self) -> int:
+        return self._num_envs
+
+    def reset(self, seed: int | Sequence[int]) -> Observation:
+        """Makes every world anew; an integer seeds world i with ``seed + i``, a sequence seeds each.
+
+        envpool's seeds are below ``2**31 - 1``: larger ones count on from 0.
+        """
+        seeds = [each % _INT_MAX for each in world_seeds(seed, self._num_envs)]
+        self.close()
+        self._pool = _envpool().make(
+            self._id, env_type="gymnasium", num_envs=self._num_envs, env_seed=seeds, **self._make_kwargs
+        )
+        self._steps = 0
+        observation = self._observe(self._pool.reset()[0])
+        if self._finite:
+            check_finite(self._id, 0, observation=observation)
+        return observation
+
+    def step(self, action: Action) -> TimeStep:
+        """Steps every world; arrays ``[B, ...]``.
+
+        Raises:
+          RuntimeError: before the first ``reset``.
+          ValueError: an action of another shape.
+          NonFiniteEnvironmentError: a world returned NaN or infinity.
+        """
+        if self._pool is None:
+            raise RuntimeError("the worlds have not been started: call reset first")
+        space = self._spec.action_space
+        indices = as_batch(space, action, self._num_envs)
+        batch, reward, terminated, truncated, info = self._pool.step(self._act(from_indices(space, indices)))
+        self._steps += 1
+        for key in self._terminal_keys:
+            terminated = terminated | (info[key] > 0)
+        truncated = truncated & ~terminated
+        final_observation = self._observe(batch)
+        observation = final_observation
+        ended = np.flatnonzero(terminated | truncated).astype(np.int32)
+        if ended.size:
+            fresh, fresh_info = self._pool.reset(ended)
+            observation = self._observe(_with_rows(batch, fresh_info["env_id"], fresh))
+        reward = reward.astype(np.float32)
+        costs = {name: info[key].astype(np.float32) for key, name in self._cost_keys.items()}
+        if self._finite:
+            check_finite(self._id, self._steps, observation=observation, reward=reward, cost=costs)
+            if final_observation is not observation:
+                check_finite(self._id, self._steps, final_observation=final_observation)
+        return TimeStep(
+            observation=observation,
+            reward=reward,
+            costs=costs,
+            objectives={},
+            terminated=terminated,
+            truncated=truncated,
+            final_observation=final_observation,
+            info={name: info[key].astype(np.float32) for key, name in self._info_keys.items()},
+        )
+
+    def snapshot(self) -> None:
+        """``None``: envpool cannot save its worlds."""
+        return None
+
+    def restore(self, snapshot: bytes) -> Observation:
+        """Refused: there are no snapshots.
+
+        Raises:
+          ValueError: always.
+        """
+        raise ValueError(f"{self._id}: envpool cannot restore its worlds")
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+
+def _with_rows(batch: Any, indices: np.ndarray, rows: Any) -> Any:
+    """A copy of the arrays ``[B, ...]`` with ``rows`` at ``indices``."""
+    if isinstance(batch, dict):
+        return {key: _with_rows(part, indices, rows[key]) for key, part in batch.items()}
+    batch = batch.copy()
+    batch[indices] = rows
+    return batch
+
+
+def symbolic_observation(grid: np.ndarray) -> np.ndarray:
+    """Planes wall, target, box, player, ``uint8 [..., H, W, 4]``, from envpool's grid ``[..., H, W, 2]``.
+
+    envpool's grid has what moves (player 3, box 4) in entry 0 of the last axis and what stays (wall 1, target 2)
+    in entry 1, so that a box on a target is in both.
+    """
+    moving, fixed = grid[..., 0], grid[..., 1]
+    return np.stack([fixed == _WALL, fixed == _TARGET, moving == _BOX, moving == _PLAYER], axis=-1).astype(np.uint8)
+
+
+def _levels_root() -> Path:
+    root = Path(str(_envpool().__file__)).parent
+    if not (root / _LEVELS).exists():
+        raise FileNotFoundError(
+            f"this envpool holds no Boxoban levels: {root / _LEVELS} is missing, expected envpool 1.2"
+        )
+    return root
+
+
+def boxoban_levels() -> np.ndarray:
+    """The 1000 levels as planes wall, target, box, player: ``uint8 [1000, 10, 10, 4]``.
+
+    Raises:
+      ImportError: envpool is missing.
+      FileNotFoundError: another version of envpool, without the levels.
+    """
+    # The file has what stays first.
+    return symbolic_observation(np.load(_levels_root() / _LEVELS)[..., ::-1])
+
+
+def boxoban_host(
+    num_envs: int, *, level: int | None = None, max_episode_steps: int = 120, num_threads: int = 0
+) -> EnvPoolHost:
+    """Boxoban's levels in the observations and actions of sagax's own Sokoban, to evaluate what was trained there.
+
+    Observations ``uint8 [B, 10, 10, 4]``, actions up, down, left, right. The reward is envpool's: -0.1 per step, +1
+    for a box pushed onto a target, -1 for one pushed off, +10 for solving; ``info["success"]`` is 1 where solved.
+
+    Args:
+      num_envs: ``B``.
+      level: 0 to 999, the same in every world; ``None`` draws one for every episode.
+      max_episode_steps: time limit.
+      num_threads: of envpool; 0 lets it choose.
+
+    Raises:
+      ImportError: envpool is missing.
+      FileNotFoundError: another version of envpool, without the levels.
+      ValueError: no such level.
+    """
+    if level is not None and not 0 <= level < 1000:
+        raise ValueError(f"level={level}: expected 0 to 999; the nearest: {min(max(level, 0), 999)}")
+    return EnvPoolHost(
+        "Sokoban-v0",
+        num_envs,
+        make_kwargs={
+            "base_path": str(_levels_root()),
+            "sokoban_level_index": -1 if level is None else level,
+            "max_episode_steps": max_episode_steps,
+            "num_threads": num_threads,
+        },
+        info_keys={"solved": "success"},
+        terminal_keys=("solved",),
+        observe=lambda batch: symbolic_observation(batch["grid"]),
+        observation_space=gymnasium.spaces.Box(0, 1, (10, 10, 4), np.uint8),
+        act=lambda action: _MOVES[action],
+    )

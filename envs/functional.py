@@ -1,0 +1,199 @@
+"""gymnasium's functional JAX environments as pure worlds, so that CartPole runs inside jit.
+
+Where a functional environment of gymnasium 1.4 differs from the environment of the same name, the one made here
+follows the latter:
+
+* CartPole: ``CartPoleParams.polemass_length`` is ``masspole + length`` (0.6) where ``CartPole-v1`` has
+  ``masspole * length`` (0.05). With ``sutton_barto_reward`` the reward looks at the state before the step, so that
+  the fall is never punished; ``CartPole-v1`` looks at the state after it. The default reward is 1 for every step,
+  the last one included, in both.
+* Pendulum: the observation space has no bounds.
+* CliffWalking: action and position are arrays of one element, the state changes its shapes in the first step, and
+  ``observation``, ``terminal`` and ``reward`` take no random key.
+* Blackjack: the observation is ``int32 [3]`` (sum, the dealer's card, usable ace), not a tuple; the state changes
+  its types in the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+from gymnasium.experimental.functional import FuncEnv
+
+from envs.spaces import from_indices, nearest, validate_supported
+from envs.types import Action, Environment, EnvironmentSpec, EnvState, Observation, TimeStep
+from envs.wrappers import TimeLimit
+
+# Key streams inside a reset and inside a step.
+_TRANSITION, _OBSERVATION, _REWARD, _TERMINAL = range(4)
+
+
+@dataclass(frozen=True, eq=False)
+class Functional:
+    """A ``FuncEnv`` as an ``Environment``; it has no clock: wrap in ``TimeLimit``.
+
+    Equal only to itself, because gymnasium's environments and spaces do not compare.
+
+    Attributes:
+      func_env: ``initial``, ``transition``, ``observation``, ``reward`` and ``terminal``, in JAX. Their state may
+        change its types, not its shapes, in the first step: it is kept in the types of ``initial``.
+      params: handed to every function; ``None``: ``func_env.default_params``.
+      observation_space, action_space: in place of those of ``func_env``.
+
+    Raises:
+      TypeError: ``func_env`` is not a ``FuncEnv``.
+      UnsupportedSpaceError: a space with a part that is not an array of fixed shape.
+    """
+
+    func_env: FuncEnv
+    params: Any = None
+    observation_space: gymnasium.Space | None = None
+    action_space: gymnasium.Space | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.func_env, FuncEnv):
+            raise TypeError(f"func_env={self.func_env!r}: expected a gymnasium FuncEnv; make_functional makes one")
+        validate_supported(self.spec.observation_space, "observation")
+        validate_supported(self.spec.action_space, "action")
+
+    @cached_property
+    def spec(self) -> EnvironmentSpec:
+        """The spaces; neither costs nor info."""
+        return EnvironmentSpec(
+            observation_space=self.observation_space or self.func_env.observation_space,
+            action_space=self.action_space or self.func_env.action_space,
+        )
+
+    @property
+    def _params(self) -> Any:
+        return self.func_env.default_params if self.params is None else self.params
+
+    def reset(self, key: jax.Array) -> tuple[EnvState, Observation]:
+        """Draws a start state."""
+        state = self.func_env.initial(jax.random.fold_in(key, _TRANSITION), self._params)
+        # A Python number or a weak type would make the carry of a scan change its type.
+        state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)
+        return state, self._observe(key, state)
+
+    def step(self, key: jax.Array, state: EnvState, action: Action) -> tuple[EnvState, TimeStep]:
+        """One transition; never resets and never truncates."""
+        action = from_indices(self.spec.action_space, action)
+        following = self.func_env.transition(state, action, jax.random.fold_in(key, _TRANSITION), self._params)
+        following = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), following, state)
+        reward = self.func_env.reward(state, action, following, jax.random.fold_in(key, _REWARD), self._params)
+        terminated = self.func_env.terminal(following, jax.random.fold_in(key, _TERMINAL), self._params)
+        observation = self._observe(key, following)
+        return following, TimeStep(
+            observation=observation,
+            reward=jnp.asarray(reward, jnp.float32),
+            costs={},
+            objectives={},
+            terminated=jnp.asarray(terminated, bool),
+            truncated=jnp.zeros((), bool),
+            final_observation=observation,
+            info={},
+        )
+
+    def _observe(self, key: jax.Array, state: EnvState) -> Observation:
+        observation = self.func_env.observation(state, jax.random.fold_in(key, _OBSERVATION), self._params)
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), observation)
+
+
+# The modules below are imported when asked for: one of them allocates an array, which starts JAX's backend.
+
+
+def _cart_pole(**parameters) -> Functional:
+    from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+    from gymnasium.envs.phys2d.cartpole import CartPoleFunctional, CartPoleParams
+
+    class CartPole(CartPoleFunctional):
+        def reward(self, state, action, next_state, rng, params=CartPoleParams):
+            return super().reward(next_state, action, next_state, rng, params)
+
+    given = CartPoleParams(**parameters)
+    derived = {"total_mass": given.masspole + given.masscart, "polemass_length": given.masspole * given.length}
+    params = replace(given, **(derived | parameters))
+    return Functional(CartPole(), params, observation_space=CartPoleEnv().observation_space)
+
+
+def _pendulum(**parameters) -> Functional:
+    from gymnasium.envs.classic_control.pendulum import PendulumEnv
+    from gymnasium.envs.phys2d.pendulum import PendulumFunctional, PendulumParams
+
+    return Functional(
+        PendulumFunctional(), PendulumParams(**parameters), observation_space=PendulumEnv().observation_space
+    )
+
+
+def _blackjack(**parameters) -> Functional:
+    from gymnasium.envs.tabular.blackjack import BlackjackFunctional, BlackJackParams
+
+    return Functional(BlackjackFunctional(), BlackJackParams(**parameters))
+
+
+def _cliff_walking(**parameters) -> Functional:
+    from gymnasium.envs.tabular.cliffwalking import CliffWalkingFunctional
+
+    class CliffWalking(CliffWalkingFunctional):
+        def initial(self, rng, params=None):
+            state = super().initial(rng)
+            return state._replace(last_action=jnp.asarray(state.last_action), fallen=jnp.zeros(1, bool))
+
+        def transition(self, state, action, key, params=None):
+            return super().transition(state, jnp.reshape(action, 1), key)
+
+        def observation(self, state, rng, params=None):
+            return super().observation(state)[0]
+
+        def terminal(self, state, rng, params=None):
+            return super().terminal(state)
+
+        def reward(self, state, action, next_state, rng, params=None):
+            return super().reward(state, action, next_state)
+
+    if parameters:
+        raise TypeError(f"CliffWalking-v1 takes no parameters, got {sorted(parameters)}")
+    spaces = gymnasium.spaces
+    return Functional(CliffWalking(), observation_space=spaces.Discrete(48), action_space=spaces.Discrete(4))
+
+
+_FACTORIES: dict[str, Callable[..., Functional]] = {
+    "Blackjack-v1": _blackjack,
+    "CartPole-v1": _cart_pole,
+    "CliffWalking-v1": _cliff_walking,
+    "Pendulum-v1": _pendulum,
+}
+
+
+@lru_cache
+def _made(name: str, parameters: tuple[tuple[str, Any], ...]) -> Functional:
+    # A world is equal only to itself: made once, a second call for it compiles nothing.
+    return _FACTORIES[name](**dict(parameters))
+
+
+def make_functional(name: str, *, max_episode_steps: int | None = None, **parameters: Any) -> Environment:
+    """The pure world that behaves as gymnasium's environment ``name``, with its time limit.
+
+    Args:
+      name: ``CartPole-v1`` (500 steps), ``Pendulum-v1`` (200), ``Blackjack-v1`` or ``CliffWalking-v1`` (no limit).
+      max_episode_steps: another time limit.
+      **parameters: of gymnasium's ``CartPoleParams``, ``PendulumParams`` or ``BlackJackParams``. For CartPole
+        ``total_mass`` and ``polemass_length`` follow from ``masscart``, ``masspole`` and ``length``.
+
+    Raises:
+      ValueError: unknown name, or a time limit below 1.
+      TypeError: a parameter that the world does not have.
+    """
+    if name not in _FACTORIES:
+        raise ValueError(
+            f"unknown functional environment {name!r}: {nearest(name, _FACTORIES)}; all: {', '.join(_FACTORIES)}"
+        )
+    environment = _made(name, tuple(sorted(parameters.items())))
+    limit = gymnasium.spec(name).max_episode_steps if max_episode_steps is None else max_episode_steps
+    return environment if limit is None else TimeLimit(environment, limit)

@@ -1,0 +1,302 @@
+"""Any registered gymnasium environment as a ``VectorHost``.
+
+gymnasium's own vector environments run the worlds; this adapter turns what they return into ``TimeStep``.
+The default is ``SyncVectorEnv``: worlds one after the other in this process. A ``vector_entry_point`` is not
+used: those that gymnasium 1.4 registers (CartPole) reset in the *next* step only, spend a step of the world on
+it, and draw all worlds from one random stream.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.utils import EzPickle
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+
+from envs.spaces import as_batch, check_finite, from_indices, nearest, validate_supported, world_seeds
+from envs.types import Action, Array, EnvironmentSpec, Observation, PyTree, TimeStep
+
+_SUCCESS_KEYS = ("is_success", "success")
+# Packages that register these identifiers when they are installed, by the extra of sagax that installs them.
+_EXTRAS = {"ALE/": "atari", "MiniGrid-": "text", "BabyAI-": "text"}
+
+
+class _Report(gymnasium.Wrapper):
+    """Keeps of ``info`` the asked-for entries, as floats.
+
+    gymnasium stacks every entry of every world's ``info`` in Python, in the type of the first world's entry:
+    slow where there are many, and a cost of 0.5 beside an integer 0 would be stored as 0.
+    """
+
+    def __init__(self, env: gymnasium.Env, keys: Sequence[tuple[str, str]]):
+        super().__init__(env)
+        self._keys = tuple(keys)
+
+    def reset(self, *, seed=None, options=None):
+        return self.env.reset(seed=seed, options=options)[0], {}
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        reported = {name: float(info.get(key, 0.0)) for key, name in self._keys} if self._keys else {}
+        return observation, reward, terminated, truncated, reported
+
+
+class _StateLostError(Exception):
+    """An object would come back from a pickle without its state."""
+
+
+class _StatePickler(pickle.Pickler):
+    """Refuses objects that pickle their constructor arguments in place of their state (Box2D, MuJoCo, Atari)."""
+
+    def reducer_override(self, obj):
+        if isinstance(obj, EzPickle) and type(obj).__getstate__ is EzPickle.__getstate__:
+            raise _StateLostError(type(obj).__name__)
+        return NotImplemented
+
+
+def _pickled_with_state(obj: Any) -> bytes | None:
+    buffer = io.BytesIO()
+    try:
+        _StatePickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(obj)
+    # A foreign object's own reduction may raise anything; whichever it is, the object cannot be saved.
+    except Exception:
+        return None
+    return buffer.getvalue()
+
+
+def _make(
+    environment_id: str, make_kwargs: Mapping[str, Any], wrappers: Sequence[Callable[[gymnasium.Env], gymnasium.Env]]
+) -> gymnasium.Env:
+    """``gymnasium.make`` with errors that say what to do."""
+    try:
+        environment = gymnasium.make(environment_id, **make_kwargs)
+    except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
+        entry_point = str(getattr(gymnasium.registry.get(environment_id), "entry_point", ""))
+        family = entry_point.removeprefix("gymnasium.envs.").split(".")[0].split(":")[0]
+        extra = {"phys2d": "jax", "tabular": "jax"}.get(family, family.replace("_", "-"))
+        hint = f"; pip install 'gymnasium[{extra}]'" if entry_point.startswith("gymnasium.envs.") else ""
+        raise ImportError(f"{environment_id}: a package that it needs is missing: {error}{hint}") from error
+    except gymnasium.error.Error as error:
+        extra = next((extra for prefix, extra in _EXTRAS.items() if environment_id.startswith(prefix)), "")
+        hint = f"; it comes with the extra {extra!r}: pip install -e '.[{extra}]'" if extra else ""
+        raise ValueError(
+            f"unknown environment {environment_id!r}: {error} ({nearest(environment_id, gymnasium.registry)}{hint})"
+        ) from error
+    for wrapper in wrappers:
+        environment = wrapper(environment)
+    return environment
+
+
+def _copied(tree: PyTree) -> PyTree:
+    if isinstance(tree, dict):
+        return {key: _copied(part) for key, part in tree.items()}
+    return tuple(map(_copied, tree)) if isinstance(tree, tuple) else tree.copy()
+
+
+def _set_row(batch: PyTree, index: int, row: PyTree) -> None:
+    """Writes one world's ``row`` into the arrays ``[B, ...]`` of ``batch``."""
+    if isinstance(batch, dict):
+        for key, part in batch.items():
+            _set_row(part, index, row[key])
+    elif isinstance(batch, tuple):
+        for part, value in zip(batch, row, strict=True):
+            _set_row(part, index, value)
+    else:
+        batch[index] = row
+
+
+class GymnasiumHost:
+    """``num_envs`` worlds of one gymnasium identifier, in numpy; resets in the same step.
+
+    Observations are the pytree of the observation space: an array for Box, Discrete, MultiDiscrete and
+    MultiBinary, a dictionary for Dict, a tuple for Tuple, every array with a leading axis ``[B]``. Actions are
+    the same pytree of the action space; discrete actions count from 0 whatever the space's ``start``; Box
+    actions pass through, not clipped.
+
+    ``TimeStep.final_observation`` is what the world returned before its reset, read from gymnasium's
+    ``final_obs``; it is the array ``observation`` itself in a step in which no episode ended.
+
+    Args:
+      environment_id: a registered identifier, or ``module:identifier`` to import the module that registers it.
+      num_envs: ``B``.
+      asynchronous: one process per world. Worth it only for worlds of several milliseconds a step: for CartPole
+        it is an order of magnitude slower. Its worlds cannot be saved by ``snapshot``.
+      make_kwargs: keyword arguments of ``gymnasium.make``.
+      wrappers: functions from environment to environment, applied in this order.
+      info_keys: entry of the world's ``info`` to name in ``TimeStep.info``, 0 where a step does not report it.
+        ``None`` looks for ``is_success`` and ``success`` in the first step of a trial world; a world that
+        reports either one only at the end of an episode needs ``info_keys={"success": "success"}``.
+      cost_keys: entry of the world's ``info`` to name in ``TimeStep.costs``.
+      finite: refuse NaN and infinity in observations, rewards and costs.
+
+    Raises:
+      ValueError: unknown identifier, ``num_envs`` below 1, or a cost that the world does not report.
+      ImportError: a package that the environment needs is missing.
+      UnsupportedSpaceError: a space with a part that is not an array of fixed shape.
+    """
+
+    def __init__(
+        self,
+        environment_id: str,
+        num_envs: int,
+        *,
+        asynchronous: bool = False,
+        make_kwargs: Mapping[str, Any] | None = None,
+        wrappers: Sequence[Callable[[gymnasium.Env], gymnasium.Env]] = (),
+        info_keys: Mapping[str, str] | None = None,
+        cost_keys: Mapping[str, str] | None = None,
+        finite: bool = True,
+    ):
+        if num_envs < 1:
+            raise ValueError(f"num_envs={num_envs}: expected at least 1")
+        make_kwargs, cost_keys = dict(make_kwargs or {}), dict(cost_keys or {})
+        trial = _make(environment_id, make_kwargs, wrappers)
+        try:
+            validate_supported(trial.observation_space, "observation")
+            validate_supported(trial.action_space, "action")
+            info = _trial_info(trial)
+            for key in cost_keys:
+                if key not in info:
+                    raise ValueError(f"{environment_id} reports no cost {key!r} in info: {nearest(key, info)}")
+            if info_keys is None:
+                info_keys = {key: "success" for key in [key for key in _SUCCESS_KEYS if key in info][:1]}
+            self._spec = EnvironmentSpec(
+                observation_space=trial.observation_space,
+                action_space=trial.action_space,
+                max_episode_steps=None if trial.spec is None else trial.spec.max_episode_steps,
+                costs=tuple(cost_keys.values()),
+                info=tuple(info_keys.values()),
+            )
+        finally:
+            trial.close()
+        keys = [(key, f"cost/{name}") for key, name in cost_keys.items()] + list(info_keys.items())
+
+        def make_one() -> gymnasium.Env:
+            environment = _make(environment_id, make_kwargs, wrappers)
+            return _Report(environment, keys) if keys or info else environment
+
+        self._id, self._num_envs, self._finite = environment_id, num_envs, finite
+        self._steps = 0
+        self._observation: Observation | None = None
+        makers = [make_one] * num_envs
+        # A forked child of a process with XLA's threads may deadlock; a server process has none.
+        self._vector = (
+            AsyncVectorEnv(makers, context="forkserver", autoreset_mode=AutoresetMode.SAME_STEP)
+            if asynchronous
+            else SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+        )
+
+    @property
+    def spec(self) -> EnvironmentSpec:
+        return self._spec
+
+    @property
+    def num_envs(self) -> int:
+        return self._num_envs
+
+    def reset(self, seed: int | Sequence[int]) -> Observation:
+        """Starts every world; an integer seeds world i with ``seed + i``, a sequence seeds each."""
+        seeds: list[int | None] = [*world_seeds(seed, self._num_envs)]
+        observation, _ = self._vector.reset(seed=seeds)
+        self._steps = 0
+        if self._finite:
+            check_finite(self._id, 0, observation=observation)
+        self._observation = observation
+        return observation
+
+    def step(self, action: Action) -> TimeStep:
+        """Steps every world; arrays ``[B, ...]``.
+
+        Raises:
+          ValueError: an action of another shape.
+          NonFiniteEnvironmentError: a world returned NaN or infinity.
+        """
+        space = self._spec.action_space
+        action = from_indices(space, as_batch(space, action, self._num_envs))
+        observation, reward, terminated, truncated, info = self._vector.step(action)
+        self._steps += 1
+        reward = reward.astype(np.float32)
+        final_observation = observation
+        if "final_obs" in info:
+            final_observation = _copied(observation)
+            for index in np.flatnonzero(info["_final_obs"]):
+                _set_row(final_observation, int(index), info["final_obs"][index])
+        costs: dict[str, Array] = {name: self._reported(info, f"cost/{name}") for name in self._spec.costs}
+        if self._finite:
+            check_finite(self._id, self._steps, observation=observation, reward=reward)
+            if costs:
+                check_finite(self._id, self._steps, cost=costs)
+            if final_observation is not observation:
+                check_finite(self._id, self._steps, final_observation=final_observation)
+        self._observation = observation
+        return TimeStep(
+            observation=observation,
+            reward=reward,
+            costs=costs,
+            objectives={},
+            terminated=terminated,
+            truncated=truncated,
+            final_observation=final_observation,
+            info={name: self._reported(info, name) for name in self._spec.info},
+        )
+
+    def _reported(self, info: dict[str, Any], name: str) -> np.ndarray:
+        """One entry of ``_Report`` as ``float32 [B]``; an ended world's is under ``final_info``."""
+        values = info[name].astype(np.float32) if name in info else np.zeros(self._num_envs, np.float32)
+        final_info = info.get("final_info")
+        if final_info:
+            ended = final_info[f"_{name}"]
+            values[ended] = final_info[name][ended]
+        return values
+
+    def snapshot(self) -> bytes | None:
+        """The whole state of every world, random generators and time limits included.
+
+        Returns ``None`` where a world cannot be saved: in another process, not picklable, or pickled by
+        constructor arguments only (Box2D, MuJoCo, Atari).
+
+        Raises:
+          RuntimeError: before the first ``reset``.
+        """
+        if self._observation is None:
+            raise RuntimeError("snapshot before the first reset: there is no state to save")
+        if not isinstance(self._vector, SyncVectorEnv):
+            return None
+        worlds = _pickled_with_state((self._vector.envs, self._observation, self._steps))
+        return None if worlds is None else pickle.dumps((self._id, self._num_envs, worlds))
+
+    def restore(self, snapshot: bytes) -> Observation:
+        """Continues from ``snapshot``; returns the observation the policy sees next.
+
+        A snapshot is a pickle: restore only what your own runs saved.
+
+        Raises:
+          ValueError: the snapshot is of another environment or another number of worlds.
+        """
+        if not isinstance(self._vector, SyncVectorEnv):
+            raise ValueError(f"{self._id}: asynchronous worlds cannot be restored")
+        environment_id, num_envs, worlds = pickle.loads(snapshot)
+        if (environment_id, num_envs) != (self._id, self._num_envs):
+            raise ValueError(
+                f"the snapshot is of {num_envs} worlds of {environment_id}, expected {self._num_envs} of {self._id}"
+            )
+        replaced = self._vector.envs
+        self._vector.envs, self._observation, self._steps = pickle.loads(worlds)
+        for environment in replaced:
+            environment.close()
+        return self._observation
+
+    def close(self) -> None:
+        self._vector.close()
+
+
+def _trial_info(trial: gymnasium.Env) -> dict[str, Any]:
+    """What the world reports in ``info`` in its first step."""
+    trial.reset(seed=0)
+    trial.action_space.seed(0)
+    return trial.step(trial.action_space.sample())[4]

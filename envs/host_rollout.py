@@ -1,0 +1,164 @@
+"""Rollouts of host worlds: the same trajectories as ``envs.rollout``, collected step by step in numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium
+import jax
+import numpy as np
+
+from envs.rollout import ACT, UnrollState
+from envs.types import PyTree, TimeStep, Trajectory, Transition, VectorHost
+
+# ``(params, carry, observation, key, t) -> (action, carry, extras)``, jitted; draws from ``fold_in(key, t)``.
+HostPolicy = Callable[..., tuple[PyTree, PyTree, dict[str, Any]]]
+
+
+def act_key(key: jax.Array) -> jax.Array:
+    """The key of a rollout's actions, as ``envs.rollout`` derives it."""
+    return jax.random.fold_in(key, ACT)
+
+
+def bounded(space: gymnasium.Space, action: PyTree) -> PyTree:
+    """``envs.rollout.bounded_action`` in numpy."""
+    spaces = gymnasium.spaces
+    if isinstance(space, spaces.Box):
+        return np.clip(action, space.low, space.high)
+    if isinstance(space, spaces.Dict):
+        return {name: bounded(part, action[name]) for name, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(bounded(part, piece) for part, piece in zip(space.spaces, action, strict=True))
+    return action
+
+
+def _select(condition: np.ndarray, on_true: PyTree, on_false: PyTree) -> PyTree:
+    def choose(x, y):
+        return np.where(condition.reshape(-1, *(1,) * (np.ndim(x) - 1)), x, y)
+
+    return jax.tree.map(choose, on_true, on_false)
+
+
+def _channels(time_step: TimeStep) -> dict[str, np.ndarray]:
+    rewards = {"env": time_step.reward}
+    rewards |= {f"cost/{name}": value for name, value in time_step.costs.items()}
+    return rewards | {f"objective/{name}": value for name, value in time_step.objectives.items()}
+
+
+def _stack(transitions: Sequence[Transition]) -> Trajectory:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *transitions)
+
+
+def start_host(host: VectorHost, seed: int, carry: PyTree) -> UnrollState:
+    """Starts every world of ``host``; ``carry`` is the policy's initial one."""
+    observation = host.reset(seed)
+    batch = host.num_envs
+    return UnrollState(
+        (), observation, carry, np.ones(batch, bool), np.zeros(batch, np.float32), np.zeros(batch, np.int32)
+    )
+
+
+def unroll_host(
+    host: VectorHost,
+    policy: HostPolicy,
+    params: PyTree,
+    state: UnrollState,
+    key: jax.Array,
+    *,
+    length: int,
+    initial_carry: PyTree,
+) -> tuple[UnrollState, Trajectory]:
+    """``length`` steps of every world; see ``envs.rollout.unroll``."""
+    space, key = host.spec.action_space, act_key(key)
+    recurrent = bool(jax.tree.leaves(initial_carry))
+    transitions = []
+    mask = np.ones(host.num_envs, np.float32)
+    observation, carry, start, episode_return, episode_length = state[1:]
+    for t in range(length):
+        action, next_carry, extras = policy(params, carry, observation, key, t)
+        action, extras = jax.device_get((action, extras))
+        time_step = host.step(bounded(space, action))
+        ended = time_step.terminated | time_step.truncated
+        episode_return = episode_return + time_step.reward
+        episode_length = episode_length + 1
+        extras = extras | {
+            "carry": jax.device_get(carry) if recurrent else carry,
+            "episode_start": start,
+            "episode_return": episode_return,
+            "episode_length": episode_length,
+            "info": time_step.info,
+        }
+        transitions.append(
+            Transition(
+                observation,
+                action,
+                _channels(time_step),
+                time_step.terminated,
+                time_step.truncated,
+                time_step.final_observation,
+                mask,
+                extras,
+            )
+        )
+        observation, start = time_step.observation, ended
+        carry = _select(ended, initial_carry, next_carry) if recurrent else next_carry
+        episode_return = np.where(ended, np.float32(0), episode_return)
+        episode_length = np.where(ended, np.int32(0), episode_length)
+    return UnrollState((), observation, carry, start, episode_return, episode_length), _stack(transitions)
+
+
+def episodes_host(
+    host: VectorHost,
+    policy: HostPolicy,
+    params: PyTree,
+    key: jax.Array,
+    *,
+    seeds: Sequence[int],
+    group_size: int,
+    length: int,
+    initial_carry: PyTree,
+) -> Trajectory:
+    """Whole episodes of at most ``length`` steps, ``group_size`` rollouts from each of ``seeds``; see
+    ``envs.rollout.episodes``. Stops early when every world has ended; padding fills ``length``."""
+    space, key = host.spec.action_space, act_key(key)
+    batch = host.num_envs
+    observation = host.reset([seed for seed in seeds for _ in range(group_size)])
+    carry, alive = initial_carry, np.ones(batch, bool)
+    recurrent = bool(jax.tree.leaves(initial_carry))
+    episode_return = np.zeros(batch, np.float32)
+    transitions = []
+    for t in range(length):
+        if not alive.any():
+            break
+        action, next_carry, extras = policy(params, carry, observation, key, t)
+        action, extras = jax.device_get((action, extras))
+        time_step = host.step(bounded(space, action))
+        terminated = time_step.terminated & alive
+        truncated = ((time_step.truncated & alive) | (alive & (t == length - 1))) & ~terminated
+        episode_return = episode_return + np.where(alive, time_step.reward, 0).astype(np.float32)
+        next_observation = _select(alive, time_step.final_observation, observation)
+        extras = extras | {
+            "carry": jax.device_get(carry) if recurrent else carry,
+            "episode_start": np.full(batch, t == 0),
+            "episode_return": episode_return,
+            "episode_length": np.full(batch, t + 1, np.int32),
+            "info": time_step.info,
+        }
+        rewards = {name: np.where(alive, value, 0).astype(np.float32) for name, value in _channels(time_step).items()}
+        mask = alive.astype(np.float32)
+        transitions.append(
+            Transition(observation, action, rewards, terminated, truncated, next_observation, mask, extras)
+        )
+        alive = alive & ~(terminated | truncated)
+        observation, carry = next_observation, next_carry
+    padded = jax.tree.map(lambda x: _pad(x, length - len(transitions)), _stack(transitions))
+    alive_rows = (np.arange(length) < len(transitions))[:, None]
+    rewards = {name: value * alive_rows for name, value in padded.rewards.items()}
+    return padded._replace(mask=padded.mask * alive_rows, rewards=rewards)
+
+
+def _pad(x: np.ndarray, missing: int) -> np.ndarray:
+    """``x`` with its last row repeated; booleans are padded with ``False``: no episode ends in the padding."""
+    last = np.zeros_like(x[-1:]) if x.dtype == bool else x[-1:]
+    return np.concatenate([x, np.repeat(last, missing, axis=0)]) if missing else x

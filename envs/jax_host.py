@@ -1,0 +1,188 @@
+"""A pure ``Environment`` behind the ``VectorHost`` protocol, so that both drivers can run the same world."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from envs.spaces import check_finite, world_seeds
+from envs.types import Action, Environment, EnvironmentSpec, EnvState, Observation, TimeStep
+
+
+class JaxHostState(NamedTuple):
+    """The whole state of a ``JaxHost``; every leaf has the leading axis ``[B]``.
+
+    Attributes:
+      key: the typed key of each world, never changed after ``reset``.
+      episode: ``int32``, episodes that the world has ended.
+      step: ``int32``, steps since the world's last reset.
+      environment: the state of each world.
+      observation: what the policy sees next.
+    """
+
+    key: jax.Array
+    episode: jax.Array
+    step: jax.Array
+    environment: EnvState
+    observation: Observation
+
+
+def _is_key(leaf) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _packed(leaf: jax.Array) -> tuple[str | None, np.ndarray]:
+    if _is_key(leaf):
+        return str(jax.random.key_impl(leaf)), np.asarray(jax.random.key_data(leaf))
+    return None, np.asarray(leaf)
+
+
+def _unpacked(key_implementation: str | None, array: np.ndarray) -> jax.Array:
+    if key_implementation is None:
+        return jnp.asarray(array)
+    return jax.random.wrap_key_data(jnp.asarray(array), impl=key_implementation)
+
+
+def _where(condition, on_true, on_false):
+    """Leaf-wise choice by ``condition [B]`` between leaves ``[B, ...]``, typed keys included."""
+
+    def choose(x, y):
+        return jnp.where(condition.reshape(-1, *(1,) * (y.ndim - 1)), x if _is_key(y) else x.astype(y.dtype), y)
+
+    return jax.tree.map(choose, on_true, on_false)
+
+
+class JaxHost:
+    """``num_envs`` copies of a pure world, stepped by one jitted call; resets in the same step.
+
+    Keys: world i has ``key_i = jax.random.key(seed + i)``, or ``key(seed[i])`` for a sequence. Its episode e
+    (counted from 0) has ``key_ie = fold_in(key_i, e)``, resets with ``fold_in(key_ie, 0)``, and takes its step t
+    (counted from 0 in the episode) with ``fold_in(key_ie, t + 1)``. So what happens in a world depends on its
+    own seed and actions only, whatever the number of worlds.
+
+    The worlds are reset, all of them, only in a step in which an episode ended: where a reset is expensive, the
+    others cost nothing.
+
+    Args:
+      environment: one pure world.
+      num_envs: ``B``.
+      finite: refuse NaN and infinity in observations, rewards and costs.
+
+    Raises:
+      TypeError: ``environment`` is not an ``Environment``.
+      ValueError: ``num_envs`` below 1.
+    """
+
+    def __init__(self, environment: Environment, num_envs: int, *, finite: bool = True):
+        if not isinstance(environment, Environment):
+            raise TypeError(f"environment={environment!r}: expected an Environment (spec, reset, step)")
+        if num_envs < 1:
+            raise ValueError(f"num_envs={num_envs}: expected at least 1")
+        self._environment, self._num_envs, self._finite = environment, num_envs, finite
+        self._state: JaxHostState | None = None
+        self._steps = 0
+
+        def fold_in(keys, data):
+            return jax.vmap(jax.random.fold_in)(keys, data)
+
+        def fresh(keys, episode):
+            episode_keys = fold_in(keys, episode)
+            return jax.vmap(environment.reset)(fold_in(episode_keys, jnp.zeros(num_envs, jnp.int32)))
+
+        def reset(keys):
+            episode = jnp.zeros(num_envs, jnp.int32)
+            return JaxHostState(keys, episode, jnp.zeros(num_envs, jnp.int32), *fresh(keys, episode))
+
+        def step(state, action):
+            step_keys = fold_in(fold_in(state.key, state.episode), state.step + 1)
+            following, time_step = jax.vmap(environment.step)(step_keys, state.environment, action)
+            ended = time_step.terminated | time_step.truncated
+            episode = state.episode + ended
+            continued = following, time_step.observation
+            following, observation = jax.lax.cond(
+                jnp.any(ended),
+                lambda: _where(ended, fresh(state.key, episode), continued),
+                lambda: continued,
+            )
+            time_step = time_step._replace(observation=observation, final_observation=time_step.observation)
+            steps = jnp.where(ended, 0, state.step + 1)
+            return JaxHostState(state.key, episode, steps, following, observation), time_step
+
+        self._reset, self._step = jax.jit(reset), jax.jit(step)
+
+    @property
+    def spec(self) -> EnvironmentSpec:
+        return self._environment.spec
+
+    @property
+    def num_envs(self) -> int:
+        return self._num_envs
+
+    def reset(self, seed: int | Sequence[int]) -> Observation:
+        """Starts every world; an integer seeds world i with ``seed + i``, a sequence seeds each."""
+        seeds = world_seeds(seed, self._num_envs)
+        self._state = self._reset(jnp.stack([jax.random.key(each) for each in seeds]))
+        self._steps = 0
+        return self._checked(jax.device_get(self._state.observation))
+
+    def step(self, action: Action) -> TimeStep:
+        """Steps every world; arrays ``[B, ...]`` (numpy).
+
+        Raises:
+          RuntimeError: before the first ``reset``.
+          NonFiniteEnvironmentError: a world returned NaN or infinity.
+        """
+        self._state, time_step = self._step(self._started(), action)
+        self._steps += 1
+        time_step = jax.device_get(time_step)
+        self._checked(time_step.observation, reward=time_step.reward, cost=time_step.costs)
+        self._checked(time_step.final_observation)
+        return time_step
+
+    def snapshot(self) -> bytes:
+        """The whole state of every world, with their keys.
+
+        Raises:
+          RuntimeError: before the first ``reset``.
+        """
+        return pickle.dumps((self._steps, [_packed(leaf) for leaf in jax.tree.leaves(self._started())]))
+
+    def restore(self, snapshot: bytes) -> Observation:
+        """Continues from ``snapshot``; returns the observation the policy sees next.
+
+        A snapshot is a pickle: restore only what your own runs saved.
+
+        Raises:
+          ValueError: the snapshot is of another world or another number of worlds.
+        """
+        steps, packed = pickle.loads(snapshot)
+        # Structure and types come from the world itself, so that only arrays are read from the snapshot.
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self._num_envs))
+        templates, structure = jax.tree.flatten(jax.eval_shape(self._reset, keys))
+        restored = [_unpacked(*each) for each in packed]
+        found, expected = ([f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves] for leaves in (restored, templates))
+        if found != expected:
+            raise ValueError(
+                f"the snapshot is not of {self._num_envs} worlds of {self._environment!r}: it holds {found}, "
+                f"expected {expected}"
+            )
+        self._state, self._steps = jax.tree.unflatten(structure, restored), steps
+        return jax.device_get(self._state.observation)
+
+    def close(self) -> None:
+        """Nothing is held that must be given back."""
+
+    def _started(self) -> JaxHostState:
+        if self._state is None:
+            raise RuntimeError("the worlds have not been started: call reset first")
+        return self._state
+
+    def _checked(self, observation: Observation, **parts) -> Observation:
+        if self._finite:
+            check_finite(repr(self._environment), self._steps, observation=observation, **parts)
+        return observation

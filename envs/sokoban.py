@@ -1,0 +1,440 @@
+"""Sokoban in pure JAX: rooms are made on the device, by reverse play, from one key.
+
+A room is a grid with a closed border. The player walks in four directions and pushes one box at a time; the
+room is solved when every box is on a target. Rooms follow the recipe of Weber et al. 2017 ("Imagination-Augmented
+Agents for Deep Reinforcement Learning", appendix on Sokoban level generation) as in Schrader 2018 (gym-sokoban):
+a random walk carves the floor, boxes start *on* their targets, and a player who pulls them walks backwards from
+the solution. A pull played backwards is a legal push, so the walk itself, read from its end, is a solution.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from envs.types import EnvironmentSpec, TimeStep
+
+UP, DOWN, LEFT, RIGHT = range(4)
+MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
+"""Row and column change of the actions up, down, left, right."""
+
+SYMBOLS = " #.$*@+"
+"""XSB notation by cell code: floor, wall, target, box, box on target, player, player on target."""
+
+_OBSERVATIONS = ("symbolic", "rgb")
+_REWARDS = ("sparse", "dense")
+_CELL_COLOURS = (
+    (236, 228, 212),  # floor
+    (72, 72, 88),  # wall
+    (220, 60, 60),  # target
+    (170, 110, 40),  # box
+    (40, 160, 70),  # box on target
+    (40, 90, 220),  # player
+    (150, 60, 200),  # player on target
+)
+# Cells carved around the walker beside its own: up, down, left, right.
+_CARVED = ((0, 0, 0, 0), (0, 1, 0, 0), (0, 0, 0, 1), (0, 1, 0, 1), (1, 1, 0, 0), (0, 0, 1, 1))
+_TURN_PROBABILITY = 0.35
+_PREFERENCE = 0.4
+_MAX_ATTEMPTS = 256
+_OFF_TARGET = 1 << 20
+_LARGEST_LUCK = 100.0
+
+
+class SokobanState(NamedTuple):
+    """One room.
+
+    Attributes:
+      wall, target, box: ``bool [H, W]``.
+      player: ``int32 [2]``, row and column.
+    """
+
+    wall: jax.Array
+    target: jax.Array
+    box: jax.Array
+    player: jax.Array
+
+
+@dataclass(frozen=True)
+class Sokoban:
+    """Sokoban as an ``Environment``; actions 0 to 3 are up, down, left, right.
+
+    An action moves the player, pushing a box ahead where the cell behind the box is free, or does nothing.
+    ``terminated`` when every box is on a target. There is no clock inside: wrap in ``TimeLimit``.
+
+    ``reset`` retries until every box is off every target. After 256 attempts, which only crowded rooms reach
+    (4 boxes and inner walls on 6x6: one room in a thousand), it settles for the best room found, and where there
+    is none for a fixed room that takes ``3 * num_boxes - 2`` moves. So it always ends, never with a solved room,
+    and always with one that at most ``reverse_steps`` moves solve.
+
+    Attributes:
+      height, width: cells with the border, 6 to 10.
+      num_boxes: 1 to 4.
+      inner_walls: ``True``: rooms carved by a random walk; ``False``: the whole interior is floor.
+      reverse_steps: length of the reverse walk and so a bound on the length of an optimal solution;
+        ``3 * num_boxes - 2`` to 1000. ``None``: ``(height + width - 4) * (2 * num_boxes + 3) // 2``; 20 for 6x6 with
+        one box, whose rooms then are about as hard as those where player, box and target are placed at random.
+      observation: ``symbolic``: ``uint8 [H, W, 4]``, planes wall, target, box, player; ``rgb``:
+        ``uint8 [H * pixels_per_cell, W * pixels_per_cell, 3]``.
+      pixels_per_cell: side of a cell in the image, 1 to 64.
+      reward: ``sparse``: 1 for the step that solves the room, else 0; ``dense`` (gym-sokoban): -0.1 per step,
+        +1 for a box pushed onto a target, -1 for one pushed off, +10 for solving.
+
+    Raises:
+      TypeError, ValueError: an argument out of its range.
+    """
+
+    height: int = 6
+    width: int = 6
+    num_boxes: int = 1
+    inner_walls: bool = False
+    reverse_steps: int | None = None
+    observation: str = "symbolic"
+    pixels_per_cell: int = 8
+    reward: str = "sparse"
+
+    def __post_init__(self):
+        _check_integer("height", self.height, 6, 10)
+        _check_integer("width", self.width, 6, 10)
+        _check_integer("num_boxes", self.num_boxes, 1, 4)
+        _check_integer("pixels_per_cell", self.pixels_per_cell, 1, 64)
+        if self.reverse_steps is not None:
+            _check_integer("reverse_steps", self.reverse_steps, 3 * self.num_boxes - 2, 1_000)
+        if not isinstance(self.inner_walls, bool):
+            raise TypeError(f"inner_walls={self.inner_walls!r}: expected True or False")
+        _check_choice("observation", self.observation, _OBSERVATIONS)
+        _check_choice("reward", self.reward, _REWARDS)
+
+    @property
+    def max_solution_length(self) -> int:
+        """The number of reverse steps: every room has a solution of at most this many moves."""
+        if self.reverse_steps is not None:
+            return self.reverse_steps
+        return (self.height + self.width - 4) * (2 * self.num_boxes + 3) // 2
+
+    @cached_property
+    def spec(self) -> EnvironmentSpec:
+        """Spaces of one world; ``info`` holds ``success``."""
+        if self.observation == "symbolic":
+            space = gymnasium.spaces.Box(0, 1, (self.height, self.width, 4), np.uint8)
+        else:
+            shape = (self.height * self.pixels_per_cell, self.width * self.pixels_per_cell, 3)
+            space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
+        return EnvironmentSpec(space, gymnasium.spaces.Discrete(4), info=("success",))
+
+    def observe(self, state: SokobanState) -> jax.Array:
+        """The observation of ``state`` in this world's kind."""
+        return observe(state) if self.observation == "symbolic" else render(state, self.pixels_per_cell)
+
+    def reset(self, key: jax.Array) -> tuple[SokobanState, jax.Array]:
+        """Makes the room of ``key``."""
+
+        def unfinished(carry):
+            attempt, score, _ = carry
+            return (attempt < _MAX_ATTEMPTS) & (score < self.num_boxes * _OFF_TARGET)
+
+        def retry(carry):
+            attempt, best_score, best = carry
+            score, room = self._generate(jax.random.fold_in(key, attempt))
+            better = score > best_score
+            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), room, best)
+            return attempt + 1, jnp.maximum(score, best_score), best
+
+        start = (jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), self._fixed_room())
+        _, _, state = jax.lax.while_loop(unfinished, retry, start)
+        return state, self.observe(state)
+
+    def step(self, key: jax.Array, state: SokobanState, action: jax.Array) -> tuple[SokobanState, TimeStep]:
+        """Moves the player; the world is deterministic, ``key`` is unused."""
+        del key
+        after = move(state, action)
+        on_target = jnp.sum(state.box & state.target, dtype=jnp.int32)
+        on_target_after = jnp.sum(after.box & after.target, dtype=jnp.int32)
+        solved = ~jnp.any(after.box & ~after.target)
+        success = (solved & jnp.any(state.box & ~state.target)).astype(jnp.float32)
+        if self.reward == "sparse":
+            reward = success
+        else:
+            reward = (on_target_after - on_target).astype(jnp.float32) + 10.0 * success - 0.1
+        observation = self.observe(after)
+        return after, TimeStep(
+            observation=observation,
+            reward=reward,
+            costs={},
+            objectives={},
+            terminated=solved,
+            truncated=jnp.zeros((), bool),
+            final_observation=observation,
+            info={"success": success},
+        )
+
+    def _fixed_room(self) -> SokobanState:
+        """Boxes in row 2 under targets in row 1: one push up each, two steps from one to the next."""
+        rows, columns = _grid(self.height, self.width)
+        in_use = (columns >= 1) & (columns <= self.num_boxes)
+        wall = ~_interior(self.height, self.width)
+        return SokobanState(wall, (rows == 1) & in_use, (rows == 2) & in_use, jnp.array([3, 1], jnp.int32))
+
+    def _generate(self, key: jax.Array) -> tuple[jax.Array, SokobanState]:
+        """One attempt: a room and its score; 0 for a failed one, over ``_OFF_TARGET`` per box off every target.
+
+        The score of a state on the reverse walk is, beside the boxes off target, the sum of the boxes' distances
+        from where they started, times the number of times another box or direction was pulled, times luck.
+        Without luck every start is just before a push and as far as can be, and rooms repeat themselves.
+        Positions are flat cell indices here: a move adds an offset.
+        """
+        shape = (self.height, self.width)
+        steps = self.max_solution_length
+        draws = _draw(
+            jax.random.fold_in(key, 0),
+            target=(self.height * self.width,),
+            player=(4,),
+            direction=(steps, 4),
+            pull=(steps,),
+            box=(2 * self.num_boxes,),
+            luck=(steps,),
+        )
+        floor = self._carve(jax.random.fold_in(key, 1)) if self.inner_walls else _interior(*shape)
+        wall = ~floor.reshape(-1)
+        offsets = jnp.array([row * self.width + column for row, column in MOVES], jnp.int32)
+
+        lottery = jnp.where(wall, -1.0, draws["target"])
+        targets = jax.lax.top_k(lottery, self.num_boxes)[1].astype(jnp.int32)
+        enough_floor = jnp.sum(~wall) > 2 * self.num_boxes
+
+        def is_free(cells, boxes):
+            return ~wall[cells] & ~jnp.any(cells[:, None] == boxes, axis=-1)
+
+        beside = targets[0] + offsets
+        beside_free = is_free(beside, targets)
+        lottery = jnp.where(beside_free, draws["player"], -1.0)
+        player = beside[jnp.argmax(lottery)]
+
+        def distance(cells, others):
+            rows = jnp.abs(cells // self.width - others // self.width)
+            return rows + jnp.abs(cells % self.width - others % self.width)
+
+        def reverse_step(carry, draw):
+            player, boxes, last_pull, changes, best_score, best_player, best_boxes = carry
+            off_target = ~jnp.any(boxes[:, None] == targets, axis=-1)
+            # The walk turns to boxes that still are on a target, then to each in turn.
+            sought = jnp.where(jnp.all(off_target), draw["box"], jnp.argmin(off_target))
+            sought_box = boxes[sought]
+            ahead, behind = player + offsets, player - offsets
+            near = distance(player, sought_box)
+            wanted = jnp.where(near == 1, behind == sought_box, distance(ahead, sought_box) < near)
+            free = is_free(ahead, boxes)
+            direction = jnp.argmax(jnp.where(free, draw["direction"] + _PREFERENCE * wanted, -1.0))
+            can_move = free[direction]
+            offset = offsets[direction]
+            pulled = (boxes == behind[direction]) & can_move
+            pulled &= (behind[direction] == sought_box) | draw["pull"]
+            pull = jnp.where(jnp.any(pulled), jnp.argmax(pulled) * 4 + direction, last_pull).astype(jnp.int32)
+            changes = changes + (pull != last_pull)
+            boxes = boxes + jnp.where(pulled, offset, 0)
+            player = player + jnp.where(can_move, offset, 0)
+
+            off_target = ~jnp.any(boxes[:, None] == targets, axis=-1)
+            hardness = draw["luck"] * jnp.sum(distance(boxes, targets)) * changes
+            score = jnp.sum(off_target) * _OFF_TARGET + jnp.minimum(hardness.astype(jnp.int32), _OFF_TARGET - 1)
+            better = score > best_score
+            best_score = jnp.where(better, score, best_score)
+            best_player = jnp.where(better, player, best_player)
+            best_boxes = jnp.where(better, boxes, best_boxes)
+            return (player, boxes, pull, changes, best_score, best_player, best_boxes), None
+
+        # While every box is off target, each slice of the walk has its own box to turn to.
+        slices = jnp.arange(steps) * 2 * self.num_boxes // steps
+        walk = {
+            "direction": draws["direction"],
+            "pull": draws["pull"] < 0.5,
+            "box": _integers(draws["box"], self.num_boxes)[slices],
+            "luck": draws["luck"] * _LARGEST_LUCK,
+        }
+        none, zero = jnp.full((), -1, jnp.int32), jnp.zeros((), jnp.int32)
+        start = (player, targets, none, zero, zero, player, targets)
+        (_, _, _, _, score, player, boxes), _ = jax.lax.scan(reverse_step, start, walk)
+
+        cells = jnp.arange(wall.size)
+        room = SokobanState(
+            wall=wall.reshape(shape),
+            target=jnp.any(cells[:, None] == targets, axis=-1).reshape(shape),
+            box=jnp.any(cells[:, None] == boxes, axis=-1).reshape(shape),
+            player=jnp.stack([player // self.width, player % self.width]),
+        )
+        return jnp.where(enough_floor & jnp.any(beside_free), score, 0), room
+
+    def _carve(self, key: jax.Array) -> jax.Array:
+        """``bool [H, W]``, the floor left by a random walk that carves a small rectangle at every step."""
+        steps = int(2.5 * (self.height + self.width))
+        draws = _draw(key, start=(2,), turn=(steps,), direction=(steps,), rectangle=(steps,))
+        low, high = jnp.array([1, 1]), jnp.array([self.height - 2, self.width - 2])
+        start = low + _integers(draws["start"], high - low + 1)
+        turns = draws["turn"] < _TURN_PROBABILITY
+        directions = _integers(draws["direction"], 4)
+        moves = jnp.array(MOVES, jnp.int32)
+
+        def walk(carry, draw):
+            position, direction = carry
+            turn, new_direction = draw
+            direction = jnp.where(turn, new_direction, direction)
+            position = jnp.clip(position + moves[direction], low, high)
+            return (position, direction), position
+
+        _, positions = jax.lax.scan(walk, (start, directions[0]), (turns, directions))
+        rectangles = jnp.array(_CARVED, jnp.int32)[_integers(draws["rectangle"], len(_CARVED))]
+        up, down, left, right = rectangles.T
+        row, column = positions.T
+        rows, columns = (axis[..., None] for axis in _grid(self.height, self.width))
+        carved = (rows >= row - up) & (rows <= row + down) & (columns >= column - left) & (columns <= column + right)
+        return jnp.any(carved, axis=-1) & _interior(self.height, self.width)
+
+
+def move(state: SokobanState, action: jax.Array) -> SokobanState:
+    """The room after ``action`` (0 to 3): the player walks, pushes, or stays where neither is possible."""
+    change = jnp.array(MOVES, jnp.int32)[action]
+    ahead = state.player + change
+    beyond = ahead + change
+    # The border is wall, so ahead is on the grid; beyond may not be, but only where ahead is wall.
+    beyond = jnp.clip(beyond, 0, jnp.array(state.wall.shape, jnp.int32) - 1)
+    box_ahead = state.box[ahead[0], ahead[1]]
+    blocked_beyond = state.wall[beyond[0], beyond[1]] | state.box[beyond[0], beyond[1]]
+    can_move = ~state.wall[ahead[0], ahead[1]] & ~(box_ahead & blocked_beyond)
+    pushes = can_move & box_ahead
+    rows, columns = _grid(*state.wall.shape)
+    leaves = pushes & (rows == ahead[0]) & (columns == ahead[1])
+    enters = pushes & (rows == beyond[0]) & (columns == beyond[1])
+    return state._replace(box=(state.box & ~leaves) | enters, player=jnp.where(can_move, ahead, state.player))
+
+
+def observe(state: SokobanState) -> jax.Array:
+    """Symbolic observation, ``uint8 [H, W, 4]``: planes wall, target, box, player."""
+    rows, columns = _grid(*state.wall.shape)
+    player = (rows == state.player[0]) & (columns == state.player[1])
+    return jnp.stack([state.wall, state.target, state.box, player], axis=-1).astype(jnp.uint8)
+
+
+def cell_codes(state: SokobanState) -> jax.Array:
+    """``int32 [H, W]``, indices into ``SYMBOLS``."""
+    rows, columns = _grid(*state.wall.shape)
+    player = (rows == state.player[0]) & (columns == state.player[1])
+    content = jnp.where(state.box, 3, jnp.where(player, 5, 0)) + state.target
+    content = jnp.where(state.target & ~state.box & ~player, 2, content)
+    return jnp.where(state.wall, 1, content)
+
+
+def render(state: SokobanState, pixels_per_cell: int = 8) -> jax.Array:
+    """Image, ``uint8 [H * pixels_per_cell, W * pixels_per_cell, 3]``.
+
+    Cell ``(row, column)`` is the tile ``cell_tiles(pixels_per_cell)[cell_codes(state)[row, column]]``.
+    """
+    height, width = state.wall.shape
+    tiles = jnp.asarray(cell_tiles(pixels_per_cell))[cell_codes(state)]
+    return tiles.transpose(0, 2, 1, 3, 4).reshape(height * pixels_per_cell, width * pixels_per_cell, 3)
+
+
+def cell_tiles(pixels_per_cell: int) -> np.ndarray:
+    """One image per cell code, ``uint8 [7, pixels_per_cell, pixels_per_cell, 3]``, in the order of ``SYMBOLS``.
+
+    A wall fills its cell; the rest is drawn on floor: a target as a small square, a box as a large one, the
+    player as a plus sign. Below four pixels every tile is one colour.
+    """
+    side = pixels_per_cell
+    colours = np.array(_CELL_COLOURS, np.uint8)
+    if side < 4:
+        return np.broadcast_to(colours[:, None, None], (7, side, side, 3)).copy()
+    margin = max(1, side // 8)
+    centre = (np.arange(side) >= side * 3 // 8) & (np.arange(side) < side - side * 3 // 8)
+    inside = (np.arange(side) >= margin) & (np.arange(side) < side - margin)
+    nothing, everything = np.zeros((side, side), bool), np.ones((side, side), bool)
+    small, large = centre[:, None] & centre, inside[:, None] & inside
+    plus = (centre[:, None] | centre) & large
+    drawn = np.stack([nothing, everything, small, large, large, plus, plus])
+    return np.where(drawn[..., None], colours[:, None, None], colours[0])
+
+
+def from_text(rows: str) -> SokobanState:
+    """Reads a room in XSB notation, one line per row; short lines are filled with wall.
+
+    ``#`` wall, space floor, ``.`` target, ``$`` box, ``*`` box on target, ``@`` player, ``+`` player on target.
+
+    Raises:
+      ValueError: an unknown character, not exactly one player, no box, another number of boxes than targets,
+        or a floor from which the player could leave the grid.
+    """
+    lines = [line.rstrip() for line in rows.strip("\n").splitlines()]
+    if not any(lines):
+        raise ValueError("the room is empty: expected lines of XSB notation, such as '#####'")
+    codes = np.full((len(lines), max(map(len, lines))), SYMBOLS.index("#"))
+    for row, line in enumerate(lines):
+        for column, symbol in enumerate(line):
+            if symbol not in SYMBOLS:
+                raise ValueError(
+                    f"unknown character {symbol!r} in row {row}, column {column}: expected one of {SYMBOLS!r}"
+                )
+            codes[row, column] = SYMBOLS.index(symbol)
+    wall, target = codes == 1, np.isin(codes, (2, 4, 6))
+    box, player = np.isin(codes, (3, 4)), np.argwhere(codes >= 5)
+    if len(player) != 1:
+        raise ValueError(f"{len(player)} players (@ or +): expected 1")
+    if box.sum() != target.sum() or not box.any():
+        raise ValueError(
+            f"{box.sum()} boxes ($ or *) and {target.sum()} targets (. * +): expected equally many, at least 1"
+        )
+    reached, frontier = set(), [tuple(player[0])]
+    while frontier:
+        row, column = frontier.pop()
+        if not (0 <= row < wall.shape[0] and 0 <= column < wall.shape[1]):
+            raise ValueError(
+                f"the room is open at row {row}, column {column}: expected walls around the player's floor"
+            )
+        if (row, column) not in reached and not wall[row, column]:
+            reached.add((row, column))
+            frontier += [(row + down, column + right) for down, right in MOVES]
+    return SokobanState(*map(jnp.asarray, (wall, target, box, player[0].astype(np.int32))))
+
+
+def to_text(state: SokobanState) -> str:
+    """The room in XSB notation, one line per row; inverse of ``from_text``."""
+    return "\n".join("".join(SYMBOLS[code] for code in row) for row in np.asarray(cell_codes(state)))
+
+
+def _draw(key: jax.Array, **shapes: tuple[int, ...]) -> dict[str, jax.Array]:
+    """Uniform numbers in [0, 1) by name, cut from one call: every call more costs as much again to compile."""
+    ends = np.cumsum([np.prod(shape) for shape in shapes.values()])
+    pieces = jnp.split(jax.random.uniform(key, (int(ends[-1]),)), ends[:-1])
+    return {name: piece.reshape(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}
+
+
+def _integers(uniform: jax.Array, bound: jax.Array | int) -> jax.Array:
+    """Integers from 0 to ``bound - 1`` from uniform numbers in [0, 1)."""
+    return (uniform * bound).astype(jnp.int32)
+
+
+def _grid(height: int, width: int) -> tuple[jax.Array, jax.Array]:
+    return jnp.arange(height)[:, None], jnp.arange(width)[None, :]
+
+
+def _interior(height: int, width: int) -> jax.Array:
+    rows, columns = _grid(height, width)
+    return (rows > 0) & (rows < height - 1) & (columns > 0) & (columns < width - 1)
+
+
+def _check_integer(name: str, value: int, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}={value!r}: expected an integer from {low} to {high}")
+    if not low <= value <= high:
+        raise ValueError(f"{name}={value}: expected {low} to {high}, nearest {min(max(value, low), high)}")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        nearest = difflib.get_close_matches(str(value), choices, 1, 0.0)[0]
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(choices)}, nearest {nearest!r}")

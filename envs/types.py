@@ -1,0 +1,161 @@
+"""The types every world speaks: one step, one transition, the two environment protocols.
+
+Two conventions hold everywhere in sagax:
+
+* ``terminated`` says that the world ended the episode, ``truncated`` that a clock did. They are never
+  merged: a value is bootstrapped with mask ``1 - terminated``.
+* A pure ``Environment`` is written for *one* world, without a batch axis; rollouts add the axis ``[B]``
+  with ``jax.vmap``. A ``VectorHost`` is a batch already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import gymnasium
+import jax
+import numpy as np
+
+PyTree = Any
+Array: TypeAlias = jax.Array | np.ndarray
+EnvState = PyTree
+Observation = PyTree
+Action = PyTree
+
+
+class TimeStep(NamedTuple):
+    """What one step of a world returns. Arrays have no leading axis in an ``Environment``, ``[B]`` in a host.
+
+    Attributes:
+      observation: what the policy sees next; where an auto-resetting rollout or host ended an episode,
+        the first observation of the next one.
+      reward: ``float32``, becomes the reward channel ``env``.
+      costs: by name, become the channels ``cost/NAME``; ``{}`` if there are none.
+      objectives: by name, become the channels ``objective/NAME``; ``{}`` if there are none.
+      terminated: ``bool``, the world ended the episode.
+      truncated: ``bool``, a time limit ended the episode.
+      final_observation: the observation before any reset; equals ``observation`` where no episode ended.
+      info: arrays by name with a fixed structure; ``success`` (``float32``) is reported by name if present.
+    """
+
+    observation: Observation
+    reward: Array
+    costs: dict[str, Array]
+    objectives: dict[str, Array]
+    terminated: Array
+    truncated: Array
+    final_observation: Observation
+    info: dict[str, Array]
+
+
+class Transition(NamedTuple):
+    """One transition; a ``Trajectory`` is the same with leading axes ``[T, B]`` (time, batch).
+
+    Attributes:
+      observation: what the policy saw.
+      action: what it did.
+      rewards: reward channels by name, each ``[T, B]``. The world writes ``env``, ``cost/NAME`` and
+        ``objective/NAME``; reward transforms add or rewrite channels.
+      terminated, truncated: how the step ended, see ``TimeStep``.
+      next_observation: the observation that followed, *before* any reset.
+      mask: ``float32``, 1 for a real step, 0 for padding after an episode's end.
+      extras: what else the learner needs, each ``[T, B, ...]``: ``log_prob`` and ``distribution`` (parameters
+        of the behaviour policy), ``value`` (by critic head), ``carry`` (recurrent state before the step),
+        ``episode_start``, and ``info`` of the world's step.
+    """
+
+    observation: Observation
+    action: Action
+    rewards: dict[str, Array]
+    terminated: Array
+    truncated: Array
+    next_observation: Observation
+    mask: Array
+    extras: dict[str, Any]
+
+
+Trajectory = Transition
+
+
+@dataclass(frozen=True, eq=False)
+class EnvironmentSpec:
+    """What a learner must know about a world before the first step; static, compared and hashed by identity.
+
+    Attributes:
+      observation_space, action_space: gymnasium spaces of one world (no batch axis).
+      max_episode_steps: a bound on the length of every episode, or ``None`` where there is none.
+      costs, objectives, info: names of the entries of ``TimeStep.costs``, ``objectives`` and ``info``.
+    """
+
+    observation_space: gymnasium.Space
+    action_space: gymnasium.Space
+    max_episode_steps: int | None = None
+    costs: tuple[str, ...] = ()
+    objectives: tuple[str, ...] = ()
+    info: tuple[str, ...] = ()
+
+    def observation_template(self) -> PyTree:
+        """One observation as a pytree of ``jax.ShapeDtypeStruct``."""
+        return _template(self.observation_space)
+
+
+def _template(space: gymnasium.Space) -> PyTree:
+    if isinstance(space, gymnasium.spaces.Dict):
+        return {name: _template(part) for name, part in space.spaces.items()}
+    if isinstance(space, gymnasium.spaces.Tuple):
+        return tuple(_template(part) for part in space.spaces)
+    dtype = np.dtype(space.dtype)
+    # jax computes in 32 bits; a 64-bit observation arrives as its 32-bit twin.
+    narrow = {"int64": np.int32, "uint64": np.uint32, "float64": np.float32}.get(dtype.name, dtype)
+    return jax.ShapeDtypeStruct(space.shape, narrow)
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """A pure world: the whole loop runs inside jit. Implementations are frozen dataclasses.
+
+    ``reset`` depends on ``key`` alone, so that N rollouts of one start state are N resets with one key.
+    ``step`` never resets: a rollout does.
+    """
+
+    @property
+    def spec(self) -> EnvironmentSpec: ...
+
+    def reset(self, key: jax.Array) -> tuple[EnvState, Observation]: ...
+
+    def step(self, key: jax.Array, state: EnvState, action: Action) -> tuple[EnvState, TimeStep]: ...
+
+
+@runtime_checkable
+class VectorHost(Protocol):
+    """A stateful batch of ``num_envs`` worlds in numpy (gymnasium, text). It resets in the same step."""
+
+    @property
+    def spec(self) -> EnvironmentSpec: ...
+
+    @property
+    def num_envs(self) -> int: ...
+
+    def reset(self, seed: int | Sequence[int]) -> Observation:
+        """Starts every world; an integer seeds world i with ``seed + i``, a sequence seeds each."""
+
+    def step(self, action: Action) -> TimeStep:
+        """Steps every world; arrays ``[B]`` (numpy)."""
+
+    def snapshot(self) -> bytes | None:
+        """The whole state of the batch, or ``None`` where the worlds cannot be saved."""
+
+    def restore(self, snapshot: bytes) -> Observation:
+        """Continues from ``snapshot``; returns the observation the policy sees next."""
+
+    def close(self) -> None: ...
+
+
+class UnsupportedSpaceError(TypeError):
+    """A space that no encoder or distribution of sagax can take."""
+
+
+class NonFiniteEnvironmentError(FloatingPointError):
+    """A world returned NaN or infinity."""

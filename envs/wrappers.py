@@ -1,0 +1,65 @@
+"""Worlds made of worlds: pure functions around a pure ``Environment``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from envs.types import Action, Environment, EnvironmentSpec, EnvState, Observation, TimeStep
+
+
+class TimeLimitState(NamedTuple):
+    """State of ``TimeLimit``: the state of the world inside, and ``int32`` steps since its reset."""
+
+    environment: EnvState
+    steps: jax.Array
+
+
+@dataclass(frozen=True)
+class TimeLimit:
+    """Truncates every episode of ``environment`` after ``max_episode_steps`` steps.
+
+    A step that reaches the limit and ends the episode in the world at once is terminated, not truncated: its
+    value needs no bootstrap. ``reset`` hands its key on unchanged, so that a key names the same start state
+    with and without the limit.
+
+    Raises:
+      TypeError: if ``environment`` is no ``Environment`` or ``max_episode_steps`` no integer.
+      ValueError: if ``max_episode_steps < 1``.
+    """
+
+    environment: Environment
+    max_episode_steps: int
+
+    def __post_init__(self):
+        if not isinstance(self.environment, Environment):
+            raise TypeError(f"environment={self.environment!r}: expected an Environment (spec, reset, step)")
+        if isinstance(self.max_episode_steps, bool) or not isinstance(self.max_episode_steps, int):
+            raise TypeError(f"max_episode_steps={self.max_episode_steps!r}: expected an integer")
+        if self.max_episode_steps < 1:
+            raise ValueError(f"max_episode_steps={self.max_episode_steps}: expected at least 1")
+
+    @cached_property
+    def spec(self) -> EnvironmentSpec:
+        """The spec inside, with the smaller of both limits."""
+        inside = self.environment.spec
+        limits = [self.max_episode_steps]
+        if inside.max_episode_steps is not None:
+            limits.append(inside.max_episode_steps)
+        return replace(inside, max_episode_steps=min(limits))
+
+    def reset(self, key: jax.Array) -> tuple[TimeLimitState, Observation]:
+        """Starts the world and its clock."""
+        state, observation = self.environment.reset(key)
+        return TimeLimitState(state, jnp.zeros((), jnp.int32)), observation
+
+    def step(self, key: jax.Array, state: TimeLimitState, action: Action) -> tuple[TimeLimitState, TimeStep]:
+        """``truncated = truncated inside or (steps >= max_episode_steps and not terminated)``."""
+        inside, timestep = self.environment.step(key, state.environment, action)
+        steps = state.steps + 1
+        out_of_time = (steps >= self.max_episode_steps) & ~timestep.terminated
+        return TimeLimitState(inside, steps), timestep._replace(truncated=timestep.truncated | out_of_time)

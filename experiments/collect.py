@@ -1,0 +1,33 @@
+"""Merges run folders into one committed file of rows.
+
+python -m experiments.collect RUN... --out=results/NAME.jsonl [--metrics=success,episode_length] [--append]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from experiments.errors import command
+from experiments.results import collect
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.collect", description="Merge run folders into one file."
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, such as runs/NAME/VARIANT")
+    parser.add_argument("--out", required=True, help="the file to write, such as results/NAME.jsonl")
+    parser.add_argument("--metrics", default="", help="the metrics to keep, separated by commas; all if none")
+    parser.add_argument("--append", action="store_true", help="keep what the file holds of other variants")
+    options = parser.parse_args(argv)
+    metrics = [metric.strip() for metric in options.metrics.split(",") if metric.strip()]
+    rows = collect(options.runs, options.out, metrics or None, options.append)
+    print(f"{options.out}: {rows} rows")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

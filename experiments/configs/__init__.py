@@ -1,0 +1,1 @@
+"""Experiments by name: one module each, its docstring the run card."""

@@ -1,0 +1,310 @@
+"""The two drivers: what the outer loop drives, a chunk at a time.
+
+A *program* trains its members side by side: a member is a seed and, in a sweep, values of traced hyper-parameters.
+The scan driver compiles rollout and learn into one scan over a chunk and vmaps it over the members. The host driver
+steps host worlds from Python, one member at a time, around the same jitted ``act`` and ``learn``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from agents.behaviour_cloning import Demonstrations
+from envs.host_rollout import episodes_host, start_host, unroll_host
+from envs.rollout import episode_statistics
+from envs.types import NonFiniteEnvironmentError, VectorHost
+from experiments import learn
+from experiments.build import EVALUATION_SEED, World, build_parts, expert_demonstrations
+from experiments.errors import UserError
+from experiments.learn import RunState
+
+
+class Member(NamedTuple):
+    """One run of a program: its seed, the variant its rows are filed under, and traced values by dotted key."""
+
+    seed: int
+    variant: str
+    values: dict[str, float] = {}  # noqa: RUF012  (never written)
+
+
+class Driver(Protocol):
+    """What the outer loop needs; metrics are numpy arrays ``[members]`` by name."""
+
+    members: Sequence[Member]
+
+    def template(self) -> RunState:
+        """The shapes of a run state, for a restore; nothing is computed."""
+
+    def start(self) -> RunState: ...
+
+    def chunk(
+        self, state: RunState, first_iteration: int, iterations: int
+    ) -> tuple[RunState, dict[str, np.ndarray]]: ...
+
+    def evaluate(self, state: RunState) -> dict[str, np.ndarray]: ...
+
+    def snapshot(self) -> bytes | None:
+        """The host's state, ``None`` where there is nothing beside the run state (or it cannot be saved)."""
+
+    def resume(self, state: RunState, snapshot: bytes | None, iteration: int) -> RunState:
+        """Continues after a restore."""
+
+    def close(self) -> None: ...
+
+
+def seed_key(seed: int | jax.Array) -> jax.Array:
+    """The typed key of a seed."""
+    return jax.random.key(seed)
+
+
+def evaluation_key() -> jax.Array:
+    """The key of every evaluation: of no training seed, so that all are evaluated on the same start states."""
+    return jax.random.key(EVALUATION_SEED)
+
+
+class ScanDriver:
+    """Trains all members in one compiled program on a pure world.
+
+    Args:
+      config: the configuration.
+      world: with a pure ``environment``.
+      members: what to train; member i of a program equals the single run of member i.
+    """
+
+    def __init__(self, config: ConfigDict, world: World, members: Sequence[Member]):
+        # The maker of drivers saw that it is not None.
+        environment: Any = world.environment
+        self.members = list(members)
+        self._config, self._world = config, world
+        self._seeds = jnp.asarray([member.seed for member in members], jnp.uint32)
+        names = sorted({name for member in members for name in member.values})
+        self._values = {name: jnp.asarray([member.values[name] for member in members], jnp.float32) for name in names}
+        start_states = config.rollout.start_states
+
+        def parts(values):
+            return build_parts(config, world.spec, values)
+
+        def start(seed, values, demonstrations: Demonstrations | None):
+            agent, reward, warm_start = parts(values)
+            if demonstrations is None:
+                warm_start = None
+            if warm_start is not None:
+                warm_start = functools.partial(warm_start, demonstrations=demonstrations)
+            state = learn.initial_state(agent, reward, seed_key(seed), warm_start=warm_start)
+            return learn.start_rollout(environment, agent, state)
+
+        def chunk(state, values, first_iteration, iterations):
+            agent, reward, _ = parts(values)
+            return learn.run_chunk(
+                environment,
+                agent,
+                reward,
+                state,
+                first_iteration,
+                iterations=iterations,
+                start_states=start_states,
+            )
+
+        def evaluate(params, values, key):
+            agent, _, _ = parts(values)
+            return learn.evaluate_episodes(
+                environment,
+                agent,
+                params,
+                key,
+                num_episodes=config.evaluation.episodes,
+                length=config.evaluation.length,
+                greedy=config.evaluation.greedy,
+            )
+
+        # Built once outside jit, with the configuration's own numbers: a refusal is a message, not a traced error.
+        parts({})
+        self._start = jax.jit(jax.vmap(start, in_axes=(0, 0, None)))
+        self._chunks: dict[int, Callable[..., Any]] = {}
+        self._make_chunk = lambda iterations: jax.jit(
+            jax.vmap(functools.partial(chunk, iterations=iterations), in_axes=(0, 0, None)), donate_argnums=0
+        )
+        self._evaluate = jax.jit(jax.vmap(evaluate, in_axes=(0, 0, None)))
+
+    def template(self) -> RunState:
+        # What the policy is cloned from does not change its shape.
+        return jax.eval_shape(self._start, self._seeds, self._values, None)
+
+    def start(self) -> RunState:
+        return self._start(self._seeds, self._values, expert_demonstrations(self._config, self._world))
+
+    def chunk(self, state, first_iteration, iterations):
+        if iterations not in self._chunks:
+            self._chunks[iterations] = self._make_chunk(iterations)
+        state, metrics = self._chunks[iterations](state, self._values, jnp.int32(first_iteration))
+        metrics = jax.device_get(metrics)
+        if np.any(metrics["sum/non_finite_worlds"] > 0):
+            seeds = [m.seed for m, bad in zip(self.members, metrics["sum/non_finite_worlds"], strict=True) if bad > 0]
+            raise NonFiniteEnvironmentError(
+                f"the world returned NaN or infinity in an observation or a reward, in iterations {first_iteration} to "
+                f"{first_iteration + iterations - 1}, seeds {seeds}: expected finite numbers"
+            )
+        return state, metrics
+
+    def evaluate(self, state):
+        return jax.device_get(self._evaluate(state.agent.params, self._values, evaluation_key()))
+
+    def snapshot(self):
+        return None
+
+    def resume(self, state, snapshot, iteration):
+        del snapshot, iteration
+        return state
+
+    def close(self):
+        pass
+
+
+class HostDriver:
+    """Trains one member on host worlds.
+
+    Args:
+      config, world: with a ``host`` factory.
+      member: what to train.
+    """
+
+    def __init__(self, config: ConfigDict, world: World, member: Member):
+        self.members = [member]
+        self._config, self._member = config, member
+        values = {name: jnp.float32(value) for name, value in member.values.items()}
+        parts = build_parts(config, world.spec, values)
+        if parts.warm_start is not None:
+            raise UserError("warm_start.rooms: host worlds have no expert; expected warm_start.rooms=0")
+        self._agent, self._reward = parts.agent, parts.reward
+        make_host: Any = world.host
+        self._make_host: Callable[[int], VectorHost] = make_host
+        self._host = make_host(self._agent.data.batch)
+        self._evaluation_host: VectorHost | None = None
+        self._world = world
+        agent, reward = parts.agent, parts.reward
+
+        def act(params, carry, observation, key, t, *, greedy):
+            return agent.act(params, carry, observation, jax.random.fold_in(key, t), greedy=greedy)
+
+        def learn_step(state, trajectory, iteration):
+            return learn.learn(agent, reward, state, trajectory, iteration)
+
+        self._start = jax.jit(lambda: learn.initial_state(agent, reward, seed_key(member.seed)))
+        self._act = jax.jit(functools.partial(act, greedy=False))
+        self._act_evaluation = jax.jit(functools.partial(act, greedy=config.evaluation.greedy))
+        self._learn = jax.jit(learn_step, donate_argnums=0)
+        self._rollout_key = jax.jit(lambda key, iteration: learn.stream(key, learn.ROLLOUT, iteration))
+        self._carry = jax.device_get(agent.initial_carry(agent.data.batch))
+
+    def template(self) -> RunState:
+        return self._with_worlds(jax.eval_shape(self._start), 0)
+
+    def start(self) -> RunState:
+        return self._with_worlds(self._start(), 0)
+
+    def _with_worlds(self, state: RunState, iteration: int) -> RunState:
+        """Fresh episodes, from seeds of their own, where the agent unrolls."""
+        if self._agent.data.kind == "episodes":
+            return state
+        return state._replace(rollout=start_host(self._host, self._world_seed(iteration), self._carry))
+
+    def _world_seed(self, iteration: int) -> int:
+        """A 31-bit seed of the worlds, spread so that the worlds of two seeds or iterations do not overlap."""
+        key = learn.stream(seed_key(self._member.seed), learn.ENVIRONMENT_INIT, iteration)
+        return int(jax.random.bits(key, dtype=jnp.uint32) >> 1)
+
+    def _episode_seeds(self, iteration: int) -> list[int]:
+        key = learn.stream(seed_key(self._member.seed), learn.ENVIRONMENT_INIT, iteration)
+        groups = self._agent.data.batch // self._agent.data.group_size
+        return [int(bits) for bits in np.asarray(jax.random.bits(key, (groups,), jnp.uint32) >> 1)]
+
+    def chunk(self, state, first_iteration, iterations):
+        data = self._agent.data
+        history = []
+        for iteration in range(first_iteration, first_iteration + iterations):
+            key = self._rollout_key(state.key, iteration)
+            if data.kind == "episodes":
+                rollout: Any = ()
+                trajectory = episodes_host(
+                    self._host,
+                    self._act,
+                    state.agent.params,
+                    key,
+                    seeds=self._episode_seeds(iteration),
+                    group_size=data.group_size,
+                    length=data.length,
+                    initial_carry=self._carry,
+                )
+            else:
+                rollout, trajectory = unroll_host(
+                    self._host,
+                    self._act,
+                    state.agent.params,
+                    state.rollout,
+                    key,
+                    length=data.length,
+                    initial_carry=self._carry,
+                )
+            # The worlds' part is numpy and stays here: only what learns is donated to the device.
+            learned, metrics = self._learn(state._replace(rollout=()), trajectory, jnp.int32(iteration))
+            state = learned._replace(rollout=rollout)
+            history.append(metrics)
+        stacked = {name: np.stack([np.asarray(m[name]) for m in jax.device_get(history)]) for name in history[0]}
+        return state, {name: learn.reduce_metric(name, values)[None] for name, values in stacked.items()}
+
+    def evaluate(self, state):
+        settings = self._config.evaluation
+        if self._evaluation_host is None:
+            self._evaluation_host = self._make_host(settings.episodes)
+        # Held-out start states: consecutive seeds from the top of the range, where training's random ones hardly are.
+        seeds = [EVALUATION_SEED - index for index in range(settings.episodes)]
+        trajectory = episodes_host(
+            self._evaluation_host,
+            self._act_evaluation,
+            state.agent.params,
+            evaluation_key(),
+            seeds=seeds,
+            group_size=1,
+            length=settings.length,
+            initial_carry=jax.device_get(self._agent.initial_carry(settings.episodes)),
+        )
+        sums = jax.device_get(episode_statistics(jax.tree.map(jnp.asarray, trajectory)))
+        count = max(float(sums["episodes"]), 1.0)
+        return {
+            name: np.asarray([value / count]) for name, value in sums.items() if name not in ("episodes", "env_steps")
+        }
+
+    def snapshot(self):
+        return self._host.snapshot() if self._agent.data.kind != "episodes" else None
+
+    def resume(self, state, snapshot, iteration):
+        if self._agent.data.kind == "episodes":
+            return state
+        if snapshot is None:
+            # These worlds cannot be saved.
+            return self._with_worlds(state, iteration)
+        return state._replace(rollout=state.rollout._replace(observation=self._host.restore(snapshot)))
+
+    def close(self):
+        self._host.close()
+        if self._evaluation_host is not None:
+            self._evaluation_host.close()
+
+
+def drivers(
+    config: ConfigDict, world: World, members: Sequence[Member], members_per_program: int | None = None
+) -> list[Callable[[], Any]]:
+    """Makers of the drivers that train ``members``, one after the other: on a pure world programs of at most
+    ``members_per_program`` (all if ``None``), on host worlds one each."""
+    if world.environment is None:
+        return [functools.partial(HostDriver, config, world, member) for member in members]
+    size = members_per_program or len(members)
+    parts = [members[start : start + size] for start in range(0, len(members), size)]
+    return [functools.partial(ScanDriver, config, world, part) for part in parts]

@@ -1,0 +1,101 @@
+"""One clear message for a mistake of the user, the same way in every command."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+USAGE_EXIT = 2
+INTERRUPT_EXIT = 130
+BROKEN_PIPE_EXIT = 141
+
+
+class UserError(Exception):
+    """A mistake that the user can repair; its text is the whole message, without a traceback."""
+
+
+def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
+    """``", did you mean 'a' or 'b'?"`` from the closest of ``known``; the single closest one where none is close.
+
+    Returns an empty string where nothing is known.
+    """
+    choices = [str(choice) for choice in dict.fromkeys(known)]
+    by_lower = {choice.lower(): choice for choice in reversed(choices)}
+    close = difflib.get_close_matches(str(name).lower(), by_lower, n=limit, cutoff=0.6)
+    close = close or difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.0)
+    if not close:
+        return ""
+    return f", did you mean {' or '.join(repr(by_lower[choice]) for choice in close)}?"
+
+
+def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> UserError:
+    """The error for a ``name`` that is none of ``known``: what it was, the nearest ones, and the whole list."""
+    choices = [str(choice) for choice in known]
+    place = f" {where}" if where else ""
+    hint = nearest(name, choices)
+    listing = f"known: {', '.join(choices)}" if choices else "none is known"
+    return UserError(f"unknown {kind} {name!r}{place}{hint or ':'} {'(' + listing + ')' if hint else listing}")
+
+
+def reason(error: OSError) -> str:
+    """The short text of an operating system error, such as ``No space left on device``."""
+    return error.strerror or str(error) or type(error).__name__
+
+
+def cannot_write(path: Any, error: OSError) -> UserError:
+    """The error for a file that could not be written, such as on a full or read-only disk."""
+    return UserError(f"cannot write {os.fspath(path)}: {reason(error)}")
+
+
+def cannot_read(path: Any, error: OSError) -> UserError:
+    """The error for a file that could not be read."""
+    return UserError(f"cannot read {os.fspath(path)}: {reason(error)}")
+
+
+def command(main: Callable[..., int | None]) -> Callable[..., int]:
+    """Makes ``main(argv=None)`` a command: it always returns an exit status and never prints a traceback for a mistake.
+
+    ``UserError`` prints ``error: ...`` on the standard error stream and returns 2, as argparse does; an interrupt
+    returns 130 and a closed pipe (``... | head``) 141, as a shell reports them. Any other exception is a defect
+    of the program and keeps its traceback.
+    """
+
+    @functools.wraps(main)
+    def wrapped(argv: Sequence[str] | None = None, *arguments: Any, **keywords: Any) -> int:
+        try:
+            status = main(argv, *arguments, **keywords)
+            sys.stdout.flush()
+            return int(status or 0)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return USAGE_EXIT
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return INTERRUPT_EXIT
+        except BrokenPipeError:
+            _silence_standard_output()
+            return BROKEN_PIPE_EXIT
+        except SystemExit as leaving:
+            if leaving.code is None or isinstance(leaving.code, int):
+                return int(leaving.code or 0)
+            print(leaving.code, file=sys.stderr)
+            return 1
+
+    return wrapped
+
+
+def _silence_standard_output() -> None:
+    """Points the standard output at nothing, because the interpreter flushes it once more at exit."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, descriptor)
+    finally:
+        os.close(nothing)

@@ -1,0 +1,249 @@
+"""Learning curves with intervals, from rows alone.
+
+    python -m experiments.figures PAPER|NAME [--metric=success] [--threshold=0.8] [--out=FILE.png]
+
+``NAME`` is an experiment; ``PAPER`` stands for every experiment whose name starts with it or that says it reproduces
+it, one row of panels each. The rows are found as by ``experiments.summary``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments import registry, results, statistics
+from experiments.errors import UserError, command, unknown
+from experiments.summary import add_source_options, rows_of
+
+# Okabe and Ito's palette, which readers with any common colour blindness can tell apart, with grey for its yellow,
+# which is too pale for a line.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C8C8C")
+LINE_STYLES = ("-", "--", ":", "-.")
+MOST_CURVES = 8
+
+
+def plot_curves(
+    axes: Axes,
+    rows: Sequence[results.Row],
+    metric: str,
+    variants: Sequence[str] | None = None,
+    *,
+    labels: Mapping[str, str] | None = None,
+    looks: Mapping[str, tuple[str, str]] | None = None,
+    smoothing: int = 1,
+    threshold: float | None = None,
+    title: str = "",
+    repetitions: int = 2000,
+    confidence: float = statistics.CONFIDENCE,
+) -> dict[str, statistics.Curve]:
+    """Draws a line (interquartile mean over seeds) and a band (its interval) per variant over environment steps.
+
+    Args:
+      axes: where to draw.
+      rows: of one experiment.
+      metric: the rows' key on the y-axis.
+      variants: which, in the order of the colours; all of the rows if none.
+      labels: variant to its name in the legend.
+      looks: variant to colour and line style; by their order if none. ``looks_of`` gives them across figures.
+      smoothing: evaluations per trailing mean of each seed.
+      threshold: a height to mark with a thin line.
+      title: of the axes.
+      repetitions, confidence: of the bootstrap.
+
+    Returns:
+      Variant to the curve that was drawn.
+
+    Raises:
+      UserError: if no row has the metric, or a variant has no value of it.
+    """
+    known = results.metrics_of(rows)
+    if metric not in known:
+        raise unknown("metric", metric, known)
+    chosen = list(variants) if variants is not None else results.variants_of(rows)
+    curves: dict[str, statistics.Curve] = {}
+    by_order = dict(zip(chosen, _looks(len(chosen)), strict=True))
+    for variant in chosen:
+        colour, style = (looks or by_order)[variant]
+        own = [row for row in rows if row.get("variant", "") == variant]
+        shown = variant or results.DEFAULT_VARIANT
+        try:
+            curve = statistics.curve(own, metric, smoothing, repetitions, confidence)
+        except ValueError as error:
+            raise UserError(f"variant {shown!r}: {error}") from error
+        seeds = int(curve.runs.max())
+        label = f"{(labels or {}).get(variant, shown)} ({seeds} seed{'s' if seeds != 1 else ''})"
+        axes.plot(curve.env_steps, curve.estimate, color=colour, linestyle=style, linewidth=1.8, label=label)
+        axes.fill_between(curve.env_steps, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
+        curves[variant] = curve
+    if threshold is not None:
+        axes.axhline(threshold, color="0.5", linewidth=0.8, linestyle=(0, (2, 3)))
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel(metric.replace("_", " "))
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(_thousands))
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=6))
+    axes.grid(True, color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.01)
+    # The order of the legend is that of the lines' ends, so that the eye finds the line beside its name.
+    handles, names = axes.get_legend_handles_labels()
+    ends = [-float(curve.estimate[-1]) for curve in curves.values()]
+    order = sorted(range(len(handles)), key=lambda index: ends[index])
+    axes.legend(
+        [handles[index] for index in order],
+        [names[index] for index in order],
+        frameon=False,
+        fontsize=8.5,
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+    )
+    return curves
+
+
+def panels(variants: Sequence[str]) -> dict[str, list[str]]:
+    """Variants by panel: one panel for up to 8, otherwise one per setting, the tokens after the first."""
+    if len(variants) <= MOST_CURVES:
+        return {"": list(variants)}
+    grouped: dict[str, list[str]] = {}
+    for variant in variants:
+        grouped.setdefault(variant.partition(",")[2], []).append(variant)
+    return grouped
+
+
+def looks_of(variants: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Variant to colour and line style, one for each first token, so that a method looks the same in every panel."""
+    methods = list(dict.fromkeys(variant.partition(",")[0] for variant in variants))
+    by_method = dict(zip(methods, _looks(len(methods)), strict=True))
+    return {variant: by_method[variant.partition(",")[0]] for variant in variants}
+
+
+def draw(
+    experiments: Mapping[str, Sequence[results.Row]],
+    metric: str,
+    variants: Mapping[str, Sequence[str]] | None = None,
+    smoothing: int = 1,
+    threshold: float | None = None,
+) -> Figure:
+    """One figure: a panel per experiment, or per setting of one with many variants; see ``panels``.
+
+    Args:
+      experiments: name to rows.
+      metric, smoothing, threshold: as in ``plot_curves``.
+      variants: name to the variants to draw; all if none.
+    """
+    drawn = []
+    for name, rows in experiments.items():
+        chosen = (variants or {}).get(name) or results.variants_of(rows)
+        split = panels(chosen)
+        looks = looks_of(chosen) if len(split) > 1 else None
+        for setting, members in split.items():
+            drawn.append((f"{name}: {setting}" if setting else name, rows, members, looks))
+    figure = Figure(figsize=(8.5, 3.9 * len(drawn)), layout="constrained")
+    for axes, panel in zip(figure.subplots(len(drawn), squeeze=False)[:, 0], drawn, strict=True):
+        title, rows, members, looks = panel
+        plot_curves(axes, rows, metric, members, looks=looks, smoothing=smoothing, threshold=threshold, title=title)
+    interval = f"{100 * statistics.CONFIDENCE:g} %"
+    figure.text(
+        0.01, -0.01, f"line: interquartile mean over seeds; band: {interval} bootstrap interval", fontsize=8, va="top"
+    )
+    return figure
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes a PNG whole or not at all.
+
+    Raises:
+      UserError: if the path ends in anything but ``.png``, or cannot be written.
+    """
+    if Path(path).suffix.lower() != ".png":
+        raise UserError(f"figure file {str(path)!r}: expected a name that ends in .png")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
+    results.write_atomic(path, buffer.getvalue())
+
+
+def experiments_of(paper: str, package: str = registry.PACKAGE) -> list[str]:
+    """The experiment of that name, or every one whose name starts with ``paper_`` or that reproduces the paper.
+
+    Raises:
+      UserError: if there is none.
+    """
+    known = registry.names(package)
+    if paper in known:
+        return [paper]
+    word = re.compile(rf"(?<!\w){re.escape(paper)}(?!\w)", re.IGNORECASE)
+    found = [
+        name
+        for name in known
+        if name.startswith(f"{paper}_") or word.search(registry.module_of(name, package).REPRODUCES)
+    ]
+    if not found:
+        raise unknown("paper or experiment", paper, known)
+    return found
+
+
+@command
+def main(argv: Sequence[str] | None = None, package: str = registry.PACKAGE) -> int:
+    parser = argparse.ArgumentParser(prog="python -m experiments.figures", description="Draw learning curves.")
+    parser.add_argument("name", metavar="PAPER|NAME", help="a paper, such as oprl, or an experiment")
+    parser.add_argument("--metric", default="success")
+    parser.add_argument("--variants", help="variants to draw: a,b or, where they have commas, a,warm;b,warm")
+    parser.add_argument("--smoothing", type=int, default=1, help="evaluations per trailing mean (1)")
+    parser.add_argument("--threshold", type=float, help="a height to mark")
+    parser.add_argument("--out", help="the PNG file (NAME.png)")
+    add_source_options(parser)
+    options = parser.parse_args(argv)
+    found: dict[str, list[results.Row]] = {}
+    sources = []
+    # Rows of an experiment that is not installed here can still be drawn from the file given.
+    asked = [options.name] if options.results else experiments_of(options.name, package)
+    for name in asked:
+        try:
+            rows, source = rows_of(argparse.Namespace(**{**vars(options), "name": name}), package)
+        except results.NoRowsError:
+            if len(asked) == 1:
+                raise
+            continue
+        found[name] = rows
+        sources.append(source)
+    if not found:
+        raise UserError(f"no rows of {', '.join(asked)}: run one first, `python -m experiments.run {asked[0]}`")
+    if options.variants:
+        chosen = {
+            name: results.select_variants(options.variants, results.variants_of(rows)) for name, rows in found.items()
+        }
+    else:
+        chosen = None
+    out = options.out or f"{options.name}.png"
+    save(draw(found, options.metric, chosen, options.smoothing, options.threshold), out)
+    print(f"{out}: {options.metric} of {', '.join(found)}, rows of {', '.join(sources)}")
+    return 0
+
+
+def _looks(count: int) -> list[tuple[str, str]]:
+    """``count`` pairs of colour and line style, the colours first."""
+    pairs = [(colour, style) for style in LINE_STYLES for colour in PALETTE]
+    return list(islice(cycle(pairs), count))
+
+
+def _thousands(value: float, position: int | None = None) -> str:
+    """``1.5M``, ``250k``, ``30``."""
+    del position
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""The learn step, written once, and the pure half of a run around it.
+
+Key streams: everything random in a run derives from the seed's key by ``fold_in`` with one of the names below
+and then the iteration, so that no state of a generator is carried and a resumed run draws what the uninterrupted
+one would have drawn. Evaluation draws from a key of its own, the same for every seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from agents.base import Agent
+from envs.rollout import Policy, episode_statistics, episodes, start_unroll, unroll
+from envs.types import Environment, PyTree, Trajectory
+from rewards.base import RewardTransform
+
+# Streams of a seed's key.
+AGENT_INIT, REWARD_INIT, WARM_START, ENVIRONMENT_INIT, ROLLOUT, REWARD_UPDATE, AGENT_UPDATE = range(7)
+
+# Metrics that are sums or maxima over a chunk; every other metric is a mean over its iterations.
+SUM_PREFIX, MAX_PREFIX = "sum/", "max/"
+
+
+class RunState(NamedTuple):
+    """All that a run is, and the only thing that is checkpointed.
+
+    Attributes:
+      agent, reward: states of the agent and of the reward chain.
+      rollout: the unrolling worlds, ``()`` for whole episodes and for host worlds.
+      key: the seed's key; constant.
+      rejected: consecutive non-finite updates, ``int32``.
+    """
+
+    agent: PyTree
+    reward: PyTree
+    rollout: PyTree
+    key: jax.Array
+    rejected: jax.Array
+
+
+def stream(key: jax.Array, name: int, index: int | jax.Array = 0) -> jax.Array:
+    """The key of stream ``name`` at ``index``."""
+    return jax.random.fold_in(jax.random.fold_in(key, name), index)
+
+
+def acting_policy(agent: Agent, params: PyTree, *, greedy: bool = False) -> Policy:
+    """The policy function of ``agent`` at ``params``."""
+
+    def policy(carry, observation, key):
+        return agent.act(params, carry, observation, key, greedy=greedy)
+
+    return policy
+
+
+def all_finite(tree: PyTree) -> jax.Array:
+    """Whether every floating-point number of ``tree`` is finite; ``[]`` bool."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves])) if leaves else jnp.bool_(True)
+
+
+def initial_state(
+    agent: Agent, reward: RewardTransform, key: jax.Array, *, warm_start: Callable[..., Any] | None = None
+) -> RunState:
+    """The state before the first iteration, without the worlds.
+
+    ``warm_start(params, key) -> params`` changes the agent's parameters before the reward chain sees the policy.
+    """
+    agent_state = agent.init(stream(key, AGENT_INIT))
+    if warm_start is not None:
+        agent_state = agent_state._replace(params=warm_start(agent_state.params, stream(key, WARM_START)))
+    policy_params = agent_state.params["policy"] if "policy" in agent_state.params else None
+    reward_state = reward.init(stream(key, REWARD_INIT), policy_params=policy_params)
+    return RunState(agent_state, reward_state, (), key, jnp.zeros((), jnp.int32))
+
+
+def learn(
+    agent: Agent, reward: RewardTransform, state: RunState, trajectory: Trajectory, iteration: jax.Array
+) -> tuple[RunState, dict[str, jax.Array]]:
+    """One learning step: update the reward chain, relabel, update the agent.
+
+    A step whose new agent or reward state is not finite is undone: the state stays and ``rejected`` counts up; a
+    finite step sets it back to 0.
+
+    Returns:
+      The next state, and metrics ``[]`` (see ``reduce_metric`` for what a name says of its reduction).
+    """
+    policy_params = state.agent.params.get("policy")
+    reward_key = stream(state.key, REWARD_UPDATE, iteration)
+    reward_state, update_metrics = reward.update(state.reward, trajectory, reward_key, policy_params=policy_params)
+    relabelled, apply_metrics = reward.apply(reward_state, trajectory, policy_params=policy_params)
+    agent_state, agent_metrics = agent.update(state.agent, relabelled, stream(state.key, AGENT_UPDATE, iteration))
+    finite = all_finite((agent_state, reward_state))
+    agent_state, reward_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), (agent_state, reward_state), (state.agent, state.reward)
+    )
+    rejected = jnp.where(finite, 0, state.rejected + 1)
+    metrics = {f"agent/{name}": value for name, value in agent_metrics.items()}
+    metrics |= {f"reward/{name}": value for name, value in (update_metrics | apply_metrics).items()}
+    # A rejected step's figures would make every mean of the chunk non-finite.
+    metrics = {name: jnp.where(finite, value, 0.0) for name, value in metrics.items()}
+    world_finite = all_finite((trajectory.observation, trajectory.next_observation, trajectory.rewards))
+    metrics |= {SUM_PREFIX + name: value for name, value in episode_statistics(trajectory).items()}
+    metrics[SUM_PREFIX + "rejected"] = 1 - finite.astype(jnp.int32)
+    metrics[SUM_PREFIX + "non_finite_worlds"] = 1 - world_finite.astype(jnp.int32)
+    metrics[MAX_PREFIX + "rejected"] = rejected
+    return state._replace(agent=agent_state, reward=reward_state, rejected=rejected), metrics
+
+
+def start_rollout(environment: Environment, agent: Agent, state: RunState) -> RunState:
+    """Starts the worlds of an unrolling agent; does nothing for whole episodes."""
+    if agent.data.kind == "episodes":
+        return state
+    batch = agent.data.batch
+    key = stream(state.key, ENVIRONMENT_INIT)
+    return state._replace(rollout=start_unroll(environment, key, batch, agent.initial_carry(batch)))
+
+
+def collect(
+    environment: Environment, agent: Agent, state: RunState, iteration: jax.Array, *, start_states: int | None = None
+) -> tuple[RunState, Trajectory]:
+    """The data that ``agent`` wants, from a pure world; ``start_states`` as in ``envs.rollout.unroll``."""
+    data = agent.data
+    policy = acting_policy(agent, state.agent.params)
+    key = stream(state.key, ROLLOUT, iteration)
+    carry = agent.initial_carry(data.batch)
+    if data.kind == "episodes":
+        trajectory = episodes(
+            environment,
+            policy,
+            key,
+            length=data.length,
+            batch=data.batch,
+            group_size=data.group_size,
+            initial_carry=carry,
+        )
+        return state, trajectory
+    rollout, trajectory = unroll(
+        environment,
+        policy,
+        state.rollout,
+        key,
+        length=data.length,
+        initial_carry=carry,
+        start_states=start_states,
+    )
+    return state._replace(rollout=rollout), trajectory
+
+
+def run_chunk(
+    environment: Environment,
+    agent: Agent,
+    reward: RewardTransform,
+    state: RunState,
+    first_iteration: jax.Array,
+    *,
+    iterations: int,
+    start_states: int | None = None,
+) -> tuple[RunState, dict[str, jax.Array]]:
+    """``iterations`` of collect and learn in one scan.
+
+    Returns:
+      The state, and metrics reduced over the chunk: sums under ``sum/``, means otherwise; ``max/rejected`` is the
+      longest run of rejected updates.
+    """
+
+    def step(state, offset):
+        iteration = first_iteration + offset
+        state, trajectory = collect(environment, agent, state, iteration, start_states=start_states)
+        return learn(agent, reward, state, trajectory, iteration)
+
+    state, metrics = jax.lax.scan(step, state, jnp.arange(iterations))
+    return state, {name: reduce_metric(name, values) for name, values in metrics.items()}
+
+
+def reduce_metric(name: str, values: Any) -> Any:
+    """Reduces the leading axis of a metric by what its name says: sum, maximum or mean."""
+    if name.startswith(SUM_PREFIX):
+        return values.sum(axis=0)
+    if name.startswith(MAX_PREFIX):
+        return values.max(axis=0)
+    return values.mean(axis=0)
+
+
+def evaluate_episodes(
+    environment: Environment,
+    agent: Agent,
+    params: PyTree,
+    key: jax.Array,
+    *,
+    num_episodes: int,
+    length: int,
+    greedy: bool,
+) -> dict[str, jax.Array]:
+    """Means over ``num_episodes`` whole episodes, each from a start state of its own: ``return``, ``length`` and the
+    entries of the world's ``info`` (``success``)."""
+    trajectory = episodes(
+        environment,
+        acting_policy(agent, params, greedy=greedy),
+        key,
+        length=length,
+        batch=num_episodes,
+        group_size=1,
+        initial_carry=agent.initial_carry(num_episodes),
+    )
+    sums = episode_statistics(trajectory)
+    count = jnp.maximum(sums["episodes"], 1.0)
+    return {name: value / count for name, value in sums.items() if name not in ("episodes", "env_steps")}

@@ -1,0 +1,1 @@
+"""Learning signals: reward transforms and learned reward models."""

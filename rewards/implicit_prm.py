@@ -1,0 +1,344 @@
+"""Implicit process rewards: a step's reward is how much more likely a preference-trained policy finds it.
+
+The model is a policy ``pi_phi`` against a reference ``pi_ref``; the step reward is their log-ratio
+
+    r_t = beta * [ log pi_phi(a_t | o_t) - log pi_ref(a_t | o_t) ]                                         (1)
+
+and outcome labels alone train it, through the score of a whole rollout (Yuan et al., 2024, "Free process
+rewards without process labels"; Cui et al., 2025, PRIME; Liu et al., 2025, OPRL / iStar, equations 1 and 2).
+For every ``phi`` and every world, ``E_{tau ~ pi_ref} exp(sum_t r_t / beta) = 1``, so that raw step rewards
+are negative on average and need a baseline.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import optax
+
+from agents.base import DataSpec
+from agents.credit import from_groups, masked_mean, to_groups
+from agents.distributions import distribution_for
+from agents.losses import outcome_cross_entropy, pairwise_preference
+from agents.networks import Head, NetworkConfig, network
+from envs.types import EnvironmentSpec, PyTree, Trajectory
+from rewards.base import RewardTransform
+
+FORMS = ("policy", "residual", "centred")
+LOSSES = ("preference", "cross_entropy", "squared_error")
+REFERENCES = ("rolling", "frozen")
+REDUCTIONS = ("sum", "mean")
+SCORES = ("after", "before")
+SCALES = ("none", "max")
+
+
+class Rollouts(NamedTuple):
+    """What the model learns from: ``[T, B, ...]``, and ``outcome`` ``[B]``."""
+
+    observation: PyTree
+    action: PyTree
+    mask: jax.Array
+    log_prob: jax.Array
+    distribution: jax.Array
+    outcome: jax.Array
+
+
+class ImplicitPRMState(NamedTuple):
+    """State of ``implicit_prm``.
+
+    Attributes:
+      params: of the model.
+      scoring: parameters that score, ``()`` where they are ``params``.
+      reference: frozen reference parameters, ``()`` for a rolling reference.
+      optimiser: its state.
+      replay: ``Rollouts`` with a leading axis of kept iterations, ``()`` without replay.
+      seen: how many iterations were seen; ``int32``.
+      accuracy: pairwise accuracy on fresh rollouts, before the update; smoothed.
+    """
+
+    params: PyTree
+    scoring: PyTree
+    reference: PyTree
+    optimiser: PyTree
+    replay: PyTree
+    seen: jax.Array
+    accuracy: jax.Array
+
+
+def implicit_prm(
+    spec: EnvironmentSpec,
+    *,
+    data: DataSpec,
+    network_config: NetworkConfig = NetworkConfig(),  # noqa: B008  (frozen)
+    continuous: str = "gaussian",
+    form: str = "policy",
+    reference: str = "rolling",
+    loss: str = "preference",
+    reduction: str = "sum",
+    beta: float = 0.05,
+    learning_rate: float = 1e-3,
+    max_gradient_norm: float = 10.0,
+    weight_decay: float = 0.0,
+    updates: int = 1,
+    replay: int = 0,
+    groups_per_update: int = 0,
+    score: str = "after",
+    scale: str = "none",
+    calibrated: bool = False,
+    calibration_smoothing: float = 0.0,
+    fading: float = 0.0,
+    outcome_threshold: float = 0.0,
+    tolerance: float = 1e-5,
+    channel: str = "implicit_prm",
+) -> RewardTransform:
+    """Builds the process-reward transform; it writes ``channel`` from the rollout outcomes of ``env``.
+
+    A rollout is positive if its ``env`` return exceeds ``outcome_threshold``. Its score is the sum or mean over
+    steps of (1). Losses:
+
+    * ``preference``: ``-log sigmoid(score_+ - score_-)``, mean over all positive x negative pairs of all groups;
+    * ``cross_entropy``: of ``sigmoid(score)`` on the outcome (PRIME);
+    * ``squared_error``: ``(score - (R_i - mean_j R_j))^2`` against the outcome centred in its group, with
+      outcomes 0 or 1.
+
+    Args:
+      spec, data: the world and the rollouts; ``data`` must be episodes in groups.
+      network_config: of the model; with form ``policy`` it must be the policy's own where the model starts
+        from the policy's parameters (``policy_params`` at ``init``).
+      form: ``policy``: ``pi_phi`` is a policy network of its own; ``residual``: ``pi_phi`` has the behaviour
+        policy's parameters plus the network's output, for a categorical ``pi_phi ~ pi_old exp(g)``, so that
+        the rolling reference is exact and rewards start at 0; ``centred``:
+        ``r_t = beta (g(o_t, a_t) - E_{a ~ pi_old} g(o_t, a))`` for Discrete actions.
+      reference: ``rolling``: the behaviour policy of the rollout, as recorded; ``frozen``: the policy at ``init``.
+      loss, reduction: see above. The papers sum; the released iStar code takes the mean.
+      beta: scale of (1).
+      learning_rate, max_gradient_norm, weight_decay: AdamW on the model.
+      updates: optimiser steps per call of ``update``.
+      replay: how many past iterations are kept to learn from (with the behaviour policy of their time); 0 learns
+        from the fresh rollouts alone.
+      groups_per_update: groups per optimiser step, drawn uniformly; 0 takes as many as are fresh.
+      score: ``after``: rewards of the updated model (the OPRL paper); ``before``: of the model before its
+        update (single forward: PRIME and the released iStar code).
+      scale: ``max`` divides all rewards by the largest absolute value of the batch (released iStar code).
+      calibrated: write ``credit_weight`` for the channel: ``clip(2 accuracy - 1, 0, 1)`` with the pairwise accuracy
+        on fresh rollouts before the update.
+      calibration_smoothing: weight of the past in the running accuracy, in [0, 1).
+      fading: exponent of a further factor ``(1 - success rate of the batch)^fading`` of ``credit_weight``: a reward
+        model that leads a policy early on distracts it once it succeeds without; 0 for no fading.
+      outcome_threshold: see above.
+      tolerance: if no log-ratio of the batch exceeds it, all rewards are set to 0: a normaliser after this one
+        must not blow rounding noise up to unit scale.
+      channel: name of the channel.
+
+    Raises:
+      ValueError: an unknown choice, data without groups, ``residual`` or ``centred`` with a frozen reference, or
+        ``centred`` on actions that are not Discrete.
+    """
+    known = {"form": FORMS, "reference": REFERENCES, "loss": LOSSES, "reduction": REDUCTIONS}
+    given = {"form": form, "reference": reference, "loss": loss, "reduction": reduction}
+    known |= {"score": SCORES, "scale": SCALES}
+    given |= {"score": score, "scale": scale}
+    for name, choice in given.items():
+        if choice not in known[name]:
+            raise ValueError(f"implicit_prm: {name}={choice!r}: expected one of {known[name]}")
+    if data.kind != "episodes" or data.group_size < 2:
+        raise ValueError(
+            f"implicit_prm compares rollouts of one start state: got data.kind={data.kind!r} with "
+            f"group_size={data.group_size}, expected 'episodes' with group_size >= 2"
+        )
+    if form != "policy" and reference == "frozen":
+        raise ValueError(
+            f"implicit_prm: form={form!r} is written on the behaviour policy: expected reference 'rolling'"
+        )
+    if form == "centred" and not isinstance(spec.action_space, gymnasium.spaces.Discrete):
+        raise ValueError(f"implicit_prm: form='centred' needs Discrete actions, got {spec.action_space}")
+    for name, value in {"updates": updates, "replay": replay, "groups_per_update": groups_per_update}.items():
+        if value < 0:
+            raise ValueError(f"implicit_prm: {name}={value}: expected at least 0")
+    fresh_groups = data.batch // data.group_size
+    drawn = groups_per_update or fresh_groups
+    if replay == 0 and drawn > fresh_groups:
+        raise ValueError(f"implicit_prm: groups_per_update={drawn}: expected at most the {fresh_groups} fresh groups")
+    subset = replay > 0 or drawn < fresh_groups
+
+    distribution = distribution_for(spec.action_space, continuous=continuous)
+    # A residual starts at exactly nothing; a policy as the policy does.
+    head = Head(distribution.num_parameters, scale=0.01, num_free=distribution.num_free)
+    if form != "policy":
+        head = Head(distribution.num_parameters, scale=0.0)
+    model = network(spec.observation_space, {"policy": head}, network_config)
+    optimiser = optax.chain(
+        optax.clip_by_global_norm(max_gradient_norm), optax.adamw(learning_rate, weight_decay=weight_decay)
+    )
+
+    def outputs(params, rollouts):
+        carry = model.initial_carry(rollouts.mask.shape[1])
+        return model.apply(params, rollouts.observation, carry, None)[0]["policy"]
+
+    def log_ratio(params, reference_params, rollouts):
+        """``[T, B]``, zero where masked."""
+        own = outputs(params, rollouts)
+        if form == "policy":
+            ratio = distribution.log_prob(own, rollouts.action)
+            if reference == "rolling":
+                ratio -= rollouts.log_prob
+            else:
+                ratio -= distribution.log_prob(outputs(reference_params, rollouts), rollouts.action)
+        elif form == "residual":
+            behaviour = rollouts.distribution
+            ratio = distribution.log_prob(behaviour + own, rollouts.action)
+            ratio -= distribution.log_prob(behaviour, rollouts.action)
+        else:
+            chosen = jax.nn.one_hot(rollouts.action, distribution.num_parameters)
+            ratio = jnp.sum((chosen - jax.nn.softmax(rollouts.distribution)) * own, axis=-1)
+        return jnp.where(rollouts.mask > 0, ratio, 0.0)
+
+    def rollout_scores(params, reference_params, rollouts):
+        steps = beta * log_ratio(params, reference_params, rollouts)
+        total = jnp.sum(steps, axis=0) if reduction == "sum" else masked_mean(steps, rollouts.mask, 0)
+        return to_groups(total, data.group_size)
+
+    def loss_fn(params, reference_params, rollouts):
+        scores = rollout_scores(params, reference_params, rollouts)
+        outcome = to_groups(rollouts.outcome, data.group_size)
+        if loss == "preference":
+            return pairwise_preference(scores, outcome > 0.5)[0]
+        if loss == "cross_entropy":
+            return jnp.mean(outcome_cross_entropy(scores, outcome))
+        return jnp.mean(jnp.square(scores - (outcome - jnp.mean(outcome, -1, keepdims=True))))
+
+    def rollouts_of(trajectory: Trajectory) -> Rollouts:
+        returns = jnp.sum(trajectory.rewards["env"] * trajectory.mask, axis=0)
+        return Rollouts(
+            trajectory.observation,
+            trajectory.action,
+            trajectory.mask,
+            trajectory.extras["log_prob"],
+            trajectory.extras["distribution"],
+            (returns > outcome_threshold).astype(jnp.float32),
+        )
+
+    def empty_replay():
+        lead = (replay, data.length, data.batch)
+        action = jax.eval_shape(distribution.mode, jax.ShapeDtypeStruct((distribution.num_parameters,), jnp.float32))
+
+        def zeros(leaf):
+            return jnp.zeros((*lead, *leaf.shape), leaf.dtype)
+
+        return Rollouts(
+            jax.tree.map(zeros, spec.observation_template()),
+            jax.tree.map(zeros, action),
+            jnp.zeros(lead),
+            jnp.zeros(lead),
+            jnp.zeros((*lead, distribution.num_parameters)),
+            jnp.zeros((replay, data.batch)),
+        )
+
+    def init_fn(key, *, policy_params: PyTree | None = None, **extra: Any):
+        del extra
+        params = model.init(key)
+        if form == "policy" and policy_params is not None:
+            # Copies: a learner donates both, and one buffer cannot be given away twice.
+            params = {name: jax.tree.map(jnp.copy, policy_params[name]) for name in params}
+        return ImplicitPRMState(
+            params=params,
+            scoring=jax.tree.map(jnp.copy, params) if score == "before" else (),
+            reference=jax.tree.map(jnp.copy, params) if reference == "frozen" else (),
+            optimiser=optimiser.init(params),
+            replay=empty_replay() if replay else (),
+            seen=jnp.zeros((), jnp.int32),
+            accuracy=jnp.full((), 0.5),
+        )
+
+    def apply_fn(state, trajectory, **extra):
+        del extra
+        params = state.scoring if score == "before" else state.params
+        ratio = log_ratio(params, state.reference, rollouts_of(trajectory))
+        # Written so that a NaN stays one: a learner must see it.
+        ratio = jnp.where(jnp.max(jnp.abs(ratio)) <= tolerance, 0.0, ratio)
+        step_rewards = beta * ratio
+        largest = jnp.max(jnp.abs(step_rewards))
+        if scale == "max":
+            step_rewards = step_rewards / jnp.maximum(largest, 1e-12)
+        metrics = {
+            "reward_mean": masked_mean(step_rewards, trajectory.mask),
+            "reward_max": largest,
+        }
+        extras = trajectory.extras
+        weight = (1.0 - jnp.mean(rollouts_of(trajectory).outcome)) ** fading
+        if calibrated:
+            weight *= jnp.clip(2.0 * state.accuracy - 1.0, 0.0, 1.0)
+        weights = extras.get("credit_weight", {}) | {channel: jnp.broadcast_to(weight, trajectory.mask.shape)}
+        extras = extras | {"credit_weight": weights}
+        metrics["credit_weight"] = weight
+        rewards = trajectory.rewards | {channel: step_rewards}
+        return trajectory._replace(rewards=rewards, extras=extras), metrics
+
+    def update_fn(state, trajectory, key, **extra):
+        del extra
+        fresh = rollouts_of(trajectory)
+        outcome = to_groups(fresh.outcome, data.group_size)
+        scores = rollout_scores(state.params, state.reference, fresh)
+        _, accuracy = pairwise_preference(scores, outcome > 0.5)
+        mixed = jnp.any((outcome > 0.5), -1) & jnp.any(outcome <= 0.5, -1)
+        smoothed = calibration_smoothing * state.accuracy + (1 - calibration_smoothing) * accuracy
+        # Without a pair there is nothing to measure: the last figure stands.
+        running = jnp.where(jnp.any(mixed), smoothed, state.accuracy)
+        store = state.replay
+        if replay:
+            slot = state.seen % replay
+            store = jax.tree.map(lambda kept, new: kept.at[slot].set(new), store, fresh)
+        filled = jnp.minimum(state.seen + 1, max(replay, 1))
+
+        def draw(key):
+            if not subset:
+                return fresh
+            if not replay:
+                group = jax.random.permutation(key, fresh_groups)[:drawn]
+                return _take_groups(fresh, group, data.group_size)
+            pick = jax.random.randint(key, (drawn,), 0, filled * fresh_groups)
+            return _take_kept_groups(store, pick // fresh_groups, pick % fresh_groups, data.group_size)
+
+        def step(carry, key):
+            params, optimiser_state = carry
+            value, gradient = jax.value_and_grad(loss_fn)(params, state.reference, draw(key))
+            changes, optimiser_state = optimiser.update(gradient, optimiser_state, params)
+            return (optax.apply_updates(params, changes), optimiser_state), value
+
+        carry = (state.params, state.optimiser)
+        losses = jnp.zeros(1)
+        if updates:
+            carry, losses = jax.lax.scan(step, carry, jax.random.split(key, updates))
+        params, optimiser_state = carry
+        new_state = ImplicitPRMState(
+            params=params,
+            scoring=state.params if score == "before" else (),
+            reference=state.reference,
+            optimiser=optimiser_state,
+            replay=store,
+            seen=state.seen + 1,
+            accuracy=running,
+        )
+        metrics = {"loss": losses[-1], "accuracy": accuracy, "mixed_groups": jnp.mean(mixed.astype(jnp.float32))}
+        return new_state, metrics
+
+    return RewardTransform(init_fn, apply_fn, update_fn)
+
+
+def _take_groups(rollouts: Rollouts, group: jax.Array, group_size: int) -> Rollouts:
+    """The groups ``group [K]`` of ``rollouts``, as rollouts ``[T, K * N]``."""
+    columns = from_groups(group[:, None] * group_size + jnp.arange(group_size))
+    taken = jax.tree.map(lambda x: jnp.take(x, columns, axis=1), rollouts._replace(outcome=()))
+    return taken._replace(outcome=rollouts.outcome[columns])
+
+
+def _take_kept_groups(store: Rollouts, slot: jax.Array, group: jax.Array, group_size: int) -> Rollouts:
+    """Group ``group[k]`` of kept iteration ``slot[k]`` for every k, as rollouts ``[T, K * N]``."""
+    columns = group[:, None] * group_size + jnp.arange(group_size)
+    slots = jnp.broadcast_to(slot[:, None], columns.shape)
+    slots, columns = from_groups(slots), from_groups(columns)
+    taken = jax.tree.map(lambda x: jnp.moveaxis(x[slots, :, columns], 0, 1), store._replace(outcome=()))
+    return taken._replace(outcome=store.outcome[slots, columns])

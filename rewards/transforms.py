@@ -1,0 +1,89 @@
+"""Plain changes of one channel: scale, clip, normalise by running statistics."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from agents.credit import masked_mean
+from envs.types import Trajectory
+from rewards.base import RewardTransform, stateless
+
+
+def _channel(trajectory: Trajectory, channel: str) -> jax.Array:
+    if channel not in trajectory.rewards:
+        raise KeyError(f"no reward channel {channel!r}; the trajectory has {sorted(trajectory.rewards)}")
+    return trajectory.rewards[channel]
+
+
+def _write(trajectory: Trajectory, channel: str, value: jax.Array) -> Trajectory:
+    return trajectory._replace(rewards=trajectory.rewards | {channel: value})
+
+
+def scale(channel: str = "env", *, factor: float) -> RewardTransform:
+    """``r <- factor * r``."""
+    return stateless(lambda trajectory: _write(trajectory, channel, factor * _channel(trajectory, channel)))
+
+
+def clip(channel: str = "env", *, low: float = -1.0, high: float = 1.0) -> RewardTransform:
+    """``r <- clip(r, low, high)`` (Mnih et al., 2015, methods: rewards to [-1, 1]).
+
+    Raises:
+      ValueError: unless ``low < high``.
+    """
+    if not low < high:
+        raise ValueError(f"clip: low={low}, high={high}: expected low < high")
+    return stateless(lambda trajectory: _write(trajectory, channel, jnp.clip(_channel(trajectory, channel), low, high)))
+
+
+class NormaliseState(NamedTuple):
+    """Running count, mean and sum of squared deviations of the values seen; ``[]`` each."""
+
+    count: jax.Array
+    mean: jax.Array
+    squares: jax.Array
+
+
+def normalise(
+    channel: str = "env", *, centred: bool = False, minimum_std: float = 1e-4, limit: float | None = 10.0
+) -> RewardTransform:
+    """``r <- clip(m (r - mean) / max(std, minimum_std), -limit, limit)`` with running moments of all valid steps seen.
+
+    Without ``centred`` the mean stays: taking it away would pay for longer episodes where it is negative. The floor
+    ``minimum_std`` keeps a channel that is nearly 0 everywhere from being blown up to unit scale. Moments are
+    merged batch by batch (Chan, Golub and LeVeque, 1979).
+    """
+
+    def init_fn(key, **extra):
+        del key, extra
+        return NormaliseState(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
+
+    def apply_fn(state, trajectory, **extra):
+        del extra
+        rewards = _channel(trajectory, channel)
+        std = jnp.sqrt(state.squares / jnp.maximum(state.count, 1.0))
+        shifted = rewards - state.mean if centred else rewards
+        value = shifted / jnp.maximum(std, minimum_std) * trajectory.mask
+        if limit is not None:
+            value = jnp.clip(value, -limit, limit)
+        return _write(trajectory, channel, value), {"std": std, "mean": state.mean}
+
+    def update_fn(state, trajectory, key, **extra):
+        del key, extra
+        rewards, mask = _channel(trajectory, channel), trajectory.mask
+        count = jnp.sum(mask)
+        mean = masked_mean(rewards, mask)
+        squares = jnp.sum(mask * jnp.square(rewards - mean))
+        total = state.count + count
+        delta = mean - state.mean
+        safe = jnp.maximum(total, 1.0)
+        merged = NormaliseState(
+            total,
+            state.mean + delta * count / safe,
+            state.squares + squares + jnp.square(delta) * state.count * count / safe,
+        )
+        return merged, {}
+
+    return RewardTransform(init_fn, apply_fn, update_fn)

@@ -1,0 +1,54 @@
+"""Installs sagax: four top-level packages, always editable and into the project's own virtual environment.
+
+The package names are generic (``agents`` is also what the distribution openai-agents installs), so that sagax is never
+published; ``experiments`` refuses to start where one of them resolves outside this folder.
+"""
+
+from setuptools import find_packages, setup
+
+PACKAGES = ("agents", "envs", "rewards", "experiments")
+
+CORE = [
+    "jax>=0.10.2",
+    "flax>=0.12",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12",
+    "chex>=0.1.92",
+    "gymnasium[classic-control]>=1.4",
+    "ml-collections>=1.1",
+    "numpy>=2.2",
+    "scipy>=1.15",
+    "tensorboardX>=2.6.5",
+    "rich>=14",
+    "matplotlib>=3.10",
+]
+
+BOX2D = ["gymnasium[box2d]>=1.4"]
+NOTEBOOKS = ["nbclient", "nbformat", "jupytext", "ipykernel"]
+
+EXTRAS = {
+    "text": ["textworld", "textarena", "minigrid", "tokenizers"],
+    "mo": ["mo-gymnasium", "moocore"],
+    "fast": ["envpool"],
+    # Under the GPL, and therefore never in the core.
+    "atari": ["ale-py"],
+    "box2d": BOX2D,
+    "sweep": ["optuna", "submitit", "ray"],
+    "notebooks": NOTEBOOKS,
+    "bilevel": ["optimistix"],
+    "gpu": ["jax[cuda13]>=0.10.2"],
+    "tpu": ["jax[tpu]>=0.10.2"],
+    "test": ["pytest", "hypothesis", "ruff", "mypy", *BOX2D, *NOTEBOOKS],
+}
+
+setup(
+    name="sagax",
+    version="0.1.0",
+    description="Sample-efficient agentic reinforcement learning in JAX: reward channels as composable pure functions",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=[pattern for name in PACKAGES for pattern in (name, f"{name}.*")]),
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    classifiers=["Private :: Do Not Upload"],
+)

@@ -1,0 +1,491 @@
+"""Every advantage estimator against numbers computed by hand, loops and enumeration."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agents.credit import (
+    ESTIMATORS,
+    Context,
+    Credit,
+    Entry,
+    anchor_group,
+    assign,
+    gae,
+    group_outcome,
+    group_steps,
+    leave_one_out_return_to_go,
+    masked_mean,
+    masked_std,
+    observation_hash,
+    other_steps,
+    plain_return,
+    whiten,
+    whitened_return,
+)
+
+# A group of three rollouts of 2, 1 and 3 steps, and a group of equals whose mean is not exact in float32.
+COLUMNS = [[1, 3], [5], [0, 4, 2], [0.1], [0.1], [0.1]]
+N = 3
+
+
+def estimate(estimator, trajectory, group_size=N, values=None, next_values=None, channel="env"):
+    run = jax.jit(lambda t, v, w: estimator.estimate(t.rewards[channel], Context(t, group_size, v, w)))
+    return run(trajectory, values, next_values)
+
+
+def columns_of(result, like=COLUMNS):
+    """The valid part of every column; everything else must be exactly 0."""
+    result = np.asarray(result)
+    for b, column in enumerate(like):
+        assert not result[len(column) :, b].any()
+    return [result[: len(column), b] for b, column in enumerate(like)]
+
+
+def assert_columns(result, expected, rtol=1e-5):
+    for got, column in zip(columns_of(result, expected), expected, strict=True):
+        np.testing.assert_allclose(got, column, rtol=rtol, atol=1e-7)
+
+
+@pytest.fixture(scope="module")
+def trajectory(make_trajectory):
+    return make_trajectory(COLUMNS)
+
+
+# --- statistics ----------------------------------------------------------------------------------------
+
+
+def test_masked_statistics_are_those_of_the_valid_part():
+    rng = np.random.default_rng(0)
+    x, mask = rng.normal(3, 2, (6, 4)).astype(np.float32), (rng.random((6, 4)) < 0.6).astype(np.float32)
+    valid = x[mask > 0]
+    np.testing.assert_allclose(masked_mean(x, mask), valid.mean(), rtol=1e-5)
+    np.testing.assert_allclose(masked_std(x, mask), valid.std(ddof=1), rtol=1e-5)
+    np.testing.assert_allclose(masked_std(x, mask, ddof=0), valid.std(), rtol=1e-5)
+    np.testing.assert_allclose(masked_std(x, mask, 0), [x[mask[:, b] > 0, b].std(ddof=1) for b in range(4)], rtol=1e-5)
+    white = np.asarray(whiten(x, mask))
+    np.testing.assert_allclose(white[mask > 0], (valid - valid.mean()) / np.sqrt(valid.var() + 1e-8), rtol=1e-4)
+    assert not white[mask == 0].any()
+
+
+def test_masked_statistics_of_nothing_are_zero():
+    x, mask = jnp.ones((3, 2)), jnp.zeros((3, 2))
+    assert masked_mean(x, mask) == 0 and masked_std(x, mask) == 0 and not whiten(x, mask).any()
+
+
+# --- generalised advantage -----------------------------------------------------------------------------
+
+
+def test_gae_by_hand(make_trajectory):
+    # discount = trace = 1/2; the second column is truncated, its final value 8 counts.
+    trajectory = make_trajectory([[1, 2], [1, 2], [4]], truncated=[1])
+    values = jnp.array([[0.5, 0.5, 1.0], [1.0, 1.0, 7.0]])
+    next_values = jnp.array([[1.0, 1.0, 9.0], [8.0, 8.0, 9.0]])
+    result = estimate(gae(0.5, 0.5), trajectory, 1, values, next_values)
+    expected = [[1.25, 1.0], [2.25, 5.0], [3.0]]
+    assert_columns(result.advantage, expected)
+    np.testing.assert_allclose(np.asarray(result.value_target)[:, 1], [2.75, 6.0])
+    assert gae().critic and not gae().grouped
+
+
+def test_non_episodic_gae_flows_through_every_end(make_trajectory):
+    # One column whose episode terminates at its first step and goes on: values 1, 2, 3, value behind the last row 4.
+    trajectory = make_trajectory([[1, 1, 1]])
+    trajectory = trajectory._replace(terminated=trajectory.terminated.at[0].set(True))
+    values, next_values = jnp.array([[1.0], [2.0], [3.0]]), jnp.array([[100.0], [100.0], [4.0]])
+    # delta = 1 + .5 * (2, 3, 4) - (1, 2, 3) = (1, .5, 0); trace 1/2: A = (1.125, .5, 0).
+    result = estimate(gae(0.5, 0.5, episodic=False), trajectory, 1, values, next_values)
+    assert_columns(result.advantage, [[1.125, 0.5, 0.0]])
+    episodic = estimate(gae(0.5, 0.5), trajectory, 1, values, next_values)
+    assert episodic.advantage[0, 0] == 0.0  # 1 - 1
+
+
+# --- outcomes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("baseline", "scale", "first_group"),
+    [
+        # Outcomes 4, 5, 6: mean 5, deviation 1 with one degree of freedom off.
+        ("mean", "std", [-1 / (1 + 1e-6), 0, 1 / (1 + 1e-6)]),
+        ("mean", "none", [-1, 0, 1]),
+        ("leave_one_out", "none", [4 - 5.5, 5 - 5, 6 - 4.5]),
+        ("leave_one_out", "std", [-1.5 / (1 + 1e-6), 0, 1.5 / (1 + 1e-6)]),
+        ("none", "none", [4, 5, 6]),
+    ],
+)
+def test_group_outcome_by_hand(trajectory, baseline, scale, first_group):
+    result = estimate(group_outcome(baseline, scale), trajectory).advantage
+    second = [0.1] * 3 if baseline == "none" else [0.0] * 3
+    expected = [[a] * len(column) for a, column in zip(first_group + second, COLUMNS, strict=True)]
+    assert_columns(result, expected)
+    if baseline != "none":
+        assert not result[:, N:].any()
+
+
+@pytest.mark.parametrize("baseline", ["mean", "leave_one_out", "none"])
+@pytest.mark.parametrize("scale", ["std", "none"])
+def test_a_group_of_one_keeps_its_outcome(trajectory, baseline, scale):
+    result = estimate(group_outcome(baseline, scale), trajectory, 1).advantage
+    assert_columns(result, [[sum(column)] * len(column) for column in COLUMNS])
+
+
+@pytest.mark.parametrize("value", [0.1, -200.1, 1e-8, 12345.678])
+@pytest.mark.parametrize("scale", ["std", "none"])
+@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
+def test_equal_rewards_give_exactly_zero(make_trajectory, baseline, scale, value):
+    trajectory = make_trajectory([[value] * 3] * 7)
+    assert not estimate(group_outcome(baseline, scale), trajectory, 7).advantage.any()
+    unequal = make_trajectory([[value], [value] * 3, [value] * 2])
+    assert not estimate(group_steps(baseline, scale), unequal).advantage.any()
+
+
+def test_rounding_noise_is_not_blown_up(make_trajectory):
+    noise = [100.1 * (1 + 1e-7 * k) for k in range(6)]
+    trajectory = make_trajectory([noise[:2], noise[2:3], noise[3:]])
+    assert not estimate(group_steps(), trajectory).advantage.any()
+    outcomes = make_trajectory([[x] for x in noise[:3]])
+    assert not estimate(group_outcome(), outcomes).advantage.any()
+
+
+# --- steps ---------------------------------------------------------------------------------------------
+
+# Steps 1, 3, 5, 0, 4, 2: mean 5/2, squared deviations sum to 35/2, deviation sqrt(7/2).
+STEPS_STD = np.sqrt(3.5) + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rule"),
+    [
+        ({}, lambda r: (r - 2.5) / STEPS_STD),
+        ({"scale": "none"}, lambda r: r - 2.5),
+        # The mean of the five others is (15 - r) / 5.
+        ({"baseline": "leave_one_out", "scale": "none"}, lambda r: r - (15 - r) / 5),
+        ({"baseline": "leave_one_out"}, lambda r: (r - (15 - r) / 5) / STEPS_STD),
+        ({"baseline": "none", "scale": "none"}, lambda r: r),
+        # First steps 1, 5, 0: mean 2, squared deviations sum to 14.
+        ({"first_row_baseline": True}, lambda r: (r - 2) / (np.sqrt(7) + 1e-6)),
+        ({"first_row_baseline": True, "baseline": "leave_one_out", "scale": "none"}, lambda r: 1.5 * (r - 2)),
+    ],
+)
+def test_group_steps_by_hand(trajectory, arguments, rule):
+    result = estimate(group_steps(**arguments), trajectory).advantage
+    first = [[rule(r) for r in column] for column in COLUMNS[:N]]
+    assert_columns(result[:, :N], first)
+    if arguments.get("baseline") != "none":
+        assert not result[:, N:].any()
+
+
+def test_the_mean_over_steps_vanishes_only_under_the_baseline_over_all_steps(trajectory):
+    def mean(**arguments):
+        result = estimate(group_steps(**arguments), trajectory).advantage
+        return float(masked_mean(result[:, :N], trajectory.mask[:, :N]))
+
+    np.testing.assert_allclose(mean(), 0.0, atol=1e-6)
+    np.testing.assert_allclose(mean(baseline="leave_one_out"), 0.0, atol=1e-6)
+    np.testing.assert_allclose(mean(first_row_baseline=True), 0.5 / (np.sqrt(7) + 1e-6), rtol=1e-5)
+
+
+def test_leave_one_out_return_to_go_by_hand(trajectory):
+    # Mean step rewards 2, 5, 2: the others' means are 3.5, 2, 3.5. Discount 1/2.
+    result = estimate(leave_one_out_return_to_go(0.5), trajectory).advantage
+    assert_columns(result, [[-2.75, -0.5], [3.0], [-3.625, -0.25, -1.5], [0.0], [0.0], [0.0]])
+    undiscounted = estimate(leave_one_out_return_to_go(), trajectory).advantage
+    assert_columns(undiscounted[:, :N], [[-3.0, -0.5], [3.0], [-4.5, -1.0, -1.5]])
+
+
+def test_leave_one_out_return_to_go_of_a_group_of_one_is_the_return(trajectory):
+    result = estimate(leave_one_out_return_to_go(), trajectory, 1).advantage
+    assert_columns(result, columns_of(estimate(plain_return(), trajectory).advantage))
+
+
+RETURNS = [[2.5, 3.0], [5.0], [2.5, 5.0, 2.0]]
+
+
+def test_plain_and_whitened_return_by_hand(make_trajectory):
+    trajectory = make_trajectory(COLUMNS[:N])
+    assert_columns(estimate(plain_return(0.5), trajectory).advantage, RETURNS)
+    flat = np.concatenate(RETURNS)
+    white = [(np.array(column) - flat.mean()) / np.sqrt(flat.var() + 1e-8) for column in RETURNS]
+    assert_columns(estimate(whitened_return(0.5), trajectory).advantage, white)
+
+
+def test_other_steps_by_hand(trajectory):
+    result = estimate(other_steps(), trajectory).advantage
+    assert_columns(result, [[-3, -1], [0], [-6, -2, -4], [0], [0], [0]])
+
+
+# --- identities ----------------------------------------------------------------------------------------
+
+GROUPED = {
+    "grpo": group_outcome(),
+    "rloo": group_outcome("leave_one_out", "none"),
+    "oprl": group_steps(),
+    "oprl leave one out": group_steps("leave_one_out", "none"),
+    "first row": group_steps(first_row_baseline=True),
+    "prime": leave_one_out_return_to_go(0.9),
+    "whitened": whitened_return(0.9),
+    "plain": plain_return(0.9),
+    "other": other_steps(),
+    "anchor": anchor_group(0.9, "std"),
+}
+
+
+@pytest.mark.parametrize("estimator", GROUPED.values(), ids=GROUPED)
+def test_padding_does_not_matter(make_trajectory, estimator):
+    clean, dirty = (estimate(estimator, make_trajectory(COLUMNS, padding=padding)) for padding in (0.0, 99.0))
+    np.testing.assert_array_equal(clean.advantage, dirty.advantage)
+    columns_of(dirty.advantage)
+
+
+SHIFTED = {name: GROUPED[name] for name in ("oprl", "oprl leave one out", "first row", "prime")}
+
+
+@pytest.mark.parametrize("estimator", SHIFTED.values(), ids=SHIFTED)
+def test_a_shift_of_all_steps_of_a_group_changes_nothing(make_trajectory, estimator):
+    # Integers and a power of two: every sum is exact in float32, so the advantages must be too.
+    groups = [[1, 3], [5], [0, 4, 2]], [[2], [7, 1], [3]]
+    shifted = [[r + c for r in column] for group, c in zip(groups, (64, -16), strict=True) for column in group]
+    before = estimate(estimator, make_trajectory([*groups[0], *groups[1]])).advantage
+    after = estimate(estimator, make_trajectory(shifted)).advantage
+    if estimator is SHIFTED["prime"]:
+        # Means of three steps are not exact.
+        np.testing.assert_allclose(after, before, atol=1e-4)
+    else:
+        np.testing.assert_array_equal(after, before)
+
+
+@pytest.mark.parametrize("estimator", [GROUPED["grpo"], GROUPED["rloo"]], ids=["grpo", "rloo"])
+def test_a_shift_of_all_outcomes_of_a_group_changes_nothing(make_trajectory, estimator):
+    groups = [[1, 3], [5], [0, 4, 2]], [[2], [7, 1], [3]]
+    shifted = [[r + c, *rest] for group, c in zip(groups, (64, -16), strict=True) for r, *rest in group]
+    before = estimate(estimator, make_trajectory([*groups[0], *groups[1]])).advantage
+    np.testing.assert_array_equal(estimate(estimator, make_trajectory(shifted)).advantage, before)
+
+
+def test_two_outcomes_in_a_group_always_standardise_to_the_same_pair(make_trajectory):
+    # The collapse that GDPO points out: totals (0, 1), (0, 2) and (1, 2) cannot be told apart.
+    for pair in ((0, 1), (0, 2), (1, 2)):
+        result = estimate(group_outcome(), make_trajectory([[x] for x in pair]), 2).advantage
+        np.testing.assert_allclose(result, [[-np.sqrt(0.5), np.sqrt(0.5)]], rtol=1e-5)
+
+
+# --- anchors -------------------------------------------------------------------------------------------
+
+
+def brute_anchor(observation, rewards, mask, group_size, discount, scale):
+    length, batch = rewards.shape
+    returns = np.zeros((length + 1, batch))
+    for t in reversed(range(length)):
+        returns[t] = rewards[t] + discount * returns[t + 1]
+    advantage = np.zeros((length, batch))
+    for t, b in itertools.product(range(length), range(batch)):
+        first = b // group_size * group_size
+        anchor = [
+            returns[s, j]
+            for s, j in itertools.product(range(length), range(first, first + group_size))
+            if mask[s, j] and np.array_equal(observation[s, j], observation[t, b])
+        ]
+        if mask[t, b] and len(anchor) > 1:
+            advantage[t, b] = returns[t, b] - np.mean(anchor)
+            if scale == "std":
+                advantage[t, b] /= np.std(anchor, ddof=1) + 1e-6
+    return advantage
+
+
+@pytest.mark.parametrize("scale", ["none", "std"])
+def test_anchor_group_is_the_loop(make_trajectory, scale):
+    rng = np.random.default_rng(3)
+    lengths = [4, 2, 3, 4, 1, 4]
+    observation = rng.integers(0, 3, (4, 6, 2)).astype(np.float32)
+    # One anchor that is visited once, and one that only the other group visits too.
+    observation[0, 0] = 7
+    observation[0, 3] = 7
+    trajectory = make_trajectory(
+        [rng.normal(size=n) for n in lengths], padding=50.0, observation=jnp.asarray(observation)
+    )
+    mask, rewards = np.asarray(trajectory.mask), np.asarray(trajectory.rewards["env"] * trajectory.mask)
+    expected = brute_anchor(observation, rewards, mask, 3, 0.9, scale)
+    result = np.asarray(estimate(anchor_group(0.9, scale), trajectory).advantage)
+    np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-5)
+    assert result[0, 0] == 0 and result[0, 3] == 0
+    assert np.count_nonzero(result) > 8
+
+
+def test_anchor_deviation_survives_a_large_mean(make_trajectory):
+    # Sums of squares would cancel: 1000 +- 0.01 in float32.
+    trajectory = make_trajectory([[1000.0], [1000.25], [1000.5]])
+    result = estimate(anchor_group(1.0, "std"), trajectory).advantage
+    np.testing.assert_allclose(result, [[-1, 0, 1]], rtol=1e-3, atol=1e-6)
+
+
+def test_observation_hash_is_equal_where_observations_are():
+    rng = np.random.default_rng(4)
+    observation = {
+        "map": rng.integers(0, 2, (40, 20, 3)).astype(np.int32),
+        "flag": rng.integers(0, 2, (40, 20)).astype(bool),
+        "speed": rng.choice([-0.0, 0.0, 0.5], (40, 20, 1)).astype(np.float32),
+    }
+    first, second = (np.asarray(x).reshape(-1) for x in jax.jit(observation_hash)(observation))
+    flat = np.concatenate([x.reshape(800, -1).astype(np.float64) for x in observation.values()], axis=1)
+    same = (flat[:, None] == flat[None]).all(-1)
+    assert 800 < same.sum() < 800**2
+    np.testing.assert_array_equal((first[:, None] == first) & (second[:, None] == second), same)
+
+
+def test_observation_hash_tells_positions_and_small_changes_apart():
+    rng = np.random.default_rng(5)
+    base = rng.normal(size=16).astype(np.float32)
+    rows = [base, *(rng.permutation(base) for _ in range(500))]
+    for index in range(16):
+        changed = base.copy()
+        changed[index] = np.nextafter(changed[index], np.inf)
+        rows.append(changed)
+    rows += list(np.eye(16, dtype=np.float32)) + list(2 * np.eye(16, dtype=np.float32))
+    first, second = (np.asarray(x) for x in observation_hash(np.stack(rows)[:, None]))
+    distinct = len(np.unique(np.stack(rows), axis=0))
+    assert len(set(zip(first[:, 0].tolist(), second[:, 0].tolist(), strict=True))) == distinct
+
+
+# --- a control variate ---------------------------------------------------------------------------------
+
+
+def tree_of_two_steps():
+    """Every trajectory of a world of two steps: probability, actions and states, and what they are worth.
+
+    The first action leads to state 0 or 1 or ends the episode, by chance; a second action follows in states 0 and 1.
+    """
+    rng = np.random.default_rng(6)
+    policy = rng.dirichlet(np.ones(2), 3)  # of the start and of states 0 and 1
+    transition = rng.dirichlet(np.ones(3), 2)
+    outcome = rng.normal(size=(2, 3, 2))
+    paths = []
+    for a, s in itertools.product(range(2), range(3)):
+        for b in range(2) if s < 2 else [None]:
+            second = 1.0 if b is None else policy[1 + s, b]
+            paths.append((policy[0, a] * transition[a, s] * second, a, s, b, outcome[a, s, b or 0]))
+    # The true advantages of both steps.
+    value = {(a, s): policy[1 + s] @ outcome[a, s] if s < 2 else outcome[a, 2, 0] for a in (0, 1) for s in (0, 1, 2)}
+    q = np.array([transition[a] @ [value[a, s] for s in range(3)] for a in (0, 1)])
+    advantage = [
+        [q[a] - policy[0] @ q] + ([] if b is None else [outcome[a, s, b] - value[a, s]]) for _, a, s, b, _ in paths
+    ]
+    return policy, paths, advantage
+
+
+def scores_of(policy, paths):
+    """``d log pi / d logits`` of every step ``[paths, 2, 3 * 2]``; zero for a step that did not happen."""
+    scores = np.zeros((len(paths), 2, 3, 2))
+    for i, (_, a, s, b, _) in enumerate(paths):
+        scores[i, 0, 0] = np.eye(2)[a] - policy[0]
+        if b is not None:
+            scores[i, 1, 1 + s] = np.eye(2)[b] - policy[1 + s]
+    return scores.reshape(len(paths), 2, -1)
+
+
+def gradient_moments(policy, paths, make_trajectory, step_rewards):
+    """Mean and total variance of ``sum_t score_t A_t`` under the policy, by enumeration."""
+    columns = [[0.0] * (len(r) - 1) + [path[-1]] for path, r in zip(paths, step_rewards, strict=True)]
+    trajectory = make_trajectory(columns, model=step_rewards)
+    credit = Credit({"env": Entry("env", group_outcome("none", "none")), "control": Entry("model", other_steps(), 1.0)})
+    advantage = np.asarray(jax.jit(lambda t: assign(credit, t, 1, {}, {}).advantage)(trajectory), np.float64)
+    gradient = np.einsum("tb,btp->bp", advantage, scores_of(policy, paths))
+    probability = np.array([path[0] for path in paths])
+    np.testing.assert_allclose(probability.sum(), 1)
+    mean = probability @ gradient
+    return mean, (probability @ np.square(gradient)).sum() - np.square(mean).sum()
+
+
+def test_the_other_steps_leave_the_gradient_unbiased_and_lower_its_variance(make_trajectory):
+    policy, paths, advantage = tree_of_two_steps()
+    nothing = [[0.0] * len(r) for r in advantage]
+    plain, plain_variance = gradient_moments(policy, paths, make_trajectory, nothing)
+    reduced, reduced_variance = gradient_moments(policy, paths, make_trajectory, advantage)
+    np.testing.assert_allclose(reduced, plain, atol=1e-6)
+    assert reduced_variance < 0.7 * plain_variance
+    # Any rewards that are centred under the policy: unbiased, whatever they say.
+    rng = np.random.default_rng(7)
+    table = rng.normal(size=(3, 2))
+    table -= np.sum(policy * table, axis=1, keepdims=True)
+    arbitrary = [[table[0, a]] + ([] if b is None else [table[1 + s, b]]) for _, a, s, b, _ in paths]
+    np.testing.assert_allclose(gradient_moments(policy, paths, make_trajectory, arbitrary)[0], plain, atol=1e-6)
+    # Rewards that are not centred bias it: the check above can fail.
+    biased = [
+        [r + 1.0 + (k == 1) * a for k, r in enumerate(row)] for row, (_, a, *_) in zip(arbitrary, paths, strict=True)
+    ]
+    assert np.abs(gradient_moments(policy, paths, make_trajectory, biased)[0] - plain).max() > 0.05
+
+
+# --- mixing --------------------------------------------------------------------------------------------
+
+
+def test_entries_are_mixed_by_weight_and_learned_weight(make_trajectory):
+    trajectory = make_trajectory([[1, 2], [3]], bonus=[[10, 20], [30]])
+    credit = Credit(
+        {
+            "outcome": Entry("env", plain_return(), 2.0),
+            "again": Entry("env", plain_return(0.0), 1.0),
+            "bonus": Entry("bonus", plain_return(0.0), 0.5),
+        }
+    )
+    mixed = assign(credit, trajectory, 1, {}, {})
+    # Column 0: 2 * (3, 2) + (1, 2) + (5, 10).
+    assert_columns(mixed.advantage, [[12, 16], [24]])
+    assert_columns(mixed.parts["outcome"], [[3, 2], [3]])
+    assert_columns(mixed.parts["bonus"], [[10, 20], [30]])
+    assert mixed.value_targets == {}
+    learned = trajectory._replace(extras={"credit_weight": {"bonus": jnp.full((2, 2), 3.0)}})
+    assert_columns(assign(credit, learned, 1, {}, {}).advantage, [[22, 36], [54]])
+
+
+def test_whitening_is_over_the_mixture_of_valid_steps(make_trajectory):
+    trajectory = make_trajectory([[1, 2], [3]])
+    entries = {"env": Entry("env", plain_return(0.0))}
+    white = assign(Credit(entries, "batch"), trajectory, 1, {}, {}).advantage
+    assert_columns(white, [[-np.sqrt(1.5), 0], [np.sqrt(1.5)]])
+    # Left to the learner.
+    assert_columns(assign(Credit(entries, "minibatch"), trajectory, 1, {}, {}).advantage, [[1, 2], [3]])
+
+
+def test_every_critic_gets_its_own_values_and_target(make_trajectory):
+    trajectory = make_trajectory([[1.0], [2.0]], bonus=[[10.0], [20.0]])
+    credit = Credit({"a": Entry("env", gae()), "b": Entry("bonus", gae()), "c": Entry("env", plain_return())})
+    assert credit.critics == ("a", "b") and not credit.grouped
+    values = {"a": jnp.array([[0.5, 0.5]]), "b": jnp.array([[1.0, 2.0]])}
+    assigned = assign(credit, trajectory, 1, values, {name: jnp.zeros((1, 2)) for name in values})
+    np.testing.assert_allclose(assigned.parts["a"], [[0.5, 1.5]])
+    np.testing.assert_allclose(assigned.parts["b"], [[9.0, 18.0]])
+    np.testing.assert_allclose(assigned.value_targets["b"], [[10.0, 20.0]])
+    assert set(assigned.value_targets) == {"a", "b"}
+
+
+def test_an_unknown_channel_is_refused_with_the_known_ones(make_trajectory):
+    credit = Credit({"entry": Entry("implicit_prn", plain_return())})
+    with pytest.raises(
+        KeyError, match=r"credit 'entry' reads the channel 'implicit_prn'; the trajectory has \['env'\]"
+    ):
+        assign(credit, make_trajectory([[1.0]]), 1, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: group_outcome("leave_one_uot"), "group_outcome: baseline='leave_one_uot': .* 'leave_one_out'"),
+        (lambda: group_outcome(scale="sdt"), "group_outcome: scale='sdt': .* did you mean 'std'"),
+        (lambda: group_steps("maen"), "group_steps: baseline='maen': .* did you mean 'mean'"),
+        (lambda: group_steps(scale="batch"), "group_steps: scale='batch'"),
+        (lambda: anchor_group(scale="none "), "anchor_group: scale='none ': .* did you mean 'none'"),
+    ],
+)
+def test_unknown_choices_are_refused_with_the_nearest(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_estimators_that_look_across_a_column_or_a_group_say_so():
+    grouped = {name for name, factory in ESTIMATORS.items() if factory().grouped}
+    assert grouped == {"group_outcome", "group_steps", "leave_one_out_return_to_go", "other_steps", "anchor_group"}
+    assert {name for name, factory in ESTIMATORS.items() if factory().critic} == {"gae"}

@@ -1,0 +1,215 @@
+"""Networks: shapes, encoders, and one call over time against one call per step."""
+
+import warnings
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from agents.networks import Head, NetworkConfig, network, space_leaves
+from envs.types import UnsupportedSpaceError
+
+KEY = jax.random.key(0)
+BOX = spaces.Box(-1, 1, (3,), np.float32)
+SMALL = NetworkConfig(hidden=(8,))
+
+
+@pytest.fixture(scope="module")
+def recurrent():
+    net = network(BOX, {"policy": Head(2)}, NetworkConfig(hidden=(8,), recurrent_size=5))
+    params = jax.jit(net.init)(KEY)
+    observation = jax.random.normal(jax.random.key(1), (7, 2, 3))
+    return net, params, observation, jax.jit(net.apply)
+
+
+def test_outputs_are_time_major_with_one_entry_per_head():
+    net = network(BOX, {"policy": Head(4), "env": Head(1)}, SMALL)
+    outputs, carry = net.apply(jax.jit(net.init)(KEY), jnp.ones((5, 2, 3)))
+    assert {name: value.shape for name, value in outputs.items()} == {"policy": (5, 2, 4), "env": (5, 2, 1)}
+    assert carry == () and net.initial_carry(2) == () and not net.recurrent
+
+
+def test_a_feed_forward_network_is_its_formula():
+    net = network(BOX, {"policy": Head(2)}, NetworkConfig(hidden=(8, 8), activation="relu"))
+    params = jax.tree.map(lambda x: x + 0.1, jax.jit(net.init)(KEY))
+    x = np.array(jax.random.normal(jax.random.key(1), (4, 3, 3)))
+    expected = x
+    for layer in ("dense_0", "dense_1"):
+        expected = np.maximum(expected @ params[layer]["kernel"] + params[layer]["bias"], 0)
+    expected = expected @ params["head_policy"]["kernel"] + params["head_policy"]["bias"]
+    np.testing.assert_allclose(jax.jit(net.apply)(params, x)[0]["policy"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_initial_weights_are_orthogonal_with_their_gain():
+    net = network(BOX, {"policy": Head(2, scale=0.01)}, NetworkConfig(hidden=(8, 16)))
+    params = jax.jit(net.init)(KEY)
+    for layer, gain in (("dense_0", np.sqrt(2)), ("dense_1", np.sqrt(2)), ("head_policy", 0.01)):
+        kernel = np.asarray(params[layer]["kernel"])
+        gram = kernel.T @ kernel if kernel.shape[0] >= kernel.shape[1] else kernel @ kernel.T
+        np.testing.assert_allclose(gram, gain**2 * np.eye(len(gram)), atol=1e-5)
+        assert not np.any(params[layer]["bias"])
+
+
+def test_free_parameters_do_not_depend_on_the_observation():
+    net = network(BOX, {"policy": Head(4, num_free=2)}, SMALL)
+    params = jax.jit(net.init)(KEY) | {"free_policy": jnp.array([0.5, -0.5])}
+    output = jax.jit(net.apply)(params, jax.random.normal(KEY, (3, 2, 3)))[0]["policy"]
+    np.testing.assert_array_equal(output[..., 2:], jnp.broadcast_to(jnp.array([0.5, -0.5]), (3, 2, 2)))
+    assert np.std(output[..., 0]) > 0
+
+
+def test_layer_norm_makes_features_of_unit_scale():
+    net = network(BOX, {"policy": Head(2)}, NetworkConfig(hidden=(64,), layer_norm=True))
+    params = jax.jit(net.init)(KEY)
+    x = jax.random.normal(KEY, (3, 2, 3))
+    # Before the activation the features do not feel the scale of the observation (biases are zero).
+    apply = jax.jit(net.apply)
+    outputs = [apply(params, scale * x)[0]["policy"] for scale in (1.0, 1000.0)]
+    np.testing.assert_allclose(*outputs, rtol=1e-3, atol=1e-3)
+
+
+def test_one_call_over_time_is_one_call_per_step(recurrent):
+    net, params, observation, apply = recurrent
+    whole, last = apply(params, observation, net.initial_carry(2), None)
+    carry, steps = net.initial_carry(2), []
+    for t in range(7):
+        output, carry = apply(params, observation[t : t + 1], carry, None)
+        steps.append(output["policy"][0])
+    np.testing.assert_allclose(whole["policy"], jnp.stack(steps), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(last, carry, rtol=1e-5, atol=1e-6)
+    # It does remember: the same observation gives another output later.
+    same = apply(params, jnp.ones((7, 2, 3)), net.initial_carry(2), None)[0]["policy"]
+    assert np.abs(same[0] - same[3]).max() > 1e-3
+
+
+def test_episode_start_resets_the_carry(recurrent):
+    net, params, observation, apply = recurrent
+    start = jnp.zeros((7, 2), bool).at[3, 0].set(True)
+    stale = jnp.full((2, 5), 0.7)
+    together, _ = apply(params, observation, stale, start)
+    first, _ = apply(params, observation[:3], stale, None)
+    second, _ = apply(params, observation[3:], net.initial_carry(2), None)
+    uncut, _ = apply(params, observation, stale, None)
+    np.testing.assert_allclose(together["policy"][:3, 0], first["policy"][:, 0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(together["policy"][3:, 0], second["policy"][:, 0], rtol=1e-5, atol=1e-6)
+    # The other column is not touched.
+    np.testing.assert_allclose(together["policy"][:, 1], uncut["policy"][:, 1], rtol=1e-5, atol=1e-6)
+    assert np.abs(together["policy"][3:, 0] - uncut["policy"][3:, 0]).max() > 1e-3
+
+
+def test_a_start_at_the_first_row_drops_a_stale_carry(recurrent):
+    net, params, observation, apply = recurrent
+    start = jnp.zeros((7, 2), bool).at[0].set(True)
+    np.testing.assert_allclose(
+        apply(params, observation, jnp.full((2, 5), 0.7), start)[0]["policy"],
+        apply(params, observation, net.initial_carry(2), None)[0]["policy"],
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def identity(space: gymnasium.Space):
+    """A network whose head reads the encoded observation as it is: what the encoder writes."""
+    net = network(space, {"policy": Head(1)}, NetworkConfig(hidden=()))
+    size = jax.eval_shape(net.init, KEY)["head_policy"]["kernel"].shape[0]
+    return lambda x: network(space, {"policy": Head(size)}, NetworkConfig(hidden=())).apply(
+        {"head_policy": {"kernel": jnp.eye(size), "bias": jnp.zeros(size)}}, x
+    )[0]["policy"]
+
+
+def at_one_step(observation):
+    return jax.tree.map(lambda x: jnp.asarray(x)[None, None], observation, is_leaf=lambda x: isinstance(x, list))
+
+
+ENCODINGS = {
+    "box": (spaces.Box(-1, 1, (2,), np.float32), [0.5, -0.5], [0.5, -0.5]),
+    "scalar box": (spaces.Box(-1, 1, (), np.float32), 0.5, [0.5]),
+    "matrix": (spaces.Box(-1, 1, (2, 2), np.float32), [[1, 2], [3, 4]], [1, 2, 3, 4]),
+    "unbounded": (spaces.Box(-np.inf, np.inf, (1,), np.float32), [30.0], [30.0]),
+    "bytes": (spaces.Box(0, 255, (2,), np.uint8), np.array([0, 51], np.uint8), [0, 0.2]),
+    "uneven integers": (spaces.Box(np.array([0, -4]), np.array([10, 4]), dtype=np.int32), [5, -2], [0.5, -0.5]),
+    "integers without room above": (spaces.Box(-3, 0, (1,), np.int32), [-2], [-2]),
+    "discrete": (spaces.Discrete(3), 2, [0, 0, 1]),
+    "discrete from a start": (spaces.Discrete(3, start=-1), -1, [1, 0, 0]),
+    "multi-discrete": (spaces.MultiDiscrete(np.array([2, 3])), [1, 0], [0, 1, 1, 0, 0]),
+    "multi-discrete from a start": (
+        spaces.MultiDiscrete(np.array([2, 3]), start=np.array([5, 1])),
+        [5, 3],
+        [1, 0, 0, 0, 1],
+    ),
+    "multi-binary": (spaces.MultiBinary((2, 2)), np.array([[0, 1], [1, 1]], np.int8), [0, 1, 1, 1]),
+    "dict by sorted name": (
+        spaces.Dict(b=spaces.Discrete(2), a=spaces.Box(-1, 1, (1,), np.float32)),
+        {"b": 1, "a": [0.5]},
+        [0.5, 0, 1],
+    ),
+    "nested": (
+        spaces.Tuple((spaces.Dict(x=spaces.Discrete(2)), spaces.MultiBinary(1))),
+        ({"x": 0}, np.array([1], np.int8)),
+        [1, 0, 1],
+    ),
+}
+
+
+@pytest.mark.parametrize(("space", "observation", "features"), ENCODINGS.values(), ids=ENCODINGS)
+def test_encoders_by_hand(space, observation, features):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoded = identity(space)(at_one_step(observation))
+    np.testing.assert_allclose(encoded, [[features]], rtol=1e-6)
+
+
+def test_images_go_through_convolutions_and_other_leaves_around_them():
+    space = spaces.Dict(image=spaces.Box(0, 255, (6, 6, 3), np.uint8), speed=spaces.Box(-1, 1, (2,), np.float32))
+    net = network(space, {"policy": Head(2)}, NetworkConfig(hidden=(8,), channels=(4, 5), strides=(2, 1)))
+    params = jax.jit(net.init)(KEY)
+    assert params["conv_0_0"]["kernel"].shape == (3, 3, 3, 4)
+    assert params["conv_0_1"]["kernel"].shape == (3, 3, 4, 5)
+    # A stride of 2 leaves 3 x 3 of 6 x 6; 5 channels and 2 speeds.
+    assert params["dense_0"]["kernel"].shape == (3 * 3 * 5 + 2, 8)
+    image = jax.random.randint(KEY, (2, 3, 6, 6, 3), 0, 256).astype(jnp.uint8)
+    observation = {"image": image, "speed": jnp.ones((2, 3, 2))}
+    output = jax.jit(net.apply)(params, observation)[0]["policy"]
+    assert output.shape == (2, 3, 2)
+    one = jax.tree.map(lambda x: x[1:, 2:], observation)
+    np.testing.assert_allclose(jax.jit(net.apply)(params, one)[0]["policy"][0, 0], output[1, 2], rtol=1e-4, atol=1e-5)
+
+
+def test_without_channels_images_are_flattened():
+    net = network(spaces.Box(0, 255, (4, 4, 3), np.uint8), {"policy": Head(2)}, SMALL)
+    assert jax.eval_shape(net.init, KEY)["dense_0"]["kernel"].shape == (48, 8)
+
+
+def test_leaves_come_in_the_order_of_the_tree():
+    space = spaces.Dict(b=spaces.Tuple((spaces.Discrete(2), BOX)), a=spaces.Discrete(3))
+    paths = [path for path, _ in space_leaves(space)]
+    assert paths == [("a",), ("b", 0), ("b", 1)]
+    leaves = jax.tree_util.tree_flatten_with_path({"b": (0, 1), "a": 2})[0]
+    assert [tuple(getattr(k, "key", getattr(k, "idx", None)) for k in path) for path, _ in leaves] == paths
+
+
+@pytest.mark.parametrize(
+    "space",
+    [spaces.Text(3), spaces.Dict(a=spaces.Text(3)), spaces.MultiDiscrete(np.array([[2], [2]])), spaces.Dict()],
+)
+def test_spaces_without_an_encoder_are_refused(space):
+    with pytest.raises(UnsupportedSpaceError, match=r"(?s)no encoder for the observation space"):
+        network(space, {"policy": Head(1)}, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"activation": "tahn"}, "activation='tahn': expected one of .*, did you mean 'tanh'"),
+        ({"activation": "zzzz"}, "activation='zzzz': expected one of"),
+        ({"channels": (4, 4), "strides": (2,)}, r"strides=\(2,\): expected one per channel width \(4, 4\)"),
+        ({"hidden": (8, 0)}, r"hidden=\(8, 0\): expected numbers of at least 1"),
+        ({"recurrent_size": -1}, "recurrent_size=-1: expected at least 0"),
+    ],
+)
+def test_a_bad_configuration_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        NetworkConfig(**arguments)

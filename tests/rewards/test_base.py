@@ -1,0 +1,119 @@
+"""The chain of reward transforms: who sees what, and in which order."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rewards.base import RewardTransform, chain, stateless
+
+KEY = jax.random.key(0)
+
+
+def add(name, amount):
+    """Adds ``amount`` to channel ``name``; makes it where it is missing."""
+    return stateless(lambda t: t._replace(rewards=t.rewards | {name: t.rewards.get(name, 0.0 * t.mask) + amount}))
+
+
+def times(name, factor):
+    return stateless(lambda t: t._replace(rewards=t.rewards | {name: factor * t.rewards[name]}))
+
+
+def recorder(channel):
+    """Learns the sum of ``channel`` and writes it back; its metrics tell which key and extra it was given."""
+
+    def init_fn(key, *, start=0.0, **extra):
+        return {"sum": jnp.asarray(start), "key": jax.random.key_data(key)}
+
+    def apply_fn(state, trajectory, *, bonus=0.0, **extra):
+        value = state["sum"] + bonus + 0.0 * trajectory.mask
+        return trajectory._replace(rewards=trajectory.rewards | {channel: value}), {"wrote": state["sum"]}
+
+    def update_fn(state, trajectory, key, **extra):
+        total = state["sum"] + jnp.sum(trajectory.rewards[channel])
+        return {"sum": total, "key": jax.random.key_data(key)}, {"saw": jnp.sum(trajectory.rewards[channel])}
+
+    return RewardTransform(init_fn, apply_fn, update_fn)
+
+
+@pytest.fixture
+def trajectory(make_trajectory):
+    return make_trajectory(env=[[1.0, 2.0], [3.0, 4.0]])
+
+
+def test_the_empty_chain_is_the_identity(trajectory):
+    identity = chain()
+    state = identity.init(KEY)
+    assert state == {}
+    relabelled, metrics = identity.apply(state, trajectory)
+    assert relabelled is trajectory and metrics == {}
+    assert identity.update(state, trajectory, KEY) == ({}, {})
+
+
+def test_order_matters_and_is_that_of_the_arguments(trajectory):
+    for transforms, expected in (
+        ({"a": add("env", 1.0), "b": times("env", 2.0)}, [[4, 6], [8, 10]]),
+        ({"b": times("env", 2.0), "a": add("env", 1.0)}, [[3, 5], [7, 9]]),
+    ):
+        whole = chain(**transforms)
+        state = whole.init(KEY)
+        assert list(state) == list(transforms)
+        np.testing.assert_array_equal(whole.apply(state, trajectory)[0].rewards["env"], expected)
+
+
+def test_a_later_transform_sees_the_channels_of_earlier_ones_in_apply_and_update(trajectory):
+    whole = chain(first=add("made", 5.0), second=times("made", 3.0), third=recorder("made"))
+    state, metrics = whole.update(whole.init(KEY), trajectory, KEY)
+    # Four steps of 15.
+    assert metrics == {"third/saw": 60.0} and state["third"]["sum"] == 60.0
+    relabelled, metrics = whole.apply(state, trajectory)
+    assert metrics == {"third/wrote": 60.0}
+    np.testing.assert_array_equal(relabelled.rewards["made"], jnp.full((2, 2), 60.0))
+    np.testing.assert_array_equal(relabelled.rewards["env"], trajectory.rewards["env"])
+
+
+def test_an_earlier_transform_is_updated_before_a_later_one_sees_it(trajectory):
+    # The first learns the sum 10 and writes it to all four steps; the second must see 40, not 0.
+    whole = chain(first=recorder("env"), second=recorder("env"))
+    state, metrics = whole.update(whole.init(KEY), trajectory, KEY)
+    assert metrics == {"first/saw": 10.0, "second/saw": 40.0}
+    # Applying learns nothing, however often.
+    for _ in range(2):
+        relabelled, metrics = whole.apply(state, trajectory)
+        assert metrics == {"first/wrote": 10.0, "second/wrote": 40.0}
+    np.testing.assert_array_equal(relabelled.rewards["env"], jnp.full((2, 2), 40.0))
+    np.testing.assert_array_equal(trajectory.rewards["env"], [[1, 2], [3, 4]])
+
+
+def test_extra_arguments_reach_every_transform_and_are_ignored_where_not_needed(trajectory):
+    whole = chain(first=add("env", 0.0), second=recorder("env"))
+    state = whole.init(KEY, start=2.0, policy_params=None)
+    assert state["second"]["sum"] == 2.0
+    relabelled, _ = whole.apply(state, trajectory, bonus=1.0, unknown=3)
+    np.testing.assert_array_equal(relabelled.rewards["env"], jnp.full((2, 2), 3.0))
+    # In update too: the first writes 2 + 1 to four steps.
+    two = chain(first=recorder("env"), second=recorder("env"))
+    _, metrics = two.update(two.init(KEY), trajectory, KEY, bonus=1.0)
+    assert metrics["second/saw"] == 4 * (10.0 + 1.0)
+
+
+def test_every_transform_draws_from_a_key_of_its_own(trajectory):
+    whole = chain(a=recorder("env"), b=recorder("env"), c=recorder("env"))
+    initial = whole.init(jax.random.key(1))
+    updated, _ = whole.update(initial, trajectory, jax.random.key(2))
+    words = [tuple(state[name]["key"].tolist()) for state in (initial, updated) for name in "abc"]
+    parents = [tuple(jax.random.key_data(jax.random.key(seed)).tolist()) for seed in (1, 2)]
+    assert len(set(words + parents)) == 8
+
+
+def test_a_chain_can_stand_in_a_chain(trajectory):
+    inner = chain(a=add("env", 1.0), r=recorder("env"))
+    outer = chain(inner=inner, b=times("env", 2.0))
+    state, metrics = outer.update(outer.init(KEY), trajectory, KEY)
+    assert metrics == {"inner/r/saw": 14.0}
+    np.testing.assert_array_equal(outer.apply(state, trajectory)[0].rewards["env"], jnp.full((2, 2), 28.0))
+
+
+def test_what_is_no_transform_is_refused_by_name():
+    with pytest.raises(TypeError, match="chain: 'second' is function, expected a RewardTransform"):
+        chain(first=add("env", 1.0), second=lambda t: t)

@@ -1,0 +1,96 @@
+"""Scale, clip and normalise against numpy."""
+
+import jax
+import numpy as np
+import pytest
+
+from rewards.base import chain
+from rewards.transforms import clip, normalise, scale
+
+KEY = jax.random.key(0)
+
+
+def apply(transform, trajectory, state=None):
+    state = transform.init(KEY) if state is None else state
+    return np.asarray(transform.apply(state, trajectory)[0].rewards["env"])
+
+
+def test_scale_and_clip_by_hand(make_trajectory):
+    trajectory = make_trajectory(env=[[-3.0, 0.5], [2.0, 1.0]], other=[[5.0, 5.0], [5.0, 5.0]])
+    np.testing.assert_array_equal(apply(scale(factor=-2.0), trajectory), [[6, -1], [-4, -2]])
+    np.testing.assert_array_equal(apply(clip(), trajectory), [[-1, 0.5], [1, 1]])
+    np.testing.assert_array_equal(apply(clip(low=0.0, high=0.75), trajectory), [[0, 0.5], [0.75, 0.75]])
+    # Another channel leaves this one alone.
+    other = scale("other", factor=3.0)
+    relabelled, metrics = other.apply(other.init(KEY), trajectory)
+    np.testing.assert_array_equal(relabelled.rewards["other"], np.full((2, 2), 15.0))
+    np.testing.assert_array_equal(relabelled.rewards["env"], trajectory.rewards["env"])
+    assert metrics == {}
+
+
+@pytest.fixture(scope="module")
+def batches(make_trajectory):
+    rng = np.random.default_rng(0)
+    made = []
+    for size in range(4):
+        mask = rng.random((5, 3)) < 0.7
+        rewards = np.where(mask, rng.normal(10.0 + size, 2.0, (5, 3)), 1e6).astype(np.float32)
+        made.append((make_trajectory(mask, env=rewards), rewards, mask))
+    return made
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_normalise_uses_the_moments_of_all_valid_steps_seen(batches, centred):
+    transform = normalise(centred=centred, limit=None)
+    update = jax.jit(transform.update)
+    state, seen = transform.init(KEY), np.zeros(0)
+    for trajectory, rewards, mask in batches:
+        state, _ = update(state, trajectory, KEY)
+        seen = np.concatenate([seen, rewards[mask]])
+        np.testing.assert_allclose(state.count, seen.size)
+        np.testing.assert_allclose(state.mean, seen.mean(), rtol=1e-5)
+        np.testing.assert_allclose(np.sqrt(state.squares / state.count), seen.std(), rtol=1e-3)
+        expected = np.where(mask, (rewards - (seen.mean() if centred else 0)) / seen.std(), 0)
+        np.testing.assert_allclose(apply(transform, trajectory, state), expected, rtol=2e-3, atol=2e-3)
+    metrics = transform.apply(state, batches[0][0])[1]
+    np.testing.assert_allclose([metrics["mean"], metrics["std"]], [seen.mean(), seen.std()], rtol=1e-3)
+
+
+def test_normalise_of_a_batch_without_a_valid_step_learns_nothing(make_trajectory):
+    transform = normalise()
+    state, _ = transform.update(transform.init(KEY), make_trajectory(env=[[1.0, 3.0]]), KEY)
+    again, _ = transform.update(state, make_trajectory([[0, 0]], env=[[5.0, 9.0]]), KEY)
+    assert again == state and state.count == 2
+
+
+def test_normalise_is_limited_and_has_a_floor(make_trajectory):
+    trajectory = make_trajectory(env=[[0.0, 0.0, 0.0, 100.0]])
+    wide, tight = normalise(limit=None), normalise(limit=1.5)
+    state, _ = wide.update(wide.init(KEY), trajectory, KEY)
+    # Mean 25, deviation sqrt(1875).
+    np.testing.assert_allclose(apply(wide, trajectory, state), [[0, 0, 0, 100 / np.sqrt(1875)]], rtol=1e-5)
+    np.testing.assert_allclose(apply(tight, trajectory, state), [[0, 0, 0, 1.5]])
+    noise = make_trajectory(env=[[1e-6, -1e-6]])
+    floored = normalise(minimum_std=0.1)
+    state, _ = floored.update(floored.init(KEY), noise, KEY)
+    np.testing.assert_allclose(apply(floored, noise, state), [[1e-5, -1e-5]], rtol=1e-4)
+
+
+def test_normalise_learns_what_came_before_it_in_a_chain(make_trajectory):
+    trajectory = make_trajectory(env=[[1.0, 3.0]])
+    whole = chain(scale=scale(factor=10.0), normalise=normalise(limit=None))
+    state, _ = whole.update(whole.init(KEY), trajectory, KEY)
+    assert state["normalise"].mean == 20.0
+    np.testing.assert_allclose(apply(whole, trajectory, state), [[1.0, 3.0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("transform", [scale("envy", factor=1.0), clip("envy"), normalise("envy")])
+def test_a_missing_channel_is_refused_with_the_known_ones(make_trajectory, transform):
+    with pytest.raises(KeyError, match=r"no reward channel 'envy'; the trajectory has \['env', 'other'\]"):
+        transform.apply(transform.init(KEY), make_trajectory(other=[[1.0]], env=[[1.0]]))
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (2.0, 1.0)])
+def test_clip_refuses_an_empty_range(low, high):
+    with pytest.raises(ValueError, match=f"clip: low={low}, high={high}: expected low < high"):
+        clip(low=low, high=high)

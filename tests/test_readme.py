@@ -1,0 +1,155 @@
+"""The README's commands run, and what it and the architecture page name exists."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from experiments import figures, registry
+from experiments.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+README, ARCHITECTURE = ROOT / "README.md", ROOT / "docs" / "architecture.md"
+PACKAGES = ("agents", "envs", "experiments", "rewards")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"`([^`\n]+)`")
+# Commands that take a name of an experiment, and those that take run folders.
+NAMED, FOLDERS = ("run", "summary", "sweep"), ("collect", "evaluate")
+# What takes longer than a test may; its options are checked all the same.
+TOO_LONG = ("benchmark", "sweep")
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of every command line in the ``bash`` fences of ``text``."""
+    blocks = [body for language, body in FENCE.findall(text) if language == "bash"]
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def module_of(words: list[str]) -> str:
+    """``run`` of ``python -m experiments.run ...``."""
+    assert words[:2] == ["python", "-m"] and words[2].startswith("experiments."), f"not a command of ours: {words}"
+    return words[2].removeprefix("experiments.")
+
+
+COMMANDS = commands(README.read_text(encoding="utf-8"))
+PYTHON = [words for words in COMMANDS if words[0] != "make"]
+
+
+def help_of(name: str, capsys: pytest.CaptureFixture[str]) -> str:
+    assert importlib.import_module(f"experiments.{name}").main(["--help"]) == 0
+    return capsys.readouterr().out
+
+
+def check(words: list[str], help_text: str) -> None:
+    """Refuses a command that names an option, an experiment, a variant or a key that does not exist."""
+    name, arguments = module_of(words), words[3:]
+    options = [word.partition("=")[0] for word in arguments if word.startswith("-")]
+    positional = [word for word in arguments if not word.startswith("-")]
+    for option in options:
+        known = option.startswith(registry.PREFIX) or re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", help_text)
+        assert known, f"{name} has no option {option}"
+    if name in NAMED:
+        loaded = registry.load(positional[0])
+        overrides = [word for word in arguments if word.startswith(registry.PREFIX)]
+        registry.apply_overrides(loaded.config, registry.parse_overrides(overrides))
+    if name in FOLDERS:
+        for folder in positional:
+            runs, experiment, variant = folder.split("/")
+            assert runs == "runs"
+            registry.load(f"{experiment}:{variant}")
+    if name == "figures":
+        figures.experiments_of(positional[0])
+
+
+def test_the_readme_has_the_commands():
+    targets = {words[1] for words in COMMANDS if words[0] == "make"}
+    assert targets == {"run", "test"}
+    assert {"list", "run", "sweep", "summary", "figures", "evaluate", "benchmark"} <= set(map(module_of, PYTHON))
+
+
+@pytest.mark.parametrize("words", [words for words in COMMANDS if words[0] == "make"], ids=" ".join)
+def test_a_make_target_of_the_readme_exists(words):
+    assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("words", PYTHON, ids=lambda words: " ".join(words[2:4]))
+def test_a_command_of_the_readme_names_what_exists(words, capsys):
+    check(words, help_of(module_of(words), capsys))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("python -m experiments.run oprl_sokoban --sedes=3", "no option --sedes"),
+        ("python -m experiments.run oprl_sokobam", "unknown experiment"),
+        ("python -m experiments.run oprl_sokoban:grop", "unknown variant"),
+        ("python -m experiments.run oprl_sokoban --config.agent.clipp=1", "agent.clipp"),
+        ("python -m experiments.collect runs/oprl_sokoban/grop --out=x", "unknown variant"),
+        ("pip install sagax", "not a command of ours"),
+    ],
+)
+def test_a_wrong_command_is_found(line, message, capsys):
+    words = commands(f"```bash\n{line}\n```")[0]
+    with pytest.raises((AssertionError, UserError), match=message):
+        check(words, help_of(module_of(words), capsys))
+
+
+def test_the_tour_runs(tmp_path, monkeypatch, capsys):
+    """Every command of the tour as it is written, on configurations of ``smoke`` size, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in registry.names():
+        module, whole = registry.module_of(name), registry.module_of(name).get_config
+        small = lambda variant, whole=whole: whole(f"{variant},smoke")  # noqa: E731
+        monkeypatch.setattr(module, "get_config", small)
+    for words in PYTHON:
+        if module_of(words) not in TOO_LONG:
+            status = importlib.import_module(words[2]).main(words[3:])
+            captured = capsys.readouterr()
+            assert status == 0, f"{' '.join(words)}\n{captured.out}\n{captured.err}"
+    for words in PYTHON:
+        for word in words:
+            if word.startswith("--out="):
+                assert (tmp_path / word.removeprefix("--out=")).stat().st_size > 0
+
+
+def test_the_experiments_of_the_readme_exist():
+    named = re.findall(r"`([a-z]\w*(?::[\w,]+)?)`", README.read_text(encoding="utf-8"))
+    known = registry.names()
+    experiments = [name for name in named if name.partition(":")[0] in known]
+    assert {name.partition(":")[0] for name in experiments} == set(known)
+    for name in experiments:
+        registry.load(name)
+
+
+@pytest.mark.parametrize("page", [README, ARCHITECTURE], ids=lambda page: page.name)
+def test_links_paths_and_names_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert "://" in target or (page.parent / target).exists(), f"{page.name} links to {target}"
+    prose = FENCE.sub("", text)
+    files = [path for name in PACKAGES for path in (ROOT / name).rglob("*.py")] + [ROOT / "pyproject.toml"]
+    source = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    for token in CODE.findall(prose):
+        top = re.split(r"[./]", token)[0]
+        if re.fullmatch(r"[\w/]+/[\w.]*", token) and top in (*PACKAGES, "tests", "docs") and "NAME" not in token:
+            assert (ROOT / token).exists(), f"{page.name} names the path {token}"
+        elif re.fullmatch(r"\w+(\.\w+)+", token) and top in PACKAGES:
+            assert _resolves(token), f"{page.name} names {token}"
+        elif page == ARCHITECTURE and re.fullmatch(r"[A-Za-z]\w{3,}", token):
+            assert re.search(rf"\b{token}\b", source), f"{page.name} names {token}, which is nowhere in the code"
+
+
+def _resolves(dotted: str) -> bool:
+    parts = dotted.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[count:]:
+            found = getattr(found, part, None)
+        return found is not None
+    return False

@@ -31,10 +31,10 @@ VARIANTS = METHODS | SETTINGS
 TUNED = {
     "oprl": (2e-3, 0.01),
     "prime": (4e-3, 0.01),
-    "gigpo": (4e-3, 0.01),
+    "gigpo": (8e-3, 0.01),
     "grpo": (8e-3, 0.01),
     "drgrpo": (4e-3, 0.01),
-    "rloo": (4e-3, 0.01),
+    "rloo": (8e-3, 0.01),
     "reinforce_pp": (4e-3, 0.01),
     "ppo": (8e-3, 0.05),
     "oprl_released": (4e-3, 0.01),

@@ -156,6 +156,10 @@ class ScanDriver:
     def evaluate(self, state):
         return jax.device_get(self._evaluate(state.agent.params, self._values, evaluation_key()))
 
+    def trace(self) -> None:
+        """Traces one iteration without compiling or running it; raises what its values make it raise."""
+        jax.eval_shape(self._make_chunk(1), self.template(), self._values, jnp.int32(0))
+
     def snapshot(self):
         return None
 

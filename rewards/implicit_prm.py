@@ -123,8 +123,8 @@ def implicit_prm(
       score: ``after``: rewards of the updated model (the OPRL paper); ``before``: of the model before its
         update (single forward: PRIME and the released iStar code).
       scale: ``max`` divides all rewards by the largest absolute value of the batch (released iStar code).
-      calibrated: write ``credit_weight`` for the channel: ``clip(2 accuracy - 1, 0, 1)`` with the pairwise accuracy
-        on fresh rollouts before the update.
+      calibrated: multiply the channel's ``credit_weight`` by ``clip(2 accuracy - 1, 0, 1)`` with the pairwise
+        accuracy on fresh rollouts before the update.
       calibration_smoothing: weight of the past in the running accuracy, in [0, 1).
       fading: exponent of a further factor ``(1 - success rate of the batch)^fading`` of ``credit_weight``: a reward
         model that leads a policy early on distracts it once it succeeds without; 0 for no fading.
@@ -250,7 +250,8 @@ def implicit_prm(
             optimiser=optimiser.init(params),
             replay=empty_replay() if replay else (),
             seen=jnp.zeros((), jnp.int32),
-            accuracy=jnp.full((), 0.5),
+            # Typed: a weakly typed leaf would make the second call of a learner compile again.
+            accuracy=jnp.full((), 0.5, jnp.float32),
         )
 
     def apply_fn(state, trajectory, **extra):

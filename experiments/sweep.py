@@ -1,0 +1,294 @@
+"""``python -m experiments.sweep NAME[:variant] [--sweep.KEY=V1,V2 ...]``: a grid of runs, ranked.
+
+The grid is the product of the experiment's ``get_sweep()``, or of the ``--sweep`` arguments. Numbers that may be traced
+(floats of the sections agent, credit and rewards, on a pure world) are vmapped together with the seeds in one program;
+every combination of the other keys is a job of its own, a separate process. A point's rows are filed under the
+variant ``VARIANT+sweep+KEY=VALUE+...``, beside those that ``experiments.run`` files for a run with these overrides. The
+same command resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from experiments import registry, results, statistics
+from experiments.build import World
+from experiments.cache import enable_compilation_cache
+from experiments.drivers import Member, ScanDriver
+from experiments.errors import UserError, command, unknown
+from experiments.progress import progress
+from experiments.run import checked_world, members_of, variant_name
+from experiments.train import planned_steps, prepare_folder, stop_on_signals, train
+
+PREFIX = "--sweep."
+TRACED_SECTIONS = ("agent.", "credit.", "rewards.")
+RANKS = ("final", "auc")
+# A run and a sweep's point with the same values have rows of their own.
+MARK = "sweep"
+SIGNAL_EXIT = 128
+
+
+class Job(NamedTuple):
+    """One process of a sweep: a configuration, the members trained side by side, and their run folder."""
+
+    config: ConfigDict
+    members: list[Member]
+    folder: Path
+
+
+class Plan(NamedTuple):
+    """A sweep: the experiment, its swept keys and its jobs."""
+
+    name: str
+    keys: list[str]
+    jobs: list[Job]
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m experiments.sweep", description=__doc__.split("\n")[0])
+    made.add_argument("name", help="NAME or NAME:variant,variant")
+    made.add_argument("--seeds", type=int, help="seeds per point (default: the config's)")
+    made.add_argument("--first-seed", type=int, default=0, help="tune on other seeds than those that are reported")
+    made.add_argument("--launcher", choices=sorted(LAUNCHERS), default="local")
+    made.add_argument("--jobs", type=int, default=1, help="processes at a time (launcher local)")
+    made.add_argument("--members-per-program", type=int, help="seeds and points in one program at most (default: all)")
+    made.add_argument("--runs", default=results.RUNS_FOLDER)
+    made.add_argument("--metric", help="what to rank by (default: the config's evaluation.metric)")
+    made.add_argument("--rank", choices=RANKS, default="final", help="final value or area under the curve")
+    made.add_argument("--json", action="store_true")
+    made.add_argument("--job", type=int, help=argparse.SUPPRESS)
+    return made
+
+
+def grid_of(arguments: Sequence[str], default: Mapping[str, Sequence[Any]]) -> tuple[dict[str, list[Any]], list[str]]:
+    """The grid of ``--sweep.KEY=V1,V2`` arguments, or the default; and the arguments that are no such thing.
+
+    Raises:
+      UserError: if an argument has no value or a key is given twice.
+    """
+    grid: dict[str, list[Any]] = {}
+    rest = []
+    for argument in arguments:
+        if not argument.startswith(PREFIX):
+            rest.append(argument)
+            continue
+        key, equals, text = argument.removeprefix(PREFIX).partition("=")
+        if not equals or not text:
+            raise UserError(f"argument {argument!r} has no value: expected {PREFIX}{key or 'KEY'}=V1,V2")
+        if key in grid:
+            raise UserError(f"key {key!r} is swept twice")
+        grid[key] = text.split(",")
+    return grid or {key: list(values) for key, values in default.items()}, rest
+
+
+def is_traceable(config: ConfigDict, world: World, key: str) -> bool:
+    """Whether ``key`` may be a traced number: a float that no factory and no learning step branches on."""
+    if world.environment is None or not key.startswith(TRACED_SECTIONS):
+        return False
+    if not isinstance(registry.keys(config)[key], float):
+        return False
+    try:
+        ScanDriver(config, world, [Member(0, "", {key: registry.keys(config)[key]})]).trace()
+    except jax.errors.ConcretizationTypeError:
+        return False
+    return True
+
+
+def plan(
+    loaded: registry.Loaded,
+    base: ConfigDict,
+    overrides: Sequence[str],
+    grid: Mapping[str, Sequence[Any]],
+    seeds: int | None,
+    first_seed: int,
+    runs: str,
+) -> Plan:
+    """Cuts a grid into jobs: the keys that cannot be traced are constant in a job.
+
+    Raises:
+      UserError: for an unknown key, a value of another type, or a point that cannot be built.
+    """
+    if not grid:
+        raise UserError(f"experiment {loaded.name!r} sweeps nothing: give {PREFIX}KEY=V1,V2")
+    # Every value as the configuration's type, refused before anything starts.
+    typed = {
+        key: [registry.keys(registry.apply_overrides(base, {key: value}))[key] for value in values]
+        for key, values in grid.items()
+    }
+    world = checked_world(base)
+    traced = [key for key in typed if is_traceable(base, world, key)]
+    static = [key for key in typed if key not in traced]
+    jobs = []
+    for constants in itertools.product(*(typed[key] for key in static)):
+        config = registry.apply_overrides(base, dict(zip(static, constants, strict=True)))
+        checked_world(config)
+        members = []
+        for numbers in itertools.product(*(typed[key] for key in traced)):
+            values = dict(zip(traced, numbers, strict=True))
+            point = registry.apply_overrides(config, values)
+            variant = variant_name(f"{loaded.variant}+{MARK}", [*overrides, *typed], point)
+            members += [member._replace(values=values) for member in members_of(config, variant, seeds, first_seed)]
+        keys = "+".join([loaded.variant or results.DEFAULT_VARIANT, MARK, *sorted(traced)])
+        name = variant_name(keys, [*overrides, *static], config)
+        jobs.append(Job(config, members, results.run_folder(runs, loaded.name, name)))
+    return Plan(loaded.name, list(typed), jobs)
+
+
+def run_job(made: Plan, index: int, members_per_program: int | None) -> int:
+    """Trains one job in this process; returns its exit status."""
+    job = made.jobs[index]
+    enable_compilation_cache()
+    prepare_folder(job.folder, job.config, job.members)
+    title = f"{made.name} sweep, job {index + 1} of {len(made.jobs)}, {len(job.members)} members"
+    total = planned_steps(job.config, len(job.members))
+    with stop_on_signals() as stop, progress(total, title, metric=job.config.evaluation.metric) as reporter:
+        outcome = train(
+            job.config, made.name, job.members, job.folder, reporter, stop, members_per_program=members_per_program
+        )
+    return 0 if outcome.finished else SIGNAL_EXIT + (outcome.signal or 0)
+
+
+def _local(command_line: list[str], count: int, jobs: int) -> list[int]:
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        return list(pool.map(lambda index: subprocess.call([*command_line, f"--job={index}"]), range(count)))
+
+
+def _submitit(command_line: list[str], count: int, jobs: int) -> list[int]:
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError("--launcher=submitit needs the extra: pip install 'sagax[sweep]'") from error
+    executor = submitit.AutoExecutor(folder="runs/.submitit")
+    executor.update_parameters(slurm_array_parallelism=max(jobs, 1))
+    submitted = executor.map_array(subprocess.call, [[*command_line, f"--job={index}"] for index in range(count)])
+    return [job.result() for job in submitted]
+
+
+def _ray(command_line: list[str], count: int, jobs: int) -> list[int]:
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("--launcher=ray needs the extra: pip install 'sagax[sweep]'") from error
+    del jobs  # Ray places as many as its cluster holds.
+    ray.init(ignore_reinit_error=True)
+    call = ray.remote(subprocess.call)
+    return ray.get([call.remote([*command_line, f"--job={index}"]) for index in range(count)])
+
+
+LAUNCHERS: dict[str, Callable[[list[str], int, int], list[int]]] = {
+    "local": _local,
+    "submitit": _submitit,
+    "ray": _ray,
+}
+
+
+def ranking(rows: Sequence[results.Row], metric: str, rank: str) -> list[dict[str, Any]]:
+    """The points, best first: ``variant``, ``seeds``, ``iqm``, ``low``, ``high`` of the metric's ``rank``.
+
+    Raises:
+      UserError: if no row has the metric.
+    """
+    known = results.metrics_of(rows)
+    if metric not in known:
+        raise unknown("metric", metric, known)
+    points = []
+    for variant in results.variants_of(rows):
+        own = [row for row in rows if row["variant"] == variant]
+        curves = statistics.seed_curves(own, metric)
+        if rank == "final":
+            scores = list(statistics.final_values(own, metric))
+        else:
+            scores = [float(statistics.area_under_curve(steps, values)) for steps, values in curves.values()]
+        interval = statistics.stratified_bootstrap(scores)
+        low, high = (None if math.isnan(end) else end for end in (interval.low, interval.high))
+        points.append({"variant": variant, "seeds": len(curves), "iqm": interval.estimate, "low": low, "high": high})
+    return sorted(points, key=lambda point: -point["iqm"])
+
+
+def run_command(name: str, point: str) -> str:
+    """The ``experiments.run`` command of a point's variant."""
+    variant, _, *overrides = point.split("+")
+    target = f"{name}:{variant}" if variant else name
+    return " ".join(["python -m experiments.run", target, *(f"{registry.PREFIX}{one}" for one in overrides)])
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs or continues one sweep.
+
+    Raises:
+      UserError: for anything the user can repair.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    arguments, rest = parser().parse_known_args(argv)
+    loaded = registry.load(arguments.name)
+    grid, rest = grid_of(rest, loaded.module.get_sweep())
+    overrides = registry.parse_overrides(rest)
+    base = registry.apply_overrides(loaded.config, overrides)
+    if arguments.jobs < 1 or (arguments.members_per_program or 1) < 1:
+        raise UserError(
+            f"--jobs={arguments.jobs}, --members-per-program={arguments.members_per_program}: expected 1 up"
+        )
+    twice = sorted(grid.keys() & overrides.keys())
+    if twice:
+        raise UserError(f"key {twice[0]!r} is both swept and set: give one of {PREFIX}{twice[0]} and {registry.PREFIX}")
+    made = plan(loaded, base, list(overrides), grid, arguments.seeds, arguments.first_seed, arguments.runs)
+    if arguments.job is not None:
+        return run_job(made, arguments.job, arguments.members_per_program)
+    if len(made.jobs) == 1 and arguments.launcher == "local":
+        statuses = [run_job(made, 0, arguments.members_per_program)]
+    else:
+        command_line = [sys.executable, "-m", "experiments.sweep", *argv]
+        statuses = LAUNCHERS[arguments.launcher](command_line, len(made.jobs), arguments.jobs)
+    failed = [index for index, status in enumerate(statuses) if status]
+    rows = [
+        row
+        for job in made.jobs
+        if (job.folder / results.METRICS_FILE).is_file()
+        for row in results.read_rows(job.folder / results.METRICS_FILE)
+    ]
+    if rows:
+        _report(made, ranking(rows, arguments.metric or base.evaluation.metric, arguments.rank), arguments)
+    if failed:
+        shown = ", ".join(f"{index + 1} ({made.jobs[index].folder})" for index in failed[:3])
+        print(
+            f"{len(failed)} of {len(statuses)} jobs did not finish: {shown}; the same command continues",
+            file=sys.stderr,
+        )
+        return statuses[failed[0]]
+    return 0
+
+
+def _report(made: Plan, points: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    best = run_command(made.name, points[0]["variant"])
+    if arguments.json:
+        folders = [str(job.folder) for job in made.jobs]
+        print(json.dumps({"points": points, "best": best, "rank": arguments.rank, "folders": folders}))
+        return
+    table = Table(title=made.name, title_justify="left")
+    table.add_column("point", overflow="fold")
+    for column in ("seeds", arguments.rank, "95 % interval"):
+        table.add_column(column, no_wrap=True)
+    for point in points:
+        ends = "one seed" if point["low"] is None else f"{point['low']:.4g} to {point['high']:.4g}"
+        table.add_row(point["variant"], str(point["seeds"]), f"{point['iqm']:.4g}", ends)
+    Console().print(table)
+    print(f"best: {best}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

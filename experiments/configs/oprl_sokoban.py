@@ -30,12 +30,12 @@ VARIANTS = METHODS | SETTINGS
 # Learning rate and entropy weight: of 6 points per method, the best area under the success curve of 80 iterations.
 TUNED = {
     "oprl": (2e-3, 0.01),
-    "prime": (4e-3, 0.01),
+    "prime": (8e-3, 0.05),
     "gigpo": (8e-3, 0.01),
     "grpo": (8e-3, 0.01),
-    "drgrpo": (4e-3, 0.01),
+    "drgrpo": (8e-3, 0.01),
     "rloo": (8e-3, 0.01),
-    "reinforce_pp": (4e-3, 0.01),
+    "reinforce_pp": (8e-3, 0.01),
     "ppo": (8e-3, 0.05),
     "oprl_released": (4e-3, 0.01),
     "oprl_residual": (8e-3, 0.01),
@@ -71,7 +71,6 @@ def get_config(variant: str = "") -> ConfigDict:
     if start == "warm":
         config.warm_start.rooms = 64
         config.warm_start.steps = 75
-        config.agent.learning_rate = 1e-3
     if "visual" in tokens:
         config.environment.observation = "rgb"
         config.network.channels, config.network.strides = (16, 16), (4, 1)

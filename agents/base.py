@@ -51,7 +51,8 @@ class Agent(NamedTuple):
     Attributes:
       init: ``(key) -> state``; the state has a field ``params``.
       initial_carry: ``(batch) -> carry``, the recurrent state at an episode's start; ``()`` if there is none.
-      act: ``(params, carry, observation [B, ...], key, *, greedy=False) -> (action [B, ...], carry, extras)``.
+      act: ``(params, carry, observation [B, ...], key, *, greedy=False, action=None) -> (action [B, ...], carry,
+        extras)``. A given ``action`` is not drawn but described: ``extras`` are those of having taken it.
       update: ``(state, trajectory [T, B, ...], key) -> (state, metrics)``.
       data: what ``update`` wants to be fed.
     """

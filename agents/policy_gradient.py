@@ -128,11 +128,12 @@ def policy_gradient(
         values = {name: outputs[name][..., 0] for name in critics}
         return outputs["policy"], values, {"policy": policy_carry, "critic": critic_carry}
 
-    def act_fn(params, carry, observation, key, *, greedy=False):
+    def act_fn(params, carry, observation, key, *, greedy=False, action=None):
         observation = jax.tree.map(lambda x: x[None], observation)
         outputs, values, carry = forward(params, observation, carry, None)
         parameters = outputs[0]
-        action = distribution.mode(parameters) if greedy else distribution.sample(key, parameters)
+        if action is None:
+            action = distribution.mode(parameters) if greedy else distribution.sample(key, parameters)
         extras = {
             "log_prob": distribution.log_prob(parameters, action),
             "distribution": parameters,

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import gymnasium
 import jax
 import numpy as np
 
-from envs.rollout import ACT, UnrollState
-from envs.types import PyTree, TimeStep, Trajectory, Transition, VectorHost
+from envs.rollout import ACT, UnrollState, bounded_action, channels
+from envs.types import PyTree, Trajectory, Transition, VectorHost
 
 # ``(params, carry, observation, key, t) -> (action, carry, extras)``, jitted; draws from ``fold_in(key, t)``.
 HostPolicy = Callable[..., tuple[PyTree, PyTree, dict[str, Any]]]
@@ -21,29 +20,11 @@ def act_key(key: jax.Array) -> jax.Array:
     return jax.random.fold_in(key, ACT)
 
 
-def bounded(space: gymnasium.Space, action: PyTree) -> PyTree:
-    """``envs.rollout.bounded_action`` in numpy."""
-    spaces = gymnasium.spaces
-    if isinstance(space, spaces.Box):
-        return np.clip(action, space.low, space.high)
-    if isinstance(space, spaces.Dict):
-        return {name: bounded(part, action[name]) for name, part in space.spaces.items()}
-    if isinstance(space, spaces.Tuple):
-        return tuple(bounded(part, piece) for part, piece in zip(space.spaces, action, strict=True))
-    return action
-
-
 def _select(condition: np.ndarray, on_true: PyTree, on_false: PyTree) -> PyTree:
     def choose(x, y):
         return np.where(condition.reshape(-1, *(1,) * (np.ndim(x) - 1)), x, y)
 
     return jax.tree.map(choose, on_true, on_false)
-
-
-def _channels(time_step: TimeStep) -> dict[str, np.ndarray]:
-    rewards = {"env": time_step.reward}
-    rewards |= {f"cost/{name}": value for name, value in time_step.costs.items()}
-    return rewards | {f"objective/{name}": value for name, value in time_step.objectives.items()}
 
 
 def _stack(transitions: Sequence[Transition]) -> Trajectory:
@@ -77,8 +58,8 @@ def unroll_host(
     observation, carry, start, episode_return, episode_length = state[1:]
     for t in range(length):
         action, next_carry, extras = policy(params, carry, observation, key, t)
-        action, extras = jax.device_get((action, extras))
-        time_step = host.step(bounded(space, action))
+        action, extras = jax.tree.map(np.asarray, (action, extras))
+        time_step = host.step(bounded_action(space, action))
         ended = time_step.terminated | time_step.truncated
         episode_return = episode_return + time_step.reward
         episode_length = episode_length + 1
@@ -93,7 +74,7 @@ def unroll_host(
             Transition(
                 observation,
                 action,
-                _channels(time_step),
+                channels(time_step),
                 time_step.terminated,
                 time_step.truncated,
                 time_step.final_observation,
@@ -132,8 +113,8 @@ def episodes_host(
         if not alive.any():
             break
         action, next_carry, extras = policy(params, carry, observation, key, t)
-        action, extras = jax.device_get((action, extras))
-        time_step = host.step(bounded(space, action))
+        action, extras = jax.tree.map(np.asarray, (action, extras))
+        time_step = host.step(bounded_action(space, action))
         terminated = time_step.terminated & alive
         truncated = ((time_step.truncated & alive) | (alive & (t == length - 1))) & ~terminated
         episode_return = episode_return + np.where(alive, time_step.reward, 0).astype(np.float32)
@@ -145,7 +126,7 @@ def episodes_host(
             "episode_length": np.full(batch, t + 1, np.int32),
             "info": time_step.info,
         }
-        rewards = {name: np.where(alive, value, 0).astype(np.float32) for name, value in _channels(time_step).items()}
+        rewards = {name: np.where(alive, value, 0).astype(np.float32) for name, value in channels(time_step).items()}
         mask = alive.astype(np.float32)
         transitions.append(
             Transition(observation, action, rewards, terminated, truncated, next_observation, mask, extras)

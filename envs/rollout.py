@@ -50,10 +50,10 @@ def select(condition: jax.Array, on_true: PyTree, on_false: PyTree) -> PyTree:
 
 
 def bounded_action(space: gymnasium.Space, action: PyTree) -> PyTree:
-    """The action the world gets: Box parts clipped to their bounds, everything else as it is."""
+    """The action the world gets: Box parts clipped to their bounds, everything else as it is; jax or numpy."""
     spaces = gymnasium.spaces
     if isinstance(space, spaces.Box):
-        return jnp.clip(action, space.low, space.high)
+        return action.clip(space.low, space.high)
     if isinstance(space, spaces.Dict):
         return {name: bounded_action(part, action[name]) for name, part in space.spaces.items()}
     if isinstance(space, spaces.Tuple):

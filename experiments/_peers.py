@@ -4,8 +4,8 @@ python -P experiments/_peers.py '{"peer": "purejaxrl", "path": "CHECKOUT", ...}'
 
 Stands alone: nothing of this repository may be imported, because the interpreter is another. The first line on
 standard output is a JSON object about what was made (``ready``, versions); after it, every line read from standard
-input runs one piece of training and answers with its environment ``steps``, ``seconds`` and ``cpu_seconds`` of this process.
-So a benchmark can take turns between a peer and the house, and neither runs while the other is timed.
+input runs one piece of training and answers with its environment ``steps``, ``seconds`` and this process's
+``cpu_seconds``. So a benchmark can take turns between a peer and the house, and neither runs while the other is timed.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def purejaxrl(job: dict) -> tuple[Callable[[], int], dict]:
     # Its wrappers import these two for environments that are not run here.
     for name in ("brax", "brax.envs", "brax.envs.wrappers", "brax.envs.wrappers.training", "navix"):
         module = types.ModuleType(name)
-        module.EpisodeWrapper = module.AutoResetWrapper = None
+        vars(module).update(EpisodeWrapper=None, AutoResetWrapper=None)
         sys.modules.setdefault(name, module)
-    sys.modules["brax"].envs = sys.modules["brax.envs"]
+    vars(sys.modules["brax"]).update(envs=sys.modules["brax.envs"])
     sys.path.insert(0, f"{job['path']}/purejaxrl")
     import jax
     import ppo

@@ -2,8 +2,8 @@
 
 python -m experiments.benchmark CASE... [--json] [--repeats=N] [--tiny] [--out=results/benchmark.jsonl]
 
-Two sides of a comparison take turns (A B, B A, A B, ...), so that what else the machine does meets both; the ratio is the
-median of the pairs' ratios, beside the smallest and the largest of them. Processor time is given beside the clock:
+Two sides of a comparison take turns (A B, B A, A B, ...), so that what else the machine does meets both; the ratio is
+the median of the pairs' ratios, beside the smallest and the largest of them. Processor time is given beside the clock:
 on a machine that does other work it tells more. Nothing is written unless ``--out`` says where.
 """
 
@@ -33,7 +33,7 @@ from experiments import registry, results
 from experiments._fused import fused_chunk, fused_state
 from experiments.build import build_world
 from experiments.cache import VARIABLE, enable_compilation_cache
-from experiments.drivers import HostDriver, Member, ScanDriver
+from experiments.drivers import HostDriver, Member, ScanDriver, seed_key
 from experiments.errors import UserError, cannot_write, command, unknown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,13 +127,12 @@ def rates(samples: Sequence[Sample]) -> list[float]:
     return [sample.steps / sample.seconds for sample in samples]
 
 
-def compared(samples: dict[str, list[Sample]], ours: str, reference: str, **fields: Any) -> Comparison:
-    """The comparison of two sides of ``in_turns``."""
-    first, second = samples[ours], samples[reference]
-    clock = list(zip(rates(first), rates(second), strict=True))
+def compared(samples: dict[str, list[Sample]], first: str, second: str, **fields: Any) -> Comparison:
+    """The comparison of the sides ``first`` and ``second`` of ``in_turns``."""
+    clock = list(zip(rates(samples[first]), rates(samples[second]), strict=True))
     processor = [
         (a.steps / a.cpu_seconds, b.steps / b.cpu_seconds)
-        for a, b in zip(first, second, strict=True)
+        for a, b in zip(samples[first], samples[second], strict=True)
         if a.cpu_seconds > 0 and b.cpu_seconds > 0
     ]
     return Comparison(figures=clock, cpu_figures=processor, **fields)
@@ -149,18 +148,17 @@ class Chunks:
     """One driver as a side: every call trains the next ``iterations``, after a first one that compiles."""
 
     def __init__(self, driver: ScanDriver | HostDriver, iterations: int, slots: int):
-        self._driver, self._iterations = driver, iterations
+        self.driver, self._iterations = driver, iterations
         self._slots = slots * iterations * len(driver.members)
         started = time.perf_counter()
         self._state, self._next = driver.start(), 0
         self.params = jax.tree.map(np.asarray, self._state.agent.params)
-        self.key = self._state.key
         self._piece()
         first = time.perf_counter() - started
         self.compile_seconds = first - timed(self._piece).seconds
 
     def _piece(self) -> int:
-        self._state, _ = self._driver.chunk(self._state, self._next, self._iterations)
+        self._state, _ = self.driver.chunk(self._state, self._next, self._iterations)
         jax.block_until_ready(self._state.agent)
         self._next += self._iterations
         return self._slots
@@ -248,7 +246,7 @@ def fused(options: Options, method: str) -> Comparison:
     iterations = 2 if options.tiny else 20
     house = Chunks(scan_driver(config), iterations, slots_of(config))
     run = jax.jit(fused_chunk(config), static_argnums=3, donate_argnums=0)
-    key = house.key[0]
+    key = seed_key(house.driver.members[0].seed)
     state = fused_state(jax.tree.map(lambda x: x[0], house.params))
     first = 0
 
@@ -314,10 +312,16 @@ def purejaxrl(options: Options) -> list[Comparison]:
     python = str(options.peer_python or sys.executable)
     job = peer_job(config, "purejaxrl", steps, path=str(options.peer.resolve()))
     with peer(python, job) as (theirs, versions), peer(python, job | {"peer": "gymnax_world"}) as (their_world, _):
-        sides = {"house": lambda: timed(whole_run), "peer": theirs, "world": lambda: timed(world), "gymnax": their_world}
+        sides = {
+            "house": lambda: timed(whole_run),
+            "peer": theirs,
+            "world": lambda: timed(world),
+            "gymnax": their_world,
+        }
         samples = in_turns(sides, options.repeats)
     shares = {
-        "share_of_time_in_world": statistics.median(rates(samples["house"])) / statistics.median(rates(samples["world"])),
+        "share_of_time_in_world": statistics.median(rates(samples["house"]))
+        / statistics.median(rates(samples["world"])),
         "peer_share_of_time_in_world": statistics.median(rates(samples["peer"]))
         / statistics.median(rates(samples["gymnax"])),
     }

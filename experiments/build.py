@@ -201,18 +201,29 @@ def _warm_start(nested: Mapping[str, Any], spec: EnvironmentSpec, network_config
     return warm_start
 
 
+def require_expert(config: ConfigDict, world: World) -> None:
+    """Checks that a warm start has an expert to learn from.
+
+    Raises:
+      UserError: if the world has no solver.
+    """
+    rooms = config.warm_start.rooms
+    if rooms and not isinstance(getattr(world.environment, "environment", None), Sokoban):
+        raise UserError(f"warm_start.rooms={rooms}: only Sokoban has an expert; expected warm_start.rooms=0")
+
+
 def expert_demonstrations(config: ConfigDict, world: World) -> Demonstrations | None:
     """The solver's solutions of ``config.warm_start.rooms`` rooms, the same for every seed; ``None`` for no warm start.
 
     Raises:
       UserError: if the world has no solver.
     """
+    require_expert(config, world)
     rooms = config.warm_start.rooms
     if rooms == 0:
         return None
-    inner = getattr(world.environment, "environment", None)
-    if not isinstance(inner, Sokoban):
-        raise UserError(f"warm_start.rooms={rooms}: only Sokoban has an expert; expected warm_start.rooms=0")
+    # ``require_expert`` saw that this is a time limit around Sokoban.
+    environment: Any = world.environment
     keys = jax.random.split(jax.random.key(DEMONSTRATION_SEED), rooms)
-    observation, action = demonstrations(inner, keys)
+    observation, action = demonstrations(environment.environment, keys)
     return Demonstrations(jnp.asarray(observation), jnp.asarray(np.asarray(action), jnp.int32))

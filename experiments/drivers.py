@@ -195,9 +195,17 @@ class HostDriver:
         agent, reward = parts.agent, parts.reward
 
         def act(params, carry, observation, key, t, *, greedy):
-            return agent.act(params, carry, observation, jax.random.fold_in(key, t), greedy=greedy)
+            action, carry, _ = agent.act(params, carry, observation, jax.random.fold_in(key, t), greedy=greedy)
+            return action, carry, {}
 
         def learn_step(state, trajectory, iteration):
+            # A step of the worlds waits for its action alone; what else acting tells is worked out here, all steps at
+            # once. The parameters are still those that acted.
+            def describe(carry, observation, action):
+                return agent.act(state.agent.params, carry, observation, state.key, action=action)[2]
+
+            extras = jax.vmap(describe)(trajectory.extras["carry"], trajectory.observation, trajectory.action)
+            trajectory = trajectory._replace(extras=trajectory.extras | extras)
             return learn.learn(agent, reward, state, trajectory, iteration)
 
         self._start = jax.jit(lambda: learn.initial_state(agent, reward, seed_key(member.seed)))
@@ -260,7 +268,8 @@ class HostDriver:
             learned, metrics = self._learn(state._replace(rollout=()), trajectory, jnp.int32(iteration))
             state = learned._replace(rollout=rollout)
             history.append(metrics)
-        stacked = {name: np.stack([np.asarray(m[name]) for m in jax.device_get(history)]) for name in history[0]}
+        fetched = jax.device_get(history)
+        stacked = {name: np.stack([metrics[name] for metrics in fetched]) for name in fetched[0]}
         return state, {name: learn.reduce_metric(name, values)[None] for name, values in stacked.items()}
 
     def evaluate(self, state):

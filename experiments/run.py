@@ -14,7 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments import figures, registry, results
-from experiments.build import DEMONSTRATION_SEED, World, build_parts, build_world
+from experiments.build import DEMONSTRATION_SEED, World, build_parts, build_world, require_expert
 from experiments.cache import enable_compilation_cache
 from experiments.drivers import Member
 from experiments.errors import UserError, command, unknown
@@ -22,10 +22,18 @@ from experiments.progress import progress, result_table
 from experiments.train import PROLONGABLE, Outcome, devices, planned_steps, prepare_folder, stop_on_signals, train
 
 SIGNAL_EXIT = 128
+# What no factory checks, because a sweep traces it or because it is the loop's own.
+LOWEST = {
+    1: ("iterations", "evaluate_every", "seeds", "evaluation.episodes", "evaluation.length", "rollout.start_states"),
+    0: ("agent.learning_rate", "agent.clip", "agent.max_gradient_norm", "warm_start.rooms"),
+}
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m experiments.run", description=__doc__.split("\n")[0])
+    # Without abbreviations: --seed=3 would be read as --seeds=3, three seeds in place of the seed 3.
+    made = argparse.ArgumentParser(
+        prog="python -m experiments.run", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
     made.add_argument("name", help="NAME or NAME:variant,variant; see python -m experiments.list")
     made.add_argument("--seeds", type=int, help="how many seeds, counted from --first-seed (default: the config's)")
     made.add_argument("--first-seed", type=int, default=0)
@@ -56,10 +64,12 @@ def validate(config: ConfigDict) -> None:
     Raises:
       UserError: for a number out of range.
     """
-    for key in ("iterations", "evaluate_every", "seeds", "evaluation.episodes", "evaluation.length"):
-        value = registry.keys(config)[key]
-        if value < 1:
-            raise UserError(f"configuration key {key!r} got {value}, expected at least 1")
+    values = registry.keys(config)
+    for lowest, keys in LOWEST.items():
+        for key in keys:
+            value = values.get(key)
+            if value is not None and value < lowest:
+                raise UserError(f"configuration key {key!r} got {value}, expected at least {lowest}")
 
 
 def checked_world(config: ConfigDict) -> World:
@@ -71,6 +81,7 @@ def checked_world(config: ConfigDict) -> World:
     validate(config)
     world = build_world(config)
     build_parts(config, world.spec)
+    require_expert(config, world)
     measured = ["return", "length", *world.spec.info]
     if config.evaluation.metric not in measured:
         raise unknown("metric", config.evaluation.metric, measured, "in evaluation.metric")
@@ -96,6 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       UserError: for anything the user can repair.
     """
     arguments, rest = parser().parse_known_args(argv)
+    if arguments.figure and Path(arguments.figure).suffix.lower() != ".png":
+        raise UserError(f"--figure={arguments.figure}: expected a name that ends in .png")
     loaded = registry.load(arguments.name)
     overrides = registry.parse_overrides(rest)
     config = registry.apply_overrides(loaded.config, overrides)
@@ -136,7 +149,8 @@ def _report(outcome: Outcome, loaded_name: str, config, folder: Path, arguments:
     else:
         if outcome.resumed_from is not None:
             print(f"continued from iteration {outcome.resumed_from}")
-        result_table(outcome.rows, metrics)
+        if outcome.rows:
+            result_table(outcome.rows, metrics)
         if arguments.figure and outcome.rows:
             print(f"learning curve: {arguments.figure}")
     if not outcome.finished:

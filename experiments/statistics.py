@@ -235,8 +235,8 @@ def curve(
     """The interquartile mean over the seeds, with a pointwise interval, at every ``env_steps`` of one variant's rows.
 
     A point has the seeds that have a value there; ``runs`` says how many. Where seeds were evaluated at different
-    steps (whole episodes differ in length), each is interpolated linearly, between its own first and last point, on
-    as many evenly spaced steps as the longest has evaluations. With ``smoothing``, each seed's values are
+    steps (whole episodes differ in length), each is interpolated linearly on as many evenly spaced steps as the longest
+    has evaluations, as far as every seed goes. With ``smoothing``, each seed's values are
     first replaced by their trailing mean.
 
     Raises:
@@ -272,12 +272,10 @@ def _common_grid(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.nd
         for index, (steps, values) in enumerate(curves):
             table[index, np.searchsorted(union, steps)] = values
         return union, table
-    grid = np.linspace(union[0], union[-1], max(longest, 2)).round()
-    interpolated = [np.interp(grid, steps, values, left=np.nan, right=np.nan) for steps, values in curves]
-    # The ends of the grid may have no seed at all between its first and last point.
-    table = np.asarray(interpolated)
-    covered = ~np.isnan(table).all(axis=0)
-    return grid[covered], table[:, covered]
+    # Between the latest first and the earliest last step: a point of fewer seeds than its neighbours would be a jump.
+    start, end = max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves)
+    grid = np.linspace(start, end, longest).round() if start < end else np.asarray([end])
+    return grid, np.asarray([np.interp(grid, steps, values) for steps, values in curves])
 
 
 def final_values(rows: Iterable[Mapping[str, Any]], metric: str, smoothing: int = 1) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import figures, registry
+from experiments import benchmark, figures, registry, sweep
 from experiments.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,7 +49,9 @@ def check(words: list[str], help_text: str) -> None:
     options = [word.partition("=")[0] for word in arguments if word.startswith("-")]
     positional = [word for word in arguments if not word.startswith("-")]
     for option in options:
-        known = option.startswith(registry.PREFIX) or re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", help_text)
+        known = option.startswith((registry.PREFIX, sweep.PREFIX)) or re.search(
+            rf"(?<![\w-]){re.escape(option)}(?![\w-])", help_text
+        )
         assert known, f"{name} has no option {option}"
     if name in NAMED:
         loaded = registry.load(positional[0])
@@ -62,6 +64,9 @@ def check(words: list[str], help_text: str) -> None:
             registry.load(f"{experiment}:{variant}")
     if name == "figures":
         figures.experiments_of(positional[0])
+    if name == "benchmark":
+        unknown_cases = [case for case in positional if case not in benchmark.CASES]
+        assert not unknown_cases, f"no benchmark case {unknown_cases}"
 
 
 def test_the_readme_has_the_commands():
@@ -88,6 +93,7 @@ def test_a_command_of_the_readme_names_what_exists(words, capsys):
         ("python -m experiments.run oprl_sokoban:grop", "unknown variant"),
         ("python -m experiments.run oprl_sokoban --config.agent.clipp=1", "agent.clipp"),
         ("python -m experiments.collect runs/oprl_sokoban/grop --out=x", "unknown variant"),
+        ("python -m experiments.benchmark fusde", "no benchmark case"),
         ("pip install sagax", "not a command of ours"),
     ],
 )

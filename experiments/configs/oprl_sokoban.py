@@ -1,4 +1,29 @@
-"""Process rewards from outcomes alone: OPRL beside GRPO, RLOO, PRIME, GiGPO and PPO on Sokoban."""
+"""Process rewards from outcomes alone: OPRL beside GRPO, RLOO, PRIME, GiGPO and PPO on Sokoban.
+
+Shows: table 1 of OPRL / iStar (arXiv 2509.19199), column VisualSokoban, with small networks instead of language models:
+which credit learns 6x6 rooms with one box from sparse success alone, and with how many steps.
+
+Command:
+    python -m experiments.run oprl_sokoban:METHOD[,warm] --seeds=10
+    python -m experiments.summary oprl_sokoban --metric=success --threshold=0.8 --baseline=grpo
+
+Expected, from scratch, 200 iterations, 10 seeds (final success; thousand environment steps to 80 %; 95 % intervals):
+    ppo            0.96 [0.92, 0.98]    262 [247, 281]
+    ppo_residual   0.96 [0.94, 0.97]    244 [231, 262]
+    grpo           0.90 [0.88, 0.91]    409 [390, 432]
+    gigpo          0.90 [0.85, 0.92]    335 [308, 373]
+    reinforce_pp   0.89 [0.85, 0.92]    343 [302, 412]
+    rloo           0.87 [0.84, 0.90]    488 [465, 534]
+    drgrpo         0.87 [0.86, 0.89]    529 [489, 571]
+    oprl_residual  0.85 [0.82, 0.88]    366 [332, 402]
+    oprl           0.23 [0.21, 0.25]    not reached
+    prime          0.02 [0.02, 0.03]    not reached
+
+Tuned alike, on other seeds:
+    python -m experiments.sweep oprl_sokoban:METHOD --seeds=2 --first-seed=100 --config.iterations=80 --rank=auc
+
+Time: 10 seeds side by side took 2 to 4 minutes on 2 cores that did other work, too.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +41,7 @@ METHODS = {
     "reinforce_pp": "return-to-go, whitened over the batch",
     "ppo": "generalised advantage estimation with a critic",
     "oprl_released": "oprl as in the released code: mean over steps, single forward, largest reward 1, leave one out",
-    "oprl_residual": "oprl with the reward model a residual on the behaviour policy, trained on replay, calibrated",
+    "oprl_residual": "oprl with the reward model a residual on the behaviour policy, on replay, calibrated (default)",
     "control_variate": "leave-one-out outcome less what the other steps' centred rewards explain of it",
     "ppo_residual": "ppo plus the calibrated process reward of oprl_residual",
 }
@@ -48,7 +73,7 @@ REPRODUCES = "OPRL / iStar (arXiv 2509.19199), table 1: VisualSokoban column"
 def get_config(variant: str = "") -> ConfigDict:
     """The configuration of ``METHOD,setting,...``."""
     tokens = [token for token in variant.split(",") if token]
-    method = one_of(tokens, METHODS, "oprl")
+    method = one_of(tokens, METHODS, "oprl_residual")
     start = one_of(tokens, ("scratch", "warm"), "scratch")
     config = policy_gradient_config()
     config.iterations, config.evaluate_every, config.seeds = 200, 10, 1

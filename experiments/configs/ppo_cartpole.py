@@ -1,4 +1,15 @@
-"""PPO on CartPole-v1: the host driver on gymnasium's own world, and the whole loop in jit on its functional twin."""
+"""PPO on CartPole-v1: the host driver on gymnasium's own world, and the whole loop in jit on its functional twin.
+
+Command:
+    python -m experiments.run ppo_cartpole[:native] --seeds=10
+    python -m experiments.summary ppo_cartpole --metric=return --threshold=475
+
+Expected, 10 seeds, greedy return on 32 episodes (95 % interval):
+    host     500 [500, 500] after 100,352 steps; 475 first passed after 30 [22, 45] thousand
+    native   500 [500, 500] after 512,000 steps; 475 first passed after 61 [51, 81] thousand
+
+Time: 10 to 60 seconds a seed on the host on 2 cores, by what else they do.
+"""
 
 from __future__ import annotations
 

@@ -344,6 +344,14 @@ def test_acting_reports_what_it_drew_from():
     assert (greedy == 0).all()
 
 
+def test_a_given_action_is_described_and_not_drawn():
+    agent = bandit_agent()
+    params, given = with_logits(agent).params, jnp.array([2, 0, 1])
+    action, _, extras = agent.act(params, agent.initial_carry(3), jnp.ones((3, 1)), KEY, action=given)
+    np.testing.assert_array_equal(action, given)
+    np.testing.assert_allclose(extras["log_prob"], np.log(P)[given], rtol=1e-5)
+
+
 def test_acting_and_updating_compile_once():
     probe = TruncationProbe()
     agent = policy_gradient(

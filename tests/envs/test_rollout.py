@@ -329,5 +329,8 @@ def test_bounded_action_clips_box_parts_only():
     np.testing.assert_array_equal(result["a"], [[-1, 2]])
     np.testing.assert_array_equal(result["b"][0], [7])
     np.testing.assert_array_equal(result["b"][1], [[0.5, 0]])
+    on_host = bounded_action(space, jax.tree.map(np.asarray, action))
+    jax.tree.map(np.testing.assert_array_equal, on_host, result)
+    assert isinstance(on_host["a"], np.ndarray)
     free = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
     np.testing.assert_array_equal(bounded_action(free, jnp.array([[1e9]])), [[1e9]])

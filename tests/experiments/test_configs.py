@@ -1,0 +1,145 @@
+"""Every experiment and variant builds; every smoke variant runs; every method on Sokoban learns a step."""
+
+import json
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import learn, registry, results
+from experiments.build import build_parts, build_world
+from experiments.configs import oprl_sokoban
+from experiments.list import main as list_main
+from experiments.run import checked_world, main
+
+NAMES = registry.names()
+VARIANTS = [f"{name}:{token}" for name in NAMES for token in ("", *registry.module_of(name).VARIANTS)]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_builds(name):
+    loaded = registry.load(name)
+    world = checked_world(loaded.config)
+    parts = build_parts(loaded.config, world.spec)
+    assert parts.agent.data.length == loaded.config.data.length
+    assert (parts.warm_start is not None) == (loaded.config.warm_start.rooms > 0)
+    # A run writes it to the disk and reads it back.
+    values = json.loads(json.dumps(registry.to_json_dict(loaded.config)))
+    assert registry.fingerprint(registry.from_json_dict(values)) == registry.fingerprint(loaded.config)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_changes_the_configuration_or_is_the_default(name):
+    experiment, _, token = name.partition(":")
+    described = registry.module_of(experiment).VARIANTS.get(token, "")
+    default = token in ("", "oprl", "scratch") or described.endswith("(the default)")
+    different = registry.difference(registry.load(experiment).config, registry.load(name).config)
+    assert bool(different) != default
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_has_a_run_card(name):
+    module = registry.module_of(name)
+    assert module.__doc__ and len(module.__doc__.split()) >= 8
+    assert len(module.REPRODUCES.split()) >= 3
+    assert "smoke" in module.VARIANTS
+    assert all(description.strip() for description in module.VARIANTS.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_values_of_every_sweep_fit_the_configuration(name):
+    loaded = registry.load(f"{name}:smoke")
+    grid = loaded.module.get_sweep()
+    assert grid and grid.keys() <= registry.keys(loaded.config).keys()
+    for key, values in grid.items():
+        assert len(values) == len(set(values)) > 1
+        for value in values:
+            config = registry.apply_overrides(loaded.config, {key: value})
+            assert registry.keys(config)[key] == value
+            checked_world(config)
+
+
+def test_the_list_names_every_experiment(capsys):
+    assert list_main(["--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["experiments"]
+    assert [experiment["name"] for experiment in listed] == NAMES
+    for experiment in listed:
+        assert experiment["variants"] == registry.module_of(experiment["name"]).VARIANTS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_smoke_variant_runs_to_the_end(name, tmp_path, capsys):
+    assert main([f"{name}:smoke", f"--runs={tmp_path}", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    config = registry.load(f"{name}:smoke").config
+    assert answer["finished"] and [one["iteration"] for one in answer["seeds"]] == [config.iterations]
+    rows = results.read_runs(tmp_path, name)
+    assert [row["iteration"] for row in rows] == [2, 4]
+    for row in rows:
+        assert np.isfinite(row[config.evaluation.metric])
+        assert row["train/rejected_updates"] == 0
+    most = config.iterations * config.data.length * config.data.batch
+    assert 0 < rows[-1]["env_steps"] <= most
+
+
+METHOD_OVERRIDES = {"network.hidden": (8,), "data.batch": 16, "data.length": 5, "environment.time_limit": 5}
+
+
+@pytest.fixture(scope="module")
+def world():
+    return build_world(registry.load("oprl_sokoban").config)
+
+
+def random_like(shape, name, generator):
+    """Random numbers for one array of a trajectory."""
+    if "observation" in name:
+        return generator.integers(0, 2, shape.shape).astype(shape.dtype)
+    if "log_prob" in name:
+        return np.full(shape.shape, -np.log(4.0), shape.dtype)
+    if "mask" in name:
+        return np.ones(shape.shape, shape.dtype)
+    if shape.dtype == jnp.bool_:
+        return np.zeros(shape.shape, shape.dtype)
+    if jnp.issubdtype(shape.dtype, jnp.integer):
+        return generator.integers(0, 4, shape.shape).astype(shape.dtype)
+    return generator.normal(size=shape.shape).astype(shape.dtype)
+
+
+@pytest.mark.parametrize("method", oprl_sokoban.METHODS)
+def test_every_method_learns_from_mixed_outcomes(method, world):
+    config = registry.load(f"oprl_sokoban:{method},smoke").config
+    config = registry.apply_overrides(config, METHOD_OVERRIDES)
+    agent, reward, _ = build_parts(config, world.spec)
+    state = jax.jit(lambda key: learn.initial_state(agent, reward, key))(jax.random.key(0))
+    _, shapes = jax.eval_shape(lambda state: learn.collect(world.environment, agent, state, jnp.int32(0)), state)
+    generator = np.random.default_rng(zlib.crc32(method.encode()))
+    trajectory = jax.tree_util.tree_map_with_path(
+        lambda path, shape: random_like(shape, jax.tree_util.keystr(path), generator), shapes
+    )
+    # The last step pays 1 to every other rollout, so that no group is without a pair.
+    rewards = np.zeros((5, 16), np.float32)
+    rewards[-1, ::2] = 1.0
+    terminated = np.zeros((5, 16), bool)
+    terminated[-1] = True
+    trajectory = trajectory._replace(rewards={"env": rewards}, terminated=terminated)
+
+    @jax.jit
+    def twice(state):
+        state, first = learn.learn(agent, reward, state, trajectory, jnp.int32(0))
+        state, second = learn.learn(agent, reward, state, trajectory, jnp.int32(1))
+        return state, jax.tree.map(lambda *values: jnp.stack(values), first, second)
+
+    learned, metrics = twice(state)
+    assert int(learned.rejected) == 0 and np.all(metrics["sum/rejected"] == 0)
+    assert np.all(metrics["sum/success"] >= 0) and np.allclose(metrics["sum/return"], 8.0)
+    for name, values in metrics.items():
+        assert np.all(np.isfinite(values)), name
+    changed = jax.tree.map(lambda old, new: bool(jnp.any(old != new)), state.agent.params, learned.agent.params)
+    assert any(jax.tree.leaves(changed["policy"]))
+    assert np.all(metrics["agent/advantage_std"] > 0)
+    if config.rewards:
+        assert np.any(np.abs(metrics["reward/implicit_prm/reward_max"]) > 0)
+    if agent.data.group_size > 1 and "ppo" in method:
+        assert any(jax.tree.leaves(changed["critic"]))

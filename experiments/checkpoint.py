@@ -151,24 +151,38 @@ class Checkpoints:
                 f"{free / 2**20:.1f} MiB are free"
             )
 
+    def meta(self, iteration: int) -> dict[str, Any]:
+        """What was saved beside the state of ``iteration``.
+
+        Raises:
+          UserError: if there is no such checkpoint, or it cannot be read.
+        """
+        found = self._read(self._existing(iteration), meta=ocp.args.JsonRestore())
+        return {key: value for key, value in found["meta"].items() if key != "host"}
+
+    def _existing(self, iteration: int | None) -> int:
+        known = sorted(self._manager.all_steps())
+        if iteration is None or iteration not in known:
+            raise UserError(f"no checkpoint of iteration {iteration} in {self.folder}; there are {known or 'none'}")
+        return iteration
+
+    def _read(self, iteration: int, **items: Any) -> Any:
+        try:
+            return self._manager.restore(iteration, args=ocp.args.Composite(**items))
+        except OSError as error:
+            raise cannot_read(self.folder, error) from error
+        except (ValueError, KeyError) as error:
+            raise UserError(f"cannot read the checkpoint {iteration} in {self.folder}: {_short(error)}") from error
+
     def restore(self, template: PyTree, iteration: int | None = None) -> Restored:
         """The checkpoint of ``iteration``, or the latest, with the structure of ``template`` (arrays or their shapes).
 
         Raises:
           UserError: if there is none, it cannot be read, or its arrays are not those of ``template``.
         """
-        iteration = self.latest() if iteration is None else iteration
-        if iteration is None or iteration not in self._manager.all_steps():
-            known = sorted(self._manager.all_steps())
-            raise UserError(f"no checkpoint of iteration {iteration} in {self.folder}; there are {known or 'none'}")
+        iteration = self._existing(self.latest() if iteration is None else iteration)
         leaves, structure = jax.tree.flatten(template)
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
-        try:
-            found = self._manager.restore(iteration, args=arguments)
-        except OSError as error:
-            raise cannot_read(self.folder, error) from error
-        except (ValueError, KeyError) as error:
-            raise UserError(f"cannot read the checkpoint {iteration} in {self.folder}: {_short(error)}") from error
+        found: Any = self._read(iteration, state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
         stored = found["state"]
         there = {name: _described(leaf) for name, leaf in stored.items()}
         wanted = {_name(index): _described(leaf) for index, leaf in enumerate(leaves) if np.prod(leaf.shape)}

@@ -1,19 +1,23 @@
 """``python -m experiments.evaluate RUN [--checkpoint=best]``: a checkpoint on held-out start states.
 
-RUN is a run folder, or ``NAME[:variant]`` under ``--runs``. ``--config.KEY=VALUE`` changes the configuration for the
-evaluation alone, such as the world: train on small rooms, evaluate on others of the same observation shape.
+RUN is a run folder, or ``NAME[:variant]`` under ``--runs``. ``--config.environment.KEY=VALUE`` changes the world for
+the evaluation alone, ``--environment=KIND`` replaces it, with ``--config.environment.KEY=VALUE`` as its arguments:
+train on easy rooms, evaluate on harder ones of the same observations and actions.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
+import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -23,11 +27,14 @@ from experiments import registry, results, statistics
 from experiments.build import build_world
 from experiments.cache import enable_compilation_cache
 from experiments.checkpoint import Checkpoints
-from experiments.drivers import Driver, Member, drivers
+from experiments.drivers import Member, drivers
 from experiments.errors import UserError, command, nearest
+from experiments.learn import RunState
+from experiments.run import validate
 from experiments.train import CHECKPOINT_FOLDER, program_name, restore
 
 CHOICES = ("best", "latest")
+CHANGEABLE = ("environment.", "evaluation.")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("run", help="a run folder, or NAME[:variant]")
     made.add_argument("--runs", default=results.RUNS_FOLDER, help="where run folders are (default: runs)")
     made.add_argument("--checkpoint", default="best", help="best (the default), latest or an iteration")
+    made.add_argument("--environment", metavar="KIND", help="another kind of world, its arguments as --config keys")
     made.add_argument("--episodes", type=int, help="how many held-out episodes (default: the config's)")
     acting = made.add_mutually_exclusive_group()
     acting.add_argument("--greedy", action="store_true", default=None, help="act greedily")
@@ -53,6 +61,9 @@ def find_folder(run: str, runs: str) -> Path:
     if (folder / results.CONFIG_FILE).is_file():
         return folder
     name, _, variant = run.partition(":")
+    # A variant with overrides is no variant of the experiment's; it is looked up as it is.
+    with contextlib.suppress(UserError):
+        variant = registry.load(run).variant
     folder = results.run_folder(runs, name, variant)
     if (folder / results.CONFIG_FILE).is_file():
         return folder
@@ -92,21 +103,51 @@ def iteration_of(checkpoints: Checkpoints, wanted: str) -> int:
     return found
 
 
+def changed_config(config: ConfigDict, kind: str | None, overrides: Mapping[str, Any]) -> ConfigDict:
+    """``config`` for an evaluation: with another world, or another number of episodes.
+
+    Args:
+      config: what was trained.
+      kind: of a world that replaces the trained one's section; ``None`` keeps it.
+      overrides: dotted key to value; with ``kind`` those of the section environment are the new world's arguments.
+
+    Raises:
+      UserError: for a key that is unknown or of the training, or a value of another type.
+    """
+    for key in overrides:
+        if not key.startswith(CHANGEABLE):
+            raise UserError(
+                f"key {key!r} is of the training: an evaluation changes {' and '.join(f'{c}KEY' for c in CHANGEABLE)}"
+            )
+    changed = config.copy_and_resolve_references()
+    # Where the policy started from is over; a host world would have no expert.
+    changed.warm_start.rooms = 0
+    if kind is not None:
+        given = [key.removeprefix("environment.") for key in overrides if key.startswith("environment.")]
+        with changed.unlocked():
+            # Empty fields take values of any type.
+            changed.environment = {"kind": kind} | dict.fromkeys(given)
+    changed = registry.apply_overrides(changed, overrides)
+    validate(changed)
+    return changed
+
+
 def evaluate_run(
-    folder: Path, checkpoint: str = "best", overrides: dict[str, Any] | None = None
+    folder: Path, checkpoint: str = "best", overrides: Mapping[str, Any] | None = None, environment: str | None = None
 ) -> list[dict[str, Any]]:
     """Evaluates every member of a run: one row per seed with ``seed``, ``variant``, ``iteration`` and the metrics.
 
     Args:
       folder: the run folder.
       checkpoint: ``best``, ``latest`` or an iteration.
-      overrides: dotted key to value, for the evaluation alone.
+      overrides, environment: for the evaluation alone, see ``changed_config``.
 
     Raises:
-      UserError: if there is no such checkpoint, it is of another configuration, or the changed world has other shapes.
+      UserError: if there is no such checkpoint, it is of another configuration, or the changed world has other shapes
+        or is not finite.
     """
     config, members = read_run(folder)
-    changed = registry.apply_overrides(config, overrides or {})
+    changed = changed_config(config, environment, overrides or {})
     world = build_world(config)
     changed_world = build_world(changed) if changed.environment != config.environment else world
     described, wanted = world.spec.observation_template(), changed_world.spec.observation_template()
@@ -115,26 +156,69 @@ def evaluate_run(
             f"the changed world has observations {wanted} and actions {changed_world.spec.action_space}; "
             f"the run was trained on {described} and {world.spec.action_space}"
         )
-    rows = []
-    pairs = zip(drivers(config, world, members), drivers(changed, changed_world, members), strict=True)
-    for index, (make, make_changed) in enumerate(pairs):
+    rows: list[dict[str, Any]] = []
+    index = 0
+    while len(rows) < len(members):
         path = folder / CHECKPOINT_FOLDER / program_name(index)
         if not path.is_dir():
             raise UserError(f"no checkpoint in {path}: run the experiment first")
         checkpoints = Checkpoints(path, read_only=True)
-        driver: Driver = make()
-        judge: Driver = make_changed()
         try:
-            found = restore(checkpoints, config, driver, iteration_of(checkpoints, checkpoint))
-            evaluated = judge.evaluate(found.state)
+            iteration = iteration_of(checkpoints, checkpoint)
+            # How many members a program has is the run's business: a sweep may have cut them up.
+            own = members[len(rows) : len(rows) + len(checkpoints.meta(iteration)["members"])]
+            [make] = drivers(config, world, own)
+            with contextlib.closing(make()) as driver:
+                state = restore(checkpoints, config, driver, iteration).state
         finally:
             checkpoints.close()
-            driver.close()
-            judge.close()
-        for position, member in enumerate(driver.members):
-            row = {"seed": member.seed, "variant": member.variant, "iteration": found.iteration}
+        index += 1
+        if (world.environment is None) == (changed_world.environment is None):
+            states = [state]
+        elif world.environment is None:
+            states = [_with_params(state, operator.itemgetter(None))]
+        else:
+            # Worlds of a host are stepped for one member at a time.
+            states = [_with_params(state, operator.itemgetter(position)) for position in range(len(own))]
+        evaluated = _evaluated(drivers(changed, changed_world, own), states)
+        for position, member in enumerate(own):
+            row = {"seed": member.seed, "variant": member.variant, "iteration": iteration}
             rows.append(row | {name: float(values[position]) for name, values in evaluated.items()})
     return rows
+
+
+def _with_params(state: RunState, change: Callable[[Any], Any]) -> RunState:
+    return state._replace(agent=state.agent._replace(params=jax.tree.map(change, state.agent.params)))
+
+
+def _evaluated(makers: Sequence[Callable[[], Any]], states: Sequence[RunState]) -> dict[str, np.ndarray]:
+    """The metrics ``[members]`` of each driver's state, one after the other."""
+    parts: list[dict[str, np.ndarray]] = []
+    for make, state in zip(makers, states, strict=True):
+        with contextlib.closing(make()) as judge:
+            try:
+                parts.append(judge.evaluate(state))
+            except FloatingPointError as error:
+                raise UserError(str(error)) from error
+    evaluated = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    for name, values in evaluated.items():
+        if not np.all(np.isfinite(values)):
+            raise UserError(f"the world gives a {name!r} of {values.tolist()}: expected finite rewards")
+    return evaluated
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Per variant and metric ``iqm``, ``low`` and ``high`` over the seeds."""
+    metrics = [name for name in rows[0] if name not in ("seed", "variant", "iteration")]
+    answer: dict[str, dict[str, Any]] = {}
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        answer[variant] = {}
+        for name in metrics:
+            values = np.asarray([row[name] for row in rows if row["variant"] == variant])
+            interval = statistics.stratified_bootstrap(values)
+            low, high = (None if math.isnan(end) else end for end in (interval.low, interval.high))
+            answer[variant][name] = {"iqm": interval.estimate, "low": low, "high": high}
+    return answer
 
 
 @command
@@ -154,24 +238,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         overrides["evaluation.greedy"] = arguments.greedy
     folder = find_folder(arguments.run, arguments.runs)
     enable_compilation_cache()
-    rows = evaluate_run(folder, arguments.checkpoint, overrides)
-    metrics = [name for name in rows[0] if name not in ("seed", "variant", "iteration")]
-    answer = {}
-    for name in metrics:
-        values = np.asarray([row[name] for row in rows])
-        interval = statistics.stratified_bootstrap(values)
-        low, high = (None if math.isnan(end) else end for end in (interval.low, interval.high))
-        answer[name] = {"iqm": interval.estimate, "low": low, "high": high}
+    rows = evaluate_run(folder, arguments.checkpoint, overrides, arguments.environment)
+    answer = summarise(rows)
     if arguments.json:
-        print(json.dumps({"folder": str(folder), "seeds": rows, "metrics": answer}))
+        # A sweep's folder holds several variants, a run's one.
+        [first, *others] = answer.values()
+        print(
+            json.dumps(
+                {"folder": str(folder), "seeds": rows, "metrics": first if not others else None} | {"variants": answer}
+            )
+        )
         return 0
-    table = Table("seed", "iteration", *metrics, title=str(folder), title_justify="left")
-    for row in rows:
-        table.add_row(str(row["seed"]), str(row["iteration"]), *(f"{row[name]:.4g}" for name in metrics))
-    table.add_section()
-    table.add_row("IQM", "", *(f"{answer[name]['iqm']:.4g}" for name in metrics))
+    table = Table("variant", "seed", "iteration", title=str(folder), title_justify="left")
+    metrics = list(next(iter(answer.values())))
+    for name in metrics:
+        table.add_column(name, justify="right")
+    for variant, summary in answer.items():
+        shown = variant or results.DEFAULT_VARIANT
+        for row in (row for row in rows if row["variant"] == variant):
+            table.add_row(shown, str(row["seed"]), str(row["iteration"]), *(f"{row[name]:.4g}" for name in metrics))
+        table.add_section()
+        table.add_row(shown, "IQM", "", *(_span(summary[name]) for name in metrics))
+        table.add_section()
     Console().print(table)
     return 0
+
+
+def _span(entry: Mapping[str, float | None]) -> str:
+    if entry["low"] is None:
+        return f"{entry['iqm']:.4g}"
+    return rf"{entry['iqm']:.4g} \[{entry['low']:.4g}, {entry['high']:.4g}]"
 
 
 if __name__ == "__main__":

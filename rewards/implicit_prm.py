@@ -24,6 +24,7 @@ from agents.credit import from_groups, masked_mean, to_groups
 from agents.distributions import distribution_for
 from agents.losses import outcome_cross_entropy, pairwise_preference
 from agents.networks import Head, NetworkConfig, network
+from agents.returns import return_to_go
 from envs.types import EnvironmentSpec, PyTree, Trajectory
 from rewards.base import RewardTransform
 
@@ -32,7 +33,7 @@ LOSSES = ("preference", "cross_entropy", "squared_error")
 REFERENCES = ("rolling", "frozen")
 REDUCTIONS = ("sum", "mean")
 SCORES = ("after", "before")
-SCALES = ("none", "max")
+SCALES = ("none", "max", "return")
 
 
 class Rollouts(NamedTuple):
@@ -122,7 +123,8 @@ def implicit_prm(
       groups_per_update: groups per optimiser step, drawn uniformly; 0 takes as many as are fresh.
       score: ``after``: rewards of the updated model (the OPRL paper); ``before``: of the model before its
         update (single forward: PRIME and the released iStar code).
-      scale: ``max`` divides all rewards by the largest absolute value of the batch (released iStar code).
+      scale: ``max`` divides all rewards by the largest absolute value of the batch (released iStar code), ``return`` by the
+        largest absolute return-to-go (released PRIME code), so that process and outcome are of one size.
       calibrated: multiply the channel's ``credit_weight`` by ``clip(2 accuracy - 1, 0, 1)`` with the pairwise
         accuracy on fresh rollouts before the update.
       calibration_smoothing: weight of the past in the running accuracy, in [0, 1).
@@ -264,6 +266,10 @@ def implicit_prm(
         largest = jnp.max(jnp.abs(step_rewards))
         if scale == "max":
             step_rewards = step_rewards / jnp.maximum(largest, 1e-12)
+        elif scale == "return":
+            ends = trajectory.terminated | trajectory.truncated
+            returns = return_to_go(step_rewards, ends, 1.0)
+            step_rewards = step_rewards / jnp.maximum(jnp.max(jnp.abs(returns)), 1e-12)
         metrics = {
             "reward_mean": masked_mean(step_rewards, trajectory.mask),
             "reward_max": largest,

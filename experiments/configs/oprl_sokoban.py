@@ -165,7 +165,7 @@ def _credit(config: ConfigDict, method: str) -> None:
     if method == "prime":
         config.credit.implicit_prm = entry("leave_one_out_return_to_go", "implicit_prm", discount=1.0)
         config.rewards.implicit_prm = process_reward(
-            loss="cross_entropy", reference="frozen", score="before", scale="max"
+            loss="cross_entropy", reference="frozen", score="before", scale="return"
         )
         config.agent.whiten = "batch"
 

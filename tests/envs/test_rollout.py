@@ -40,7 +40,9 @@ class Counter:
         observation = spaces.Dict(
             count=spaces.Box(-np.inf, np.inf, (2,), np.float32), key=spaces.Box(0, 2**32 - 1, (2,), np.uint32)
         )
-        return EnvironmentSpec(observation, spaces.Box(-1, 1, (1,), np.float32), None, ("c",), ("o",), ("key", "last"))
+        return EnvironmentSpec(
+            observation, spaces.Box(-1, 1, (1,), np.float32), None, ("c",), ("o",), ("key", "last", "steps")
+        )
 
     def observe(self, state):
         return {"count": jnp.stack([state.identity, 1.0 * state.steps]), "key": jax.random.key_data(state.key)}
@@ -57,7 +59,7 @@ class Counter:
         reward = state.identity + 10.0 * state.steps + action[0]
         reward = jnp.where((after.steps > length) & (not self.endless), jnp.nan, reward)
         observation = self.observe(after)
-        info = {"key": jax.random.key_data(key), "last": ended.astype(jnp.float32)}
+        info = {"key": jax.random.key_data(key), "last": ended.astype(jnp.float32), "steps": after.steps}
         return after, TimeStep(
             observation,
             reward,
@@ -250,6 +252,8 @@ def test_episodes_are_masked_after_their_end(whole):
                 tr.next_observation["count"][t, b], np.float32([identity, min(t + 1, length)])
             )
         assert tr.extras["episode_length"][length - 1, b] == length
+        # The world stands still in the padding: it is not stepped beyond its end.
+        np.testing.assert_array_equal(tr.extras["info"]["steps"][:, b], np.minimum(np.arange(3) + 1, length))
     np.testing.assert_array_equal(tr.extras["episode_start"], np.arange(3)[:, None].repeat(BATCH, 1) == 0)
     # The lengths 2 and 3 both occur, or nothing above was tested.
     assert len(np.unique(tr.mask.sum(0))) == 2

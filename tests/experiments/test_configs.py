@@ -125,21 +125,16 @@ def test_every_method_learns_from_mixed_outcomes(method, world):
     terminated[-1] = True
     trajectory = trajectory._replace(rewards={"env": rewards}, terminated=terminated)
 
-    @jax.jit
-    def twice(state):
-        state, first = learn.learn(agent, reward, state, trajectory, jnp.int32(0))
-        state, second = learn.learn(agent, reward, state, trajectory, jnp.int32(1))
-        return state, jax.tree.map(lambda *values: jnp.stack(values), first, second)
-
-    learned, metrics = twice(state)
-    assert int(learned.rejected) == 0 and np.all(metrics["sum/rejected"] == 0)
-    assert np.all(metrics["sum/success"] >= 0) and np.allclose(metrics["sum/return"], 8.0)
-    for name, values in metrics.items():
-        assert np.all(np.isfinite(values)), name
+    step = jax.jit(lambda state, trajectory, iteration: learn.learn(agent, reward, state, trajectory, iteration))
+    learned, metrics = step(state, trajectory, jnp.int32(0))
+    learned, again = step(learned, trajectory, jnp.int32(1))
+    assert int(learned.rejected) == 0 and int(metrics["sum/rejected"]) == 0
+    for name, value in [*metrics.items(), *again.items()]:
+        assert np.isfinite(value), name
     changed = jax.tree.map(lambda old, new: bool(jnp.any(old != new)), state.agent.params, learned.agent.params)
     assert any(jax.tree.leaves(changed["policy"]))
-    assert np.all(metrics["agent/advantage_std"] > 0)
-    if config.rewards:
-        assert np.any(np.abs(metrics["reward/implicit_prm/reward_max"]) > 0)
-    if agent.data.group_size > 1 and "ppo" in method:
-        assert any(jax.tree.leaves(changed["critic"]))
+    assert float(metrics["agent/advantage_std"]) > 0
+    if "implicit_prm" in config.rewards:
+        # A model that has learned from one batch tells steps apart, whichever update the rewards are of.
+        assert float(again["reward/implicit_prm/reward_max"]) > 0
+    assert any(jax.tree.leaves(changed["critic"])) == (method in ("ppo", "ppo_residual"))

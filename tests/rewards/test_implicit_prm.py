@@ -456,6 +456,14 @@ def test_scale_max_divides_by_the_largest_of_the_batch(four):
     assert not score_with(flat, initial(flat), four).any()
 
 
+def test_scale_return_divides_by_the_largest_return_to_go(four):
+    state = drawn(make())
+    rewards = score_with(make(), state, four)
+    to_go = np.cumsum(rewards[::-1], axis=0)[::-1]
+    result, _ = make(scale="return").apply(state, four)
+    np.testing.assert_allclose(result.rewards["implicit_prm"], rewards / np.abs(to_go).max(), rtol=1e-4)
+
+
 def test_rounding_noise_is_set_to_zero_by_the_tolerance(four):
     state = drawn(make(form="residual"), 1e-2)
     largest = np.abs(score_with(make(form="residual", tolerance=0.0), state, four)).max() / BETA

@@ -1,0 +1,325 @@
+"""The learn step and the two drivers: members, agreement, compilations, streams, refused updates, counters."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from envs.types import NonFiniteEnvironmentError
+from experiments import build, drivers, learn, registry, run, train
+from experiments.build import build_world
+from experiments.drivers import HostDriver, ScanDriver
+from experiments.errors import UserError
+from tests.experiments import corridor
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with corridor.quick_compilation():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def world(monkeypatch):
+    corridor.register(monkeypatch)
+
+
+@pytest.fixture
+def compilations():
+    """A list that grows by one for every program that XLA compiles or reads from the cache."""
+    found = []
+
+    def listen(event, duration, **details):
+        if event == COMPILED:
+            found.append(details)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def scan_driver(config, *seeds):
+    return ScanDriver(config, build_world(config), corridor.members(*seeds))
+
+
+def host_driver(config, seed=0):
+    return HostDriver(config, build_world(config), corridor.members(seed)[0])
+
+
+def member_of(tree, index):
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def test_a_member_of_a_program_is_the_single_run_of_its_seed():
+    config = corridor.with_critic()
+    together = scan_driver(config, 0, 1)
+    both = together.start()
+    alone = [scan_driver(config, seed) for seed in (0, 1)]
+    states = [driver.start() for driver in alone]
+    for index, state in enumerate(states):
+        corridor.assert_same_arrays(member_of(both, index), member_of(state, 0))
+    both, metrics = together.chunk(both, 0, 2)
+    evaluated = together.evaluate(both)
+    for index, (driver, state) in enumerate(zip(alone, states, strict=True)):
+        state, single = driver.chunk(state, 0, 2)
+        for found, expected in zip(
+            corridor.arrays(member_of(both, index)), corridor.arrays(member_of(state, 0)), strict=True
+        ):
+            # A matrix product of one member and of a batch of members may add up in another order.
+            np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-7)
+        for name, value in single.items():
+            np.testing.assert_allclose(metrics[name][index], value[0], rtol=1e-5, atol=1e-6, err_msg=name)
+        for name, value in driver.evaluate(state).items():
+            np.testing.assert_allclose(evaluated[name][index], value[0], rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["unroll", "episodes"])
+def test_both_drivers_learn_the_same_in_a_world_without_chance(kind):
+    config = corridor.with_critic() if kind == "unroll" else corridor.process(form="residual")
+    config.environment = {"kind": "corridor", "fixed": True}
+    scan = scan_driver(config, 3)
+    config.environment.kind = "corridor_host"
+    host = host_driver(config, 3)
+    one, other = scan.start(), host.start()
+    corridor.assert_same_arrays(member_of(one.agent, 0), other.agent)
+    one, by_scan = scan.chunk(one, 0, 3)
+    other, by_host = host.chunk(other, 0, 3)
+    assert by_scan.keys() == by_host.keys()
+    # Every action was the same: what is counted agrees exactly, what is computed to rounding.
+    for name in ("sum/env_steps", "sum/episodes", "sum/return", "sum/length"):
+        assert by_scan[name] == by_host[name], name
+    assert by_scan["sum/episodes"] > 0
+    for name in by_scan:
+        np.testing.assert_allclose(by_scan[name], by_host[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    found, expected = corridor.arrays(other.agent.params), corridor.arrays(member_of(one.agent.params, 0))
+    for one_leaf, other_leaf in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one_leaf, other_leaf, rtol=1e-5, atol=1e-6)
+    host.close()
+
+
+@pytest.mark.parametrize("make", [scan_driver, host_driver])
+def test_a_second_chunk_compiles_nothing(make, compilations):
+    config = corridor.with_critic()
+    config.environment.kind = "corridor" if make is scan_driver else "corridor_host"
+    driver = make(config)
+    state = driver.start()
+    state, _ = driver.chunk(state, 0, 2)
+    driver.evaluate(state)
+    assert compilations
+    compilations.clear()
+    state, _ = driver.chunk(state, 2, 2)
+    driver.evaluate(state)
+    assert compilations == []
+    programs = [driver._act, driver._learn] if make is host_driver else list(driver._chunks.values())
+    assert [program._cache_size() for program in programs] == [1] * len(programs)
+    driver.close()
+
+
+def test_evaluation_does_not_depend_on_the_training_seed():
+    config = corridor.without_critic()
+    driver = scan_driver(config, 0, 1)
+    state = driver.start()
+    # The parameters of member 0 under both seeds.
+    same = jax.tree.map(lambda leaf: jnp.stack([leaf[0], leaf[0]]), state.agent.params)
+    found = driver.evaluate(state._replace(agent=state.agent._replace(params=same)))
+    for name, values in found.items():
+        assert values[0] == values[1], name
+    assert {"return", "length"} <= found.keys()
+
+
+def test_streams_of_a_key_are_distinct():
+    names = range(7)
+    assert names == range(learn.AGENT_UPDATE + 1)
+    seeds, indices = range(3), range(200)
+    keys = {
+        (seed, name, index): tuple(np.asarray(data).tolist())
+        for seed in seeds
+        for name in names
+        for index, data in zip(
+            indices,
+            jax.random.key_data(
+                jax.vmap(learn.stream, in_axes=(None, None, 0))(jax.random.key(seed), name, jnp.arange(len(indices)))
+            ),
+            strict=True,
+        )
+    }
+    assert len(set(keys.values())) == len(keys) == 3 * 7 * 200
+    others = [jax.random.key(seed) for seed in seeds] + [drivers.evaluation_key()]
+    assert not {tuple(jax.random.key_data(key).tolist()) for key in others} & set(keys.values())
+
+
+@pytest.fixture
+def rejecting(monkeypatch):
+    """``rejecting(1, 2)`` makes the agent's updates of these iterations non-finite."""
+    original = learn.learn
+
+    def choose(*iterations):
+        def learn_with_nan(agent, reward, state, trajectory, iteration):
+            bad = jnp.isin(iteration, jnp.asarray(iterations))
+            rewards = trajectory.rewards | {"env": trajectory.rewards["env"] * jnp.where(bad, jnp.inf, 1.0)}
+
+            def apply(reward_state, relabelled, **extra):
+                relabelled, metrics = reward.apply(reward_state, relabelled, **extra)
+                return relabelled._replace(rewards=relabelled.rewards | rewards), metrics
+
+            return original(agent, reward._replace(apply=apply), state, trajectory, iteration)
+
+        monkeypatch.setattr(learn, "learn", learn_with_nan)
+
+    return choose
+
+
+def run_of(monkeypatch, config, runs, *arguments):
+    monkeypatch.setattr(registry, "load", lambda name: corridor.loaded(config))
+    monkeypatch.setattr(run, "enable_compilation_cache", lambda: None)
+    return run.main(["corridor", f"--runs={runs}", *arguments])
+
+
+def test_one_or_two_rejected_updates_do_not_stop_a_run(rejecting, monkeypatch, tmp_path, capsys):
+    config = corridor.without_critic()
+    config.iterations = 6
+    rejecting(0, 2, 3)
+    assert run_of(monkeypatch, config, tmp_path) == 0
+    rows = corridor.rows_of(tmp_path / "corridor" / "default")
+    assert [row["train/rejected_updates"] for row in rows] == [1, 2, 0]
+    assert all(np.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
+
+
+def test_three_rejected_updates_in_a_row_stop_a_run(rejecting, monkeypatch, tmp_path, capsys):
+    config = corridor.without_critic()
+    config.iterations = 8
+    # Across the border of two chunks: the count is a part of the state.
+    rejecting(3, 4, 5)
+    assert run_of(monkeypatch, config, tmp_path) == 2
+    errors = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error:")]
+    assert len(errors) == 1
+    assert "3 updates in a row were not finite, seeds [0], iterations 4 to 5" in errors[0]
+    assert errors[0].endswith("program_0, iteration 4")
+    folder = tmp_path / "corridor" / "default"
+    assert [row["iteration"] for row in corridor.rows_of(folder)] == [2, 4]
+    found = corridor.checkpoint_of(folder, scan_driver(config, 0).template())
+    assert found.iteration == 4 and found.state.rejected.tolist() == [1]
+    assert all(np.all(np.isfinite(leaf)) for leaf in corridor.arrays(found.state.agent))
+
+
+def test_a_rejected_update_leaves_the_state(rejecting):
+    rejecting(0, 1)
+    driver = scan_driver(corridor.without_critic(), 0)
+    start = driver.start()
+    before = corridor.arrays(start.agent)
+    state, metrics = driver.chunk(start, 0, 2)
+    corridor.assert_same_arrays(corridor.arrays(state.agent), before)
+    assert metrics["sum/rejected"].tolist() == metrics["max/rejected"].tolist() == [2]
+    state, metrics = driver.chunk(state, 2, 2)
+    assert metrics["max/rejected"].tolist() == [0] and state.rejected.tolist() == [0]
+    with pytest.raises(AssertionError):
+        corridor.assert_same_arrays(corridor.arrays(state.agent), before)
+
+
+@pytest.mark.parametrize("kind", ["corridor", "corridor_host"])
+def test_a_world_that_returns_nan_is_one_message(kind, monkeypatch, tmp_path, capsys):
+    config = corridor.with_critic()
+    config.evaluate_every = 1
+    # One episode goes on over the iterations of 4 steps; its step 9 is in the third, and no evaluation gets there.
+    config.environment = {"kind": kind, "limit": 100, "poison": 9}
+    config.data.batch = 2
+    monkeypatch.setattr(corridor.Corridor, "_observation", staticmethod(lambda state: jnp.zeros(2)))
+    original = corridor.Corridor.step
+
+    def endless(self, key, state, action):
+        return original(self, key, state, action * 0)
+
+    monkeypatch.setattr(corridor.Corridor, "step", endless)
+    assert run_of(monkeypatch, config, tmp_path) == 2
+    lines = capsys.readouterr().err.splitlines()
+    errors = [one for one in lines if one.startswith("error:")]
+    assert len(errors) == 1 and not any("Traceback" in one for one in lines)
+    assert "NaN" in errors[0] or "nan" in errors[0]
+    assert errors[0].endswith("program_0, iteration 2")
+    assert [row["iteration"] for row in corridor.rows_of(tmp_path / "corridor" / "default")] == [1, 2]
+
+
+def test_a_program_names_the_seeds_whose_world_is_not_finite():
+    config = corridor.with_critic()
+    config.environment = {"kind": "corridor", "poison": 0}
+    driver = scan_driver(config, 4, 5)
+    with pytest.raises(NonFiniteEnvironmentError, match=r"iterations 0 to 0, seeds \[4, 5\]"):
+        driver.chunk(driver.start(), 0, 1)
+
+
+def test_steps_are_counted_in_python_and_are_the_sum_of_masks(monkeypatch, tmp_path):
+    config = corridor.without_critic()
+    masks = []
+    original = learn.collect
+
+    def recording(*arguments, **keywords):
+        state, trajectory = original(*arguments, **keywords)
+        jax.debug.callback(lambda mask: masks.append(int(mask.sum())), trajectory.mask)
+        return state, trajectory
+
+    monkeypatch.setattr(learn, "collect", recording)
+    assert run_of(monkeypatch, config, tmp_path) == 0
+    jax.effects_barrier()
+    rows = corridor.rows_of(tmp_path / "corridor" / "default")
+    assert len(masks) == 4
+    sums = list(itertools.accumulate(masks))
+    # Episodes end at the goal too, so that some steps are padding.
+    assert sums[-1] < 4 * 4 * 8
+    assert [row["env_steps"] for row in rows] == [sums[1], sums[3]]
+
+
+def test_the_count_of_steps_has_no_largest_number(monkeypatch, tmp_path):
+    class Counting:
+        """A driver of 2**31 steps a chunk."""
+
+        members = corridor.members(0)
+
+        def start(self):
+            return {"nothing": jnp.zeros(1)}
+
+        def chunk(self, state, first_iteration, iterations):
+            metrics = {"sum/env_steps": 2**31 - 1, "sum/episodes": 0.0, "sum/rejected": 0, "max/rejected": 0}
+            return state, {
+                name: np.asarray([value]) for name, value in (metrics | {"sum/non_finite_worlds": 0}).items()
+            }
+
+        def evaluate(self, state):
+            return {"return": np.zeros(1)}
+
+        def snapshot(self):
+            return None
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(train, "drivers", lambda *arguments: [Counting])
+    config = corridor.without_critic()
+    config.iterations, config.evaluate_every = 3, 1
+    assert run_of(monkeypatch, config, tmp_path) == 0
+    rows = corridor.rows_of(tmp_path / "corridor" / "default")
+    assert [row["env_steps"] for row in rows] == [n * (2**31 - 1) for n in (1, 2, 3)]
+    assert all(type(row["env_steps"]) is int for row in rows)
+
+
+def test_a_host_world_has_no_expert():
+    config = corridor.without_critic()
+    config.environment.kind = "corridor_host"
+    config.warm_start.rooms = 4
+    with pytest.raises(UserError, match="warm_start.rooms"):
+        host_driver(config)
+
+
+def test_members_are_split_into_programs():
+    config = corridor.without_critic()
+    world = build.build_world(config)
+    made = drivers.drivers(config, world, corridor.members(0, 1, 2), members_per_program=2)
+    assert [[member.seed for member in make().members] for make in made] == [[0, 1], [2]]
+    config.environment.kind = "corridor_host"
+    made = drivers.drivers(config, build.build_world(config), corridor.members(0, 1))
+    assert [[member.seed for member in make().members] for make in made] == [[0], [1]]

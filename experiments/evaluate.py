@@ -249,16 +249,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         )
         return 0
-    table = Table("variant", "seed", "iteration", title=str(folder), title_justify="left")
+    print(folder)
     metrics = list(next(iter(answer.values())))
-    for name in metrics:
-        table.add_column(name, justify="right")
+    several = ["variant"] if len(answer) > 1 else []
+    table = Table(*several, "seed", "iteration", *metrics)
     for variant, summary in answer.items():
-        shown = variant or results.DEFAULT_VARIANT
+        shown = [variant or results.DEFAULT_VARIANT] if several else []
         for row in (row for row in rows if row["variant"] == variant):
-            table.add_row(shown, str(row["seed"]), str(row["iteration"]), *(f"{row[name]:.4g}" for name in metrics))
+            table.add_row(*shown, str(row["seed"]), str(row["iteration"]), *(f"{row[name]:.4g}" for name in metrics))
         table.add_section()
-        table.add_row(shown, "IQM", "", *(_span(summary[name]) for name in metrics))
+        table.add_row(*shown, "IQM", "", *(_span(summary[name]) for name in metrics))
         table.add_section()
     Console().print(table)
     return 0

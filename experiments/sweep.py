@@ -13,10 +13,11 @@ import argparse
 import itertools
 import json
 import math
+import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,14 +33,18 @@ from experiments.drivers import Member, ScanDriver
 from experiments.errors import UserError, command, unknown
 from experiments.progress import progress
 from experiments.run import checked_world, members_of, variant_name
-from experiments.train import planned_steps, prepare_folder, stop_on_signals, train
+from experiments.train import PROLONGABLE, planned_steps, prepare_folder, stop_on_signals, train
 
 PREFIX = "--sweep."
+LAUNCHER_PREFIX = "--launcher."
 TRACED_SECTIONS = ("agent.", "credit.", "rewards.")
 RANKS = ("final", "auc")
 # A run and a sweep's point with the same values have rows of their own.
 MARK = "sweep"
 SIGNAL_EXIT = 128
+POLL_SECONDS = 0.2
+# Of a job, unless --launcher.timeout_min says otherwise; submitit's own default is five.
+MINUTES = 24 * 60
 
 
 class Job(NamedTuple):
@@ -51,11 +56,11 @@ class Job(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A sweep: the experiment, its swept keys and its jobs."""
+    """A sweep: the experiment, its jobs, and per point's variant the command that runs it alone."""
 
     name: str
-    keys: list[str]
     jobs: list[Job]
+    commands: dict[str, str]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,12 +69,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seeds", type=int, help="seeds per point (default: the config's)")
     made.add_argument("--first-seed", type=int, default=0, help="tune on other seeds than those that are reported")
     made.add_argument("--launcher", choices=sorted(LAUNCHERS), default="local")
-    made.add_argument("--jobs", type=int, default=1, help="processes at a time (launcher local)")
+    made.add_argument("--jobs", type=int, default=1, help="processes at a time (launchers local and submitit)")
     made.add_argument("--members-per-program", type=int, help="seeds and points in one program at most (default: all)")
-    made.add_argument("--runs", default=results.RUNS_FOLDER)
+    made.add_argument("--runs", default=results.RUNS_FOLDER, help="where run folders are (default: runs)")
+    made.add_argument("--fresh", action="store_true", help="delete what an earlier sweep left and start over")
     made.add_argument("--metric", help="what to rank by (default: the config's evaluation.metric)")
     made.add_argument("--rank", choices=RANKS, default="final", help="final value or area under the curve")
-    made.add_argument("--json", action="store_true")
+    made.add_argument("--json", action="store_true", help="print the ranking as one JSON object")
     made.add_argument("--job", type=int, help=argparse.SUPPRESS)
     return made
 
@@ -95,11 +101,12 @@ def grid_of(arguments: Sequence[str], default: Mapping[str, Sequence[Any]]) -> t
     return grid or {key: list(values) for key, values in default.items()}, rest
 
 
-def is_traceable(config: ConfigDict, world: World, key: str) -> bool:
-    """Whether ``key`` may be a traced number: a float that no factory and no learning step branches on."""
+def is_traceable(config: ConfigDict, world: World, key: str, values: Sequence[Any] = ()) -> bool:
+    """Whether ``key`` may be a traced number of ``values``: floats that no factory and no learning step branches on."""
     if world.environment is None or not key.startswith(TRACED_SECTIONS):
         return False
-    if not isinstance(registry.keys(config)[key], float):
+    # An optional number of which a point wants none is no number in that point's program.
+    if not all(isinstance(value, float) for value in (registry.keys(config)[key], *values)):
         return False
     try:
         ScanDriver(config, world, [Member(0, "", {key: registry.keys(config)[key]})]).trace()
@@ -111,7 +118,7 @@ def is_traceable(config: ConfigDict, world: World, key: str) -> bool:
 def plan(
     loaded: registry.Loaded,
     base: ConfigDict,
-    overrides: Sequence[str],
+    overrides: Mapping[str, str],
     grid: Mapping[str, Sequence[Any]],
     seeds: int | None,
     first_seed: int,
@@ -130,9 +137,10 @@ def plan(
         for key, values in grid.items()
     }
     world = checked_world(base)
-    traced = [key for key in typed if is_traceable(base, world, key)]
+    traced = [key for key in typed if is_traceable(base, world, key, typed[key])]
     static = [key for key in typed if key not in traced]
-    jobs = []
+    jobs, commands = [], {}
+    named = [key for key in overrides if key not in PROLONGABLE]
     for constants in itertools.product(*(typed[key] for key in static)):
         config = registry.apply_overrides(base, dict(zip(static, constants, strict=True)))
         checked_world(config)
@@ -140,19 +148,21 @@ def plan(
         for numbers in itertools.product(*(typed[key] for key in traced)):
             values = dict(zip(traced, numbers, strict=True))
             point = registry.apply_overrides(config, values)
-            variant = variant_name(f"{loaded.variant}+{MARK}", [*overrides, *typed], point)
+            variant = variant_name(f"{loaded.variant}+{MARK}", [*named, *typed], point)
+            chosen = dict(overrides) | {key: registry.keys(point)[key] for key in typed}
+            commands[variant] = run_command(loaded, chosen, seeds, first_seed)
             members += [member._replace(values=values) for member in members_of(config, variant, seeds, first_seed)]
         keys = "+".join([loaded.variant or results.DEFAULT_VARIANT, MARK, *sorted(traced)])
-        name = variant_name(keys, [*overrides, *static], config)
+        name = variant_name(keys, [*named, *static], config)
         jobs.append(Job(config, members, results.run_folder(runs, loaded.name, name)))
-    return Plan(loaded.name, list(typed), jobs)
+    return Plan(loaded.name, jobs, commands)
 
 
-def run_job(made: Plan, index: int, members_per_program: int | None) -> int:
+def run_job(made: Plan, index: int, members_per_program: int | None, fresh: bool) -> int:
     """Trains one job in this process; returns its exit status."""
     job = made.jobs[index]
     enable_compilation_cache()
-    prepare_folder(job.folder, job.config, job.members)
+    prepare_folder(job.folder, job.config, job.members, fresh=fresh)
     title = f"{made.name} sweep, job {index + 1} of {len(made.jobs)}, {len(job.members)} members"
     total = planned_steps(job.config, len(job.members))
     with stop_on_signals() as stop, progress(total, title, metric=job.config.evaluation.metric) as reporter:
@@ -162,38 +172,101 @@ def run_job(made: Plan, index: int, members_per_program: int | None) -> int:
     return 0 if outcome.finished else SIGNAL_EXIT + (outcome.signal or 0)
 
 
-def _local(command_line: list[str], count: int, jobs: int) -> list[int]:
-    with ThreadPoolExecutor(max_workers=jobs) as pool:
-        return list(pool.map(lambda index: subprocess.call([*command_line, f"--job={index}"]), range(count)))
+class Launch(NamedTuple):
+    """What a launcher starts: ``command`` with ``--job=0`` to ``--job=total - 1``.
+
+    Attributes:
+      command: the words of the sweep's own command.
+      total: how many jobs.
+      jobs: at a time, where the launcher decides.
+      folder: for the launcher's own files.
+      options: ``--launcher.KEY=VALUE``, the launcher's own settings.
+    """
+
+    command: list[str]
+    total: int
+    jobs: int
+    folder: Path
+    options: dict[str, Any]
+
+    def words(self, index: int) -> list[str]:
+        return [*self.command, f"--job={index}"]
 
 
-def _submitit(command_line: list[str], count: int, jobs: int) -> list[int]:
+def _local(launch: Launch) -> list[int]:
+    """Processes of this machine; a signal is passed on, so that each saves before it ends."""
+    if launch.options:
+        raise UserError(f"--launcher.{next(iter(launch.options))}: the launcher local has no settings")
+    waiting, statuses = list(range(launch.total)), [SIGNAL_EXIT] * launch.total
+    running: dict[int, subprocess.Popen] = {}
+    with stop_on_signals() as stop:
+        while running or (waiting and not stop):
+            while waiting and len(running) < launch.jobs and not stop:
+                index = waiting.pop(0)
+                # In a group of its own: an interrupt at the terminal reaches it once, from here.
+                running[index] = subprocess.Popen(launch.words(index), start_new_session=True)
+            if stop:
+                for process in running.values():
+                    process.send_signal(signal.SIGTERM)
+            for index, process in list(running.items()):
+                try:
+                    statuses[index] = process.wait(timeout=None if stop else POLL_SECONDS)
+                except subprocess.TimeoutExpired:
+                    continue
+                del running[index]
+        for index in waiting:
+            statuses[index] = SIGNAL_EXIT + (stop.signal or 0)
+    return statuses
+
+
+def _submitit(launch: Launch) -> list[int]:
+    """Jobs of a SLURM array; of this machine where there is no SLURM."""
     try:
         import submitit
     except ImportError as error:
-        raise UserError("--launcher=submitit needs the extra: pip install 'sagax[sweep]'") from error
-    executor = submitit.AutoExecutor(folder="runs/.submitit")
-    executor.update_parameters(slurm_array_parallelism=max(jobs, 1))
-    submitted = executor.map_array(subprocess.call, [[*command_line, f"--job={index}"] for index in range(count)])
+        raise UserError("--launcher=submitit needs the extra: pip install -e '.[sweep]'") from error
+    executor = submitit.AutoExecutor(folder=launch.folder / ".submitit")
+    settings = {"timeout_min": MINUTES, "slurm_array_parallelism": launch.jobs} | launch.options
+    try:
+        executor.update_parameters(**settings)
+    except (NameError, ValueError) as error:
+        raise UserError(f"--launcher settings {launch.options}: {error}") from error
+    submitted = executor.map_array(subprocess.call, [launch.words(index) for index in range(launch.total)])
     return [job.result() for job in submitted]
 
 
-def _ray(command_line: list[str], count: int, jobs: int) -> list[int]:
+def _ray(launch: Launch) -> list[int]:
+    """Tasks of a Ray cluster, which places as many as it holds; of this machine where there is none."""
     try:
         import ray
     except ImportError as error:
-        raise UserError("--launcher=ray needs the extra: pip install 'sagax[sweep]'") from error
-    del jobs  # Ray places as many as its cluster holds.
+        raise UserError("--launcher=ray needs the extra: pip install -e '.[sweep]'") from error
     ray.init(ignore_reinit_error=True)
     call = ray.remote(subprocess.call)
-    return ray.get([call.remote([*command_line, f"--job={index}"]) for index in range(count)])
+    call = call.options(**launch.options) if launch.options else call
+    return ray.get([call.remote(launch.words(index)) for index in range(launch.total)])
 
 
-LAUNCHERS: dict[str, Callable[[list[str], int, int], list[int]]] = {
-    "local": _local,
-    "submitit": _submitit,
-    "ray": _ray,
-}
+LAUNCHERS: dict[str, Callable[[Launch], list[int]]] = {"local": _local, "submitit": _submitit, "ray": _ray}
+
+
+def launcher_options(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The ``--launcher.KEY=VALUE`` arguments, integers as such, and the others.
+
+    Raises:
+      UserError: if one has no value.
+    """
+    options: dict[str, Any] = {}
+    rest = []
+    for argument in arguments:
+        if not argument.startswith(LAUNCHER_PREFIX):
+            rest.append(argument)
+            continue
+        key, equals, text = argument.removeprefix(LAUNCHER_PREFIX).partition("=")
+        if not equals or not text:
+            raise UserError(f"argument {argument!r} has no value: expected {LAUNCHER_PREFIX}{key or 'KEY'}=VALUE")
+        options[key] = int(text) if text.isdigit() else text
+    return options, rest
 
 
 def ranking(rows: Sequence[results.Row], metric: str, rank: str) -> list[dict[str, Any]]:
@@ -219,11 +292,13 @@ def ranking(rows: Sequence[results.Row], metric: str, rank: str) -> list[dict[st
     return sorted(points, key=lambda point: -point["iqm"])
 
 
-def run_command(name: str, point: str) -> str:
-    """The ``experiments.run`` command of a point's variant."""
-    variant, _, *overrides = point.split("+")
-    target = f"{name}:{variant}" if variant else name
-    return " ".join(["python -m experiments.run", target, *(f"{registry.PREFIX}{one}" for one in overrides)])
+def run_command(loaded: registry.Loaded, overrides: Mapping[str, Any], seeds: int | None, first_seed: int) -> str:
+    """The ``experiments.run`` command of one point, ready for a shell."""
+    words = ["python", "-m", "experiments.run", f"{loaded.name}:{loaded.variant}" if loaded.variant else loaded.name]
+    words += [f"{registry.PREFIX}{key}={value}" for key, value in overrides.items()]
+    words += [] if seeds is None else [f"--seeds={seeds}"]
+    words += [f"--first-seed={first_seed}"] if first_seed else []
+    return shlex.join(words)
 
 
 @command
@@ -236,6 +311,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments, rest = parser().parse_known_args(argv)
     loaded = registry.load(arguments.name)
+    options, rest = launcher_options(rest)
     grid, rest = grid_of(rest, loaded.module.get_sweep())
     overrides = registry.parse_overrides(rest)
     base = registry.apply_overrides(loaded.config, overrides)
@@ -246,14 +322,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     twice = sorted(grid.keys() & overrides.keys())
     if twice:
         raise UserError(f"key {twice[0]!r} is both swept and set: give one of {PREFIX}{twice[0]} and {registry.PREFIX}")
-    made = plan(loaded, base, list(overrides), grid, arguments.seeds, arguments.first_seed, arguments.runs)
+    made = plan(loaded, base, overrides, grid, arguments.seeds, arguments.first_seed, arguments.runs)
     if arguments.job is not None:
-        return run_job(made, arguments.job, arguments.members_per_program)
+        return run_job(made, arguments.job, arguments.members_per_program, arguments.fresh)
     if len(made.jobs) == 1 and arguments.launcher == "local":
-        statuses = [run_job(made, 0, arguments.members_per_program)]
+        statuses = [run_job(made, 0, arguments.members_per_program, arguments.fresh)]
     else:
         command_line = [sys.executable, "-m", "experiments.sweep", *argv]
-        statuses = LAUNCHERS[arguments.launcher](command_line, len(made.jobs), arguments.jobs)
+        folder = Path(arguments.runs) / loaded.name
+        launch = Launch(command_line, len(made.jobs), arguments.jobs, folder, options)
+        statuses = LAUNCHERS[arguments.launcher](launch)
     failed = [index for index, status in enumerate(statuses) if status]
     rows = [
         row
@@ -269,12 +347,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{len(failed)} of {len(statuses)} jobs did not finish: {shown}; the same command continues",
             file=sys.stderr,
         )
-        return statuses[failed[0]]
+        # A process that was killed has a negative status, which no shell knows.
+        return SIGNAL_EXIT - statuses[failed[0]] if statuses[failed[0]] < 0 else statuses[failed[0]]
     return 0
 
 
 def _report(made: Plan, points: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
-    best = run_command(made.name, points[0]["variant"])
+    best = made.commands[points[0]["variant"]]
     if arguments.json:
         folders = [str(job.folder) for job in made.jobs]
         print(json.dumps({"points": points, "best": best, "rank": arguments.rank, "folders": folders}))

@@ -123,8 +123,8 @@ def implicit_prm(
       groups_per_update: groups per optimiser step, drawn uniformly; 0 takes as many as are fresh.
       score: ``after``: rewards of the updated model (the OPRL paper); ``before``: of the model before its
         update (single forward: PRIME and the released iStar code).
-      scale: ``max`` divides all rewards by the largest absolute value of the batch (released iStar code), ``return`` by the
-        largest absolute return-to-go (released PRIME code), so that process and outcome are of one size.
+      scale: ``max`` divides all rewards by the largest absolute value of the batch (released iStar code), ``return`` by
+        the largest absolute return-to-go (released PRIME code), so that process and outcome are of one size.
       calibrated: multiply the channel's ``credit_weight`` by ``clip(2 accuracy - 1, 0, 1)`` with the pairwise
         accuracy on fresh rollouts before the update.
       calibration_smoothing: weight of the past in the running accuracy, in [0, 1).

@@ -80,7 +80,7 @@ def test_the_latest_and_the_best_are_kept(checkpoints):
 
 def test_an_empty_folder_has_none(checkpoints):
     assert checkpoints.latest() is None and checkpoints.best() is None
-    with pytest.raises(UserError, match="no checkpoint of iteration None.*there are none"):
+    with pytest.raises(UserError, match=r"no checkpoint of iteration None.*there are none"):
         checkpoints.restore(state_of(0))
 
 
@@ -155,7 +155,7 @@ def test_a_disk_that_fills_up_leaves_what_was_there(checkpoints, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(ocp.CheckpointManager, "save", full)
-        with pytest.raises(UserError, match="cannot write .*: No space left on device"):
+        with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
             save(checkpoints, 4, 0.9)
     assert not list(checkpoints.folder.glob("*tmp*"))
     assert checkpoints.latest() == 2

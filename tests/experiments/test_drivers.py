@@ -311,7 +311,7 @@ def test_a_host_world_has_no_expert():
     config = corridor.without_critic()
     config.environment.kind = "corridor_host"
     config.warm_start.rooms = 4
-    with pytest.raises(UserError, match="warm_start.rooms"):
+    with pytest.raises(UserError, match=r"warm_start.rooms"):
         host_driver(config)
 
 

@@ -93,8 +93,8 @@ def unroll(
       key: of this unroll.
       length: ``T``.
       initial_carry: the carry at an episode's start, ``[B, ...]``.
-      start_states: ``None`` resets every world at every step and keeps what is needed: right where a
-        reset is cheap. An integer draws that many start states per world once, before the unroll, and uses
+      start_states: ``None`` draws a start state for every step of every world and uses those that are needed:
+        right where a reset is cheap. An integer draws that many per world, and uses
         them in turn (the last one again if a world ends more episodes than that): right where a reset is
         expensive, as generating a room is.
 
@@ -104,15 +104,12 @@ def unroll(
     batch = state.episode_start.shape[0]
     spec = environment.spec
     reset_key, act_key, step_key = (jax.random.fold_in(key, stream) for stream in (RESET, ACT, STEP))
-    if start_states is not None:
-        keys = jax.random.split(reset_key, (start_states, batch))
-        pool = jax.vmap(jax.vmap(environment.reset))(keys)
-
-    def fresh(t, used):
-        if start_states is None:
-            return jax.vmap(environment.reset)(jax.random.split(jax.random.fold_in(reset_key, t), batch))
-        index = jnp.minimum(used, start_states - 1)
-        return jax.tree.map(lambda x: x[index, jnp.arange(batch)], pool)
+    # All before the first step: one large draw costs less than many small ones.
+    if start_states is None:
+        reset_keys = jax.vmap(lambda t: jax.random.split(jax.random.fold_in(reset_key, t), batch))(jnp.arange(length))
+    else:
+        reset_keys = jax.random.split(reset_key, (start_states, batch))
+    pool = jax.vmap(jax.vmap(environment.reset))(reset_keys)
 
     def step(scan_carry, t):
         state, used = scan_carry
@@ -122,7 +119,8 @@ def unroll(
             keys, state.environment, bounded_action(spec.action_space, action)
         )
         ended = time_step.terminated | time_step.truncated
-        start_state, start_observation = fresh(t, used)
+        index = t if start_states is None else (jnp.minimum(used, start_states - 1), jnp.arange(batch))
+        start_state, start_observation = jax.tree.map(lambda x: x[index], pool)
         episode_return = state.episode_return + time_step.reward
         episode_length = state.episode_length + 1
         transition = Transition(

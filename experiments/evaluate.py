@@ -38,7 +38,9 @@ CHANGEABLE = ("environment.", "evaluation.")
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m experiments.evaluate", description=__doc__.split("\n")[0])
+    made = argparse.ArgumentParser(
+        prog="python -m experiments.evaluate", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
     made.add_argument("run", help="a run folder, or NAME[:variant]")
     made.add_argument("--runs", default=results.RUNS_FOLDER, help="where run folders are (default: runs)")
     made.add_argument("--checkpoint", default="best", help="best (the default), latest or an iteration")

@@ -82,7 +82,7 @@ def learn(
 ) -> tuple[RunState, dict[str, jax.Array]]:
     """One learning step: update the reward chain, relabel, update the agent.
 
-    A step whose new agent or reward state is not finite is undone: the state stays and ``rejected`` counts up; a
+    A step whose new agent or reward state, or whose channels, are not finite is undone: the state stays and ``rejected`` counts up; a
     finite step sets it back to 0.
 
     Returns:
@@ -93,7 +93,8 @@ def learn(
     reward_state, update_metrics = reward.update(state.reward, trajectory, reward_key, policy_params=policy_params)
     relabelled, apply_metrics = reward.apply(reward_state, trajectory, policy_params=policy_params)
     agent_state, agent_metrics = agent.update(state.agent, relabelled, stream(state.key, AGENT_UPDATE, iteration))
-    finite = all_finite((agent_state, reward_state))
+    # A channel that is not finite must not pass because an estimator made zeros of it.
+    finite = all_finite((agent_state, reward_state, relabelled.rewards))
     agent_state, reward_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), (agent_state, reward_state), (state.agent, state.reward)
     )

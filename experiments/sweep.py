@@ -64,7 +64,9 @@ class Plan(NamedTuple):
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m experiments.sweep", description=__doc__.split("\n")[0])
+    made = argparse.ArgumentParser(
+        prog="python -m experiments.sweep", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
     made.add_argument("name", help="NAME or NAME:variant,variant")
     made.add_argument("--seeds", type=int, help="seeds per point (default: the config's)")
     made.add_argument("--first-seed", type=int, default=0, help="tune on other seeds than those that are reported")
@@ -83,6 +85,8 @@ def parser() -> argparse.ArgumentParser:
 def grid_of(arguments: Sequence[str], default: Mapping[str, Sequence[Any]]) -> tuple[dict[str, list[Any]], list[str]]:
     """The grid of ``--sweep.KEY=V1,V2`` arguments, or the default; and the arguments that are no such thing.
 
+    Where values have commas themselves, semicolons separate them: ``--sweep.network.hidden=64,64;128``.
+
     Raises:
       UserError: if an argument has no value or a key is given twice.
     """
@@ -97,7 +101,7 @@ def grid_of(arguments: Sequence[str], default: Mapping[str, Sequence[Any]]) -> t
             raise UserError(f"argument {argument!r} has no value: expected {PREFIX}{key or 'KEY'}=V1,V2")
         if key in grid:
             raise UserError(f"key {key!r} is swept twice")
-        grid[key] = text.split(",")
+        grid[key] = text.split(";" if ";" in text else ",")
     return grid or {key: list(values) for key, values in default.items()}, rest
 
 
@@ -133,7 +137,7 @@ def plan(
         raise UserError(f"experiment {loaded.name!r} sweeps nothing: give {PREFIX}KEY=V1,V2")
     # Every value as the configuration's type, refused before anything starts.
     typed = {
-        key: [registry.keys(registry.apply_overrides(base, {key: value}))[key] for value in values]
+        key: list(dict.fromkeys(registry.keys(registry.apply_overrides(base, {key: value}))[key] for value in values))
         for key, values in grid.items()
     }
     world = checked_world(base)
@@ -205,12 +209,13 @@ def _local(launch: Launch) -> list[int]:
                 index = waiting.pop(0)
                 # In a group of its own: an interrupt at the terminal reaches it once, from here.
                 running[index] = subprocess.Popen(launch.words(index), start_new_session=True)
-            if stop:
-                for process in running.values():
-                    process.send_signal(signal.SIGTERM)
+            # Read once: who is waited for without end has been asked to stop.
+            stopping = bool(stop)
+            for process in running.values() if stopping else ():
+                process.send_signal(signal.SIGTERM)
             for index, process in list(running.items()):
                 try:
-                    statuses[index] = process.wait(timeout=None if stop else POLL_SECONDS)
+                    statuses[index] = process.wait(timeout=None if stopping else POLL_SECONDS)
                 except subprocess.TimeoutExpired:
                     continue
                 del running[index]
@@ -230,7 +235,7 @@ def _submitit(launch: Launch) -> list[int]:
     try:
         executor.update_parameters(**settings)
     except (NameError, ValueError) as error:
-        raise UserError(f"--launcher settings {launch.options}: {error}") from error
+        raise UserError(f"--launcher settings {launch.options}: {str(error).splitlines()[0]}") from error
     submitted = executor.map_array(subprocess.call, [launch.words(index) for index in range(launch.total)])
     return [job.result() for job in submitted]
 

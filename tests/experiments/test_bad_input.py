@@ -14,6 +14,7 @@ import pytest
 
 from experiments import build, results, train
 from experiments.run import main
+from tests.experiments.corridor import Corridor
 
 HOST = [
     "ppo_cartpole:smoke",
@@ -355,8 +356,8 @@ def test_a_host_world_that_is_not_finite(tmp_path, capsys):
     assert results.read_rows(folder / results.METRICS_FILE) == []
 
 
-def test_a_pure_world_that_is_not_finite(tmp_path, capsys, corridor, monkeypatch):
-    monkeypatch.setitem(build.PURE_WORLDS, "functional", lambda name: corridor(broken_at=2))
+def test_a_pure_world_that_is_not_finite(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(build.PURE_WORLDS, "functional", lambda name: Corridor(poison=1))
     assert main([*NATIVE, "--seeds=2", f"--runs={tmp_path}"]) == 2
     message, _ = last_message(capsys)
     assert "NaN or infinity" in message and "seeds [0, 1]" in message and "there is no checkpoint yet" in message

@@ -34,7 +34,7 @@ def test_every_variant_builds(name):
 def test_every_variant_changes_the_configuration_or_is_the_default(name):
     experiment, _, token = name.partition(":")
     described = registry.module_of(experiment).VARIANTS.get(token, "")
-    default = token in ("", "oprl", "scratch") or described.endswith("(the default)")
+    default = token in ("", "scratch") or described.endswith("(the default)")
     different = registry.difference(registry.load(experiment).config, registry.load(name).config)
     assert bool(different) != default
 

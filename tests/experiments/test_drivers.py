@@ -162,13 +162,13 @@ def rejecting(monkeypatch):
     def choose(*iterations):
         def learn_with_nan(agent, reward, state, trajectory, iteration):
             bad = jnp.isin(iteration, jnp.asarray(iterations))
-            rewards = trajectory.rewards | {"env": trajectory.rewards["env"] * jnp.where(bad, jnp.inf, 1.0)}
 
-            def apply(reward_state, relabelled, **extra):
-                relabelled, metrics = reward.apply(reward_state, relabelled, **extra)
-                return relabelled._replace(rewards=relabelled.rewards | rewards), metrics
+            def update(agent_state, relabelled, key):
+                new, metrics = agent.update(agent_state, relabelled, key)
+                params = jax.tree.map(lambda leaf: jnp.where(bad, jnp.nan, leaf), new.params)
+                return new._replace(params=params), metrics | {"poisoned": jnp.where(bad, jnp.nan, 1.0)}
 
-            return original(agent, reward._replace(apply=apply), state, trajectory, iteration)
+            return original(agent._replace(update=update), reward, state, trajectory, iteration)
 
         monkeypatch.setattr(learn, "learn", learn_with_nan)
 

@@ -2,9 +2,11 @@
 
 import json
 
+import jax.numpy as jnp
 import pytest
 
-from experiments import evaluate, results, run
+from envs.functional import make_functional
+from experiments import build, evaluate, results, run, sweep
 
 TINY = ["--config.data.batch=16", "--config.evaluation.episodes=16", "--config.network.hidden=8"]
 
@@ -48,6 +50,8 @@ def test_an_iteration_a_world_and_a_number_of_episodes_can_be_chosen(trained, ca
         (["--checkpoint=3"], "no checkpoint"),
         (["--episodes=0"], "expected at least 1"),
         (["--config.environment.height=7"], "the run was trained on"),
+        (["--config.agent.clip=0.1"], "'agent.clip' is of the training"),
+        (["--environment=sokobn"], "unknown environment kind 'sokobn', did you mean 'sokoban'"),
         (["--config.environment.hight=7"], "unknown configuration key 'environment.hight', did you mean"),
     ],
 )
@@ -60,6 +64,69 @@ def test_a_mistake_is_one_line(trained, arguments, message, capsys):
 def test_a_missing_run_is_refused_with_the_nearest(trained, capsys):
     assert evaluate.main(["oprl_sokoban:grpo,smok", f"--runs={trained.parent.parent}"]) == 2
     assert "did you mean 'oprl_sokoban:grpo,smoke" in capsys.readouterr().err
+
+
+CARTPOLE = [
+    "--config.data.length=4",
+    "--config.data.batch=2",
+    "--config.network.hidden=4",
+    "--config.agent.epochs=1",
+    "--config.agent.minibatches=1",
+    "--config.evaluation.episodes=4",
+    "--config.evaluation.length=10",
+]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A sweep of two points and two seeds on a pure world, cut into programs of three members."""
+    runs = tmp_path_factory.mktemp("sweep")
+    arguments = ["ppo_cartpole:native,smoke", "--sweep.agent.learning_rate=0.01,0.5", "--seeds=2"]
+    assert sweep.main([*arguments, "--members-per-program=3", f"--runs={runs}", *CARTPOLE]) == 0
+    [folder] = (runs / "ppo_cartpole").iterdir()
+    return folder
+
+
+def test_a_sweep_is_evaluated_point_by_point(swept, capsys):
+    assert {path.name for path in (swept / "checkpoints").iterdir()} == {"program_0", "program_1"}
+    answer = answer_of(capsys, str(swept), "--checkpoint=latest")
+    last = [row for row in results.read_rows(swept / results.METRICS_FILE) if row["iteration"] == 4]
+    assert len(last) == len(answer["seeds"]) == 4
+    for row, seed in zip(last, answer["seeds"], strict=True):
+        assert {key: seed[key] for key in ("seed", "variant")} == {key: row[key] for key in ("seed", "variant")}
+        assert seed["return"] == pytest.approx(row["return"], rel=1e-6)
+    assert answer["metrics"] is None and len(answer["variants"]) == 2
+    for variant, metrics in answer["variants"].items():
+        own = [row["return"] for row in last if row["variant"] == variant]
+        assert metrics["return"]["iqm"] == pytest.approx(sum(own) / 2)
+
+
+def test_what_was_trained_in_a_pure_world_is_evaluated_on_a_host(swept, capsys):
+    host = ["--environment=gymnasium", "--config.environment.environment_id=CartPole-v1", "--greedy"]
+    answer = answer_of(capsys, str(swept), "--checkpoint=latest", *host)
+    assert len(answer["seeds"]) == 4
+    for seed in answer["seeds"]:
+        # One for every step, ten at most, a quarter of an episode each.
+        assert seed["return"] == seed["length"] <= 10 and (4 * seed["return"]).is_integer()
+
+
+class Broken:
+    """A world whose rewards are not numbers."""
+
+    def __init__(self, environment):
+        self._environment = environment
+        self.spec, self.reset = environment.spec, environment.reset
+
+    def step(self, key, state, action):
+        state, time_step = self._environment.step(key, state, action)
+        return state, time_step._replace(reward=time_step.reward * jnp.nan)
+
+
+def test_a_world_that_is_not_finite_is_one_line(swept, capsys, monkeypatch):
+    monkeypatch.setitem(build.PURE_WORLDS, "broken", lambda: Broken(make_functional("CartPole-v1")))
+    assert evaluate.main([str(swept), "--environment=broken"]) == 2
+    captured = capsys.readouterr()
+    assert "'return' of [nan, nan, nan]: expected finite rewards" in captured.err and captured.err.count("\n") == 1
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(trained, tmp_path, capsys):

@@ -1,6 +1,12 @@
 """A sweep's points against single runs, its grid, its jobs and its refusals."""
 
 import json
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
 
 import pytest
 
@@ -51,9 +57,9 @@ def test_the_points_are_ranked_and_the_best_is_a_command(swept, capsys):
     answer = json.loads(capsys.readouterr().out)
     scores = [point["iqm"] for point in answer["points"]]
     assert len(scores) == 2 and scores == sorted(scores, reverse=True)
-    assert answer["best"].startswith(
-        "python -m experiments.run oprl_sokoban:grpo,smoke --config.agent.learning_rate=0.0"
-    )
+    assert answer["best"].startswith("python -m experiments.run oprl_sokoban:grpo,smoke --config.data.batch=16 ")
+    best = next(part for part in answer["points"][0]["variant"].split("+") if "learning_rate" in part)
+    assert answer["best"].endswith(f"--config.{best} --seeds=2")
     # The same command again trained nothing: the rows are still those of two points, two seeds, two evaluations.
     assert len(results.read_runs(folder, "oprl_sokoban")) == 8
 
@@ -67,18 +73,95 @@ def test_a_learning_rate_is_traced_and_a_width_is_not():
     assert sweep.is_traceable(config, world, "rewards.implicit_prm.beta")
     assert not sweep.is_traceable(config, world, "agent.epochs")
     assert not sweep.is_traceable(config, world, "network.hidden")
+    # Without a norm there is nothing to clip: another program.
+    assert sweep.is_traceable(config, world, "agent.max_gradient_norm", [0.5, 1.0])
+    assert not sweep.is_traceable(config, world, "agent.max_gradient_norm", [0.5, None])
 
 
 def test_every_combination_of_untraced_keys_is_a_job(tmp_path):
     loaded = registry.load("oprl_sokoban:grpo,smoke")
     grid = {"agent.epochs": ["1", "2"], "agent.learning_rate": ["0.1", "0.2", "0.3"], "network.activation": ["relu"]}
-    made = sweep.plan(loaded, loaded.config, [], grid, seeds=2, first_seed=5, runs=str(tmp_path))
+    made = sweep.plan(loaded, loaded.config, {}, grid, seeds=2, first_seed=5, runs=str(tmp_path))
     assert [job.config.agent.epochs for job in made.jobs] == [1, 2]
     assert len({job.folder for job in made.jobs}) == 2
     for job in made.jobs:
         assert [member.seed for member in job.members] == [5, 6] * 3
         assert sorted({member.values["agent.learning_rate"] for member in job.members}) == [0.1, 0.2, 0.3]
         assert all(f"agent.epochs={job.config.agent.epochs}" in member.variant for member in job.members)
+
+
+def test_the_command_of_a_point_has_the_configuration_of_the_point(tmp_path):
+    loaded = registry.load("oprl_sokoban:grpo,smoke")
+    overrides = {"data.batch": "16", "iterations": "6"}
+    base = registry.apply_overrides(loaded.config, overrides)
+    grid = {"network.hidden": ["8,4", "4"], "agent.learning_rate": ["1e-3", "0.001", "2e-5"]}
+    made = sweep.plan(loaded, base, overrides, grid, seeds=3, first_seed=7, runs=str(tmp_path))
+    assert len(made.commands) == 4
+    for job in made.jobs:
+        for member in job.members:
+            words = shlex.split(made.commands[member.variant])
+            assert words[:4] == ["python", "-m", "experiments.run", "oprl_sokoban:grpo,smoke"]
+            options = [word for word in words[4:] if not word.startswith(registry.PREFIX)]
+            assert options == ["--seeds=3", "--first-seed=7"]
+            given = registry.parse_overrides([word for word in words[4:] if word not in options])
+            point = registry.apply_overrides(job.config, member.values)
+            assert not registry.difference(registry.apply_overrides(loaded.config, given), point)
+            # A sweep that is prolonged stays the same sweep.
+            assert "iterations" not in member.variant
+
+
+def test_arguments_are_cut_into_grid_launcher_options_and_the_rest():
+    arguments = ["--sweep.a=1,2", "--launcher.timeout_min=30", "--sweep.b=1,2;3", "--launcher.slurm_partition=gpu", "x"]
+    options, rest = sweep.launcher_options(arguments)
+    assert options == {"timeout_min": 30, "slurm_partition": "gpu"}
+    assert sweep.grid_of(rest, {"c": [0]}) == ({"a": ["1", "2"], "b": ["1,2", "3"]}, ["x"])
+    assert sweep.grid_of(["x"], {"c": [0]}) == ({"c": [0]}, ["x"])
+
+
+def launch(program, total, jobs, tmp_path, **options):
+    return sweep.Launch([sys.executable, "-c", program], total, jobs, tmp_path, options)
+
+
+def test_local_jobs_are_processes_with_statuses_of_their_own(tmp_path):
+    # --job=1 fails with status 1, --job=2 kills itself.
+    program = "import os, sys; index = int(sys.argv[1][-1]); index == 2 and os.kill(os.getpid(), 9); sys.exit(index)"
+    assert sweep.LAUNCHERS["local"](launch(program, 4, 2, tmp_path)) == [0, 1, -9, 3]
+
+
+def test_a_signal_reaches_every_local_job_and_starts_no_other(tmp_path):
+    program = (
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        f"(pathlib.Path({str(tmp_path)!r}) / sys.argv[1]).touch()\n"
+        "time.sleep(60)"
+    )
+
+    def interrupt():
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt).start()
+    assert sweep.LAUNCHERS["local"](launch(program, 3, 2, tmp_path)) == [143] * 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["--job=0", "--job=1"]
+
+
+@pytest.mark.parametrize("launcher", ["submitit", "ray"])
+def test_a_launcher_whose_package_is_missing_says_how_to_install_it(launcher, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, launcher, None)
+    arguments = ["oprl_sokoban:grpo,smoke", "--sweep.agent.epochs=1,2", f"--launcher={launcher}"]
+    assert sweep.main([*arguments, f"--runs={tmp_path}"]) == 2
+    assert f"--launcher={launcher} needs the extra" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.optional
+@pytest.mark.parametrize("launcher", ["submitit", "ray"])
+def test_a_launcher_runs_every_job(launcher, tmp_path):
+    pytest.importorskip(launcher)
+    program = f"import pathlib, sys; (pathlib.Path({str(tmp_path)!r}) / sys.argv[1]).touch(); sys.exit(3)"
+    assert sweep.LAUNCHERS[launcher](launch(program, 2, 2, tmp_path)) == [3, 3]
+    assert sorted(path.name for path in tmp_path.glob("--job*")) == ["--job=0", "--job=1"]
 
 
 @pytest.mark.parametrize(
@@ -90,6 +173,8 @@ def test_every_combination_of_untraced_keys_is_a_job(tmp_path):
         (["--sweep.agent.epochs=1", "--config.agent.epochs=2"], "both swept and set"),
         (["--sweep.data.batch=16,20"], "not a multiple of group_size=8"),
         (["--jobs=0"], "expected 1 up"),
+        (["--launcher.timeout_min"], "has no value"),
+        (["--sweep.agent.epochs=1,2", "--launcher.timeout_min=3"], "the launcher local has no settings"),
     ],
 )
 def test_a_mistake_is_refused_before_any_work(arguments, message, tmp_path, capsys):

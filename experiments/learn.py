@@ -82,8 +82,8 @@ def learn(
 ) -> tuple[RunState, dict[str, jax.Array]]:
     """One learning step: update the reward chain, relabel, update the agent.
 
-    A step whose new agent or reward state, or whose channels, are not finite is undone: the state stays and ``rejected`` counts up; a
-    finite step sets it back to 0.
+    A step whose new agent or reward state, or whose channels, are not finite is undone: the state stays and
+    ``rejected`` counts up; a finite step sets it back to 0.
 
     Returns:
       The next state, and metrics ``[]`` (see ``reduce_metric`` for what a name says of its reduction).

@@ -585,9 +585,10 @@ def test_the_replay_draws_from_what_it_holds(four):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), kept.params, state.params)
 
 
-def test_a_part_of_the_fresh_groups_is_drawn_without_replacement(four):
+@pytest.mark.parametrize("replay", [0, 1])
+def test_a_part_of_the_groups_is_drawn_whole(four, replay):
     # One of two groups per step: the second has no pair, so that a step either learns from the first or not at all.
-    transform = make(groups_per_update=1, outcome_threshold=1.0)
+    transform = make(groups_per_update=1, replay=replay, outcome_threshold=1.0)
     state, update = drawn(transform), jax.jit(transform.update)
     losses = np.array([update(state, four, jax.random.key(seed))[1]["loss"] for seed in range(12)])
     score = exact_rewards(transform, state, FOUR).sum(0)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from agents.base import Agent, DataSpec
 from agents.credit import Credit, assign, masked_mean, masked_std, whiten
@@ -105,7 +106,8 @@ def policy_gradient(
         else None
     )
     steps = [] if max_gradient_norm is None else [optax.clip_by_global_norm(max_gradient_norm)]
-    optimiser = optax.chain(*steps, optax.adam(learning_rate, eps=adam_epsilon))
+    # One vector instead of a dozen leaves: a small network's update is mostly the overhead of many small operations.
+    optimiser = optax.flatten(optax.chain(*steps, optax.adam(learning_rate, eps=adam_epsilon)))
     recurrent = policy.recurrent or (critic is not None and critic.recurrent)
     _validate_minibatches(minibatches, data.batch if recurrent else data.batch * data.length)
     clip_above = clip if clip_high is None else clip_high
@@ -262,7 +264,7 @@ def policy_gradient(
                 "episode_start": part.get("episode_start"),
             }
             (_, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, part)
-            metrics["gradient_norm"] = optax.tree.norm(gradient)
+            metrics["gradient_norm"] = optax.tree.norm(ravel_pytree(gradient)[0])
             updates, optimiser_state = optimiser.update(gradient, optimiser_state, params)
             return (optax.apply_updates(params, updates), optimiser_state), metrics
 

@@ -1,5 +1,7 @@
 """Behaviour cloning recovers an expert."""
 
+from functools import partial
+
 import gymnasium
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,8 @@ from agents.distributions import distribution_for
 from agents.networks import Head, NetworkConfig, network
 
 KEY = jax.random.key(0)
+# These programs run for milliseconds; what costs is to compile them.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 OBSERVATION = spaces.Discrete(6)
 EXPERT = np.array([2, 0, 1, 1, 2, 0], np.int32)
 
@@ -20,7 +24,7 @@ def parts(action_space: gymnasium.Space, **config):
     distribution = distribution_for(action_space)
     head = Head(distribution.num_parameters, scale=0.01, num_free=distribution.num_free)
     net = network(OBSERVATION, {"policy": head}, NetworkConfig(**({"hidden": (16,)} | config)))
-    return net, distribution, jax.jit(net.init)(KEY)
+    return net, distribution, jit(net.init)(KEY)
 
 
 def policy_of(net, params):
@@ -32,7 +36,7 @@ def policy_of(net, params):
 def test_a_deterministic_expert_is_recovered(recurrent_size):
     net, distribution, params = parts(spaces.Discrete(3), recurrent_size=recurrent_size)
     demonstrations = Demonstrations(jnp.arange(6), jnp.asarray(EXPERT))
-    fit = jax.jit(behaviour_cloning(net, distribution, learning_rate=1e-2, steps=150, batch=32))
+    fit = jit(behaviour_cloning(net, distribution, learning_rate=1e-2, steps=150, batch=32))
     fitted, metrics = fit(params, demonstrations, jax.random.key(1))
     parameters = policy_of(net, fitted)
     np.testing.assert_array_equal(distribution.mode(parameters), EXPERT)
@@ -46,7 +50,7 @@ def test_the_shares_of_a_mixed_expert_are_recovered():
     # Maximum likelihood: the policy is the relative frequency, here 3/4 and 1/4 whatever is seen.
     net, distribution, params = parts(spaces.Discrete(2), hidden=())
     observation, action = np.repeat(np.arange(6), 4), np.tile([0, 0, 0, 1], 6)
-    fit = jax.jit(behaviour_cloning(net, distribution, learning_rate=1e-2, steps=300, batch=256))
+    fit = jit(behaviour_cloning(net, distribution, learning_rate=1e-2, steps=300, batch=256))
     fitted, _ = fit(params, Demonstrations(jnp.asarray(observation), jnp.asarray(action)), KEY)
     share = jax.nn.softmax(policy_of(net, fitted))[:, 1]
     np.testing.assert_allclose(share, 0.25, atol=0.06)
@@ -56,7 +60,7 @@ def test_pytrees_of_actions_are_cloned():
     space = spaces.Dict(turn=spaces.Discrete(3), speed=spaces.Box(-1, 1, (1,), np.float32))
     net, distribution, params = parts(space)
     target = {"turn": jnp.asarray(EXPERT), "speed": jnp.linspace(-1, 1, 6)[:, None]}
-    fit = jax.jit(behaviour_cloning(net, distribution, learning_rate=2e-2, steps=200, batch=32))
+    fit = jit(behaviour_cloning(net, distribution, learning_rate=2e-2, steps=200, batch=32))
     fitted, _ = fit(params, Demonstrations(jnp.arange(6), target), KEY)
     mode = distribution.mode(policy_of(net, fitted))
     np.testing.assert_array_equal(mode["turn"], EXPERT)

@@ -1,6 +1,7 @@
 """The policy-gradient learner's mechanics: gradients in closed form, bootstraps, padding, compilation, refusals."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ from experiments.learn import acting_policy, collect, initial_state, learn, run_
 from rewards.base import chain
 
 KEY = jax.random.key(0)
+# These programs run for milliseconds; what costs is to compile them.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 LINEAR = NetworkConfig(hidden=())
 PLAIN = Credit({"env": Entry("env", plain_return(0.0))})
 # Adam divides by |g| + epsilon: with a large one, and a rate as large, a first step is the gradient itself.
@@ -85,7 +88,7 @@ def closed_form(weight_of_column, columns=COLUMNS, actions=ACTIONS):
 def update_of(agent, trajectory, state=None):
     """The change of the parameters by one update, and its metrics."""
     state = with_logits(agent) if state is None else state
-    after, metrics = jax.jit(agent.update)(state, trajectory, KEY)
+    after, metrics = jit(agent.update)(state, trajectory, KEY)
     return jax.tree.map(lambda new, old: np.asarray(new - old), after.params, state.params), metrics
 
 
@@ -144,7 +147,7 @@ def test_the_entropy_bonus_in_closed_form():
 )
 def test_off_policy_the_ratio_weighs_and_clips(arguments, cases):
     agent = bandit_agent(data=DataSpec("episodes", 1, 4), **arguments)
-    update, state = jax.jit(agent.update), with_logits(agent)
+    update, state = jit(agent.update), with_logits(agent)
     for advantage, ratio, factor in cases:
         after, _ = update(state, bandit_trajectory([[advantage]] * 4, [[1]] * 4, ratio), KEY)
         change = after.params["policy"]["head_policy"]["bias"] - LOGITS
@@ -261,18 +264,18 @@ def test_a_recurrent_critic_is_asked_with_the_carry_of_its_step():
         network_config=NetworkConfig(hidden=(), recurrent_size=4),
         epochs=1,
     )
-    state = jax.jit(agent.init)(KEY)
+    state = jit(agent.init)(KEY)
     initial = agent.initial_carry(2)
     params = jax.tree.map(lambda x: x + 0.3, state.params)
     policy = acting_policy(agent, params)
-    more = jax.jit(lambda rollout, key: unroll(probe, policy, rollout, key, length=8, initial_carry=initial))
+    more = jit(lambda rollout, key: unroll(probe, policy, rollout, key, length=8, initial_carry=initial))
     # The second unroll: its first carry is not the initial one.
     rollout, _ = more(start_unroll(probe, KEY, 2, initial), jax.random.key(0))
     _, trajectory = more(rollout, jax.random.key(1))
     trajectory = trajectory._replace(rewards={"env": jnp.zeros((8, 2))})
     _, metrics = update_of(agent, trajectory, state._replace(params=params))
     # The value of what followed every step: one more call of the agent, with the carry after that step.
-    act = jax.jit(agent.act)
+    act = jit(agent.act)
     trajectory = jax.tree.map(np.asarray, trajectory)
     values = np.zeros((8, 2))
     for t in range(8):
@@ -298,7 +301,7 @@ def test_what_stands_in_the_padding_does_not_matter(recurrent_size):
         whiten="minibatch",
     )
     agent = bandit_agent(credit=credit, network_config=NetworkConfig(hidden=(), recurrent_size=recurrent_size))
-    state = jax.jit(agent.init)(KEY)
+    state = jit(agent.init)(KEY)
     trajectory = bandit_trajectory(COLUMNS, ACTIONS)
     carry = jax.tree.map(lambda x: jnp.zeros((3, *x.shape)), agent.initial_carry(4))
     trajectory = trajectory._replace(
@@ -321,7 +324,7 @@ def test_what_stands_in_the_padding_does_not_matter(recurrent_size):
             "value": {"critic": fill(trajectory.extras["value"]["critic"], 1e3)},
         },
     )
-    update = jax.jit(agent.update)
+    update = jit(agent.update)
     (clean, metrics), (other, _) = (update(state, data, KEY) for data in (trajectory, dirty))
     assert metrics["gradient_norm"] > 0
     jax.tree.map(np.testing.assert_array_equal, clean.params, other.params)
@@ -368,10 +371,10 @@ def test_acting_and_updating_compile_once():
             traced.append(name)
             return function(*arguments)
 
-        return jax.jit(run)
+        return jit(run)
 
     act, update = counted("act", agent.act), counted("update", agent.update)
-    collected = jax.jit(
+    collected = jit(
         lambda state, key: unroll(probe, acting_policy(agent, params), state, key, length=4, initial_carry=initial)
     )
     state, initial = agent.init(KEY), agent.initial_carry(2)
@@ -406,8 +409,8 @@ def small_run():
 
 def test_a_non_finite_update_is_undone_and_counted(small_run):
     probe, agent, reward, state = small_run
-    state, trajectory = jax.jit(lambda s: collect(probe, agent, s, 0))(state)
-    step = jax.jit(lambda s, t, i: learn(agent, reward, s, t, i))
+    state, trajectory = jit(lambda s: collect(probe, agent, s, 0))(state)
+    step = jit(lambda s, t, i: learn(agent, reward, s, t, i))
     broken = trajectory._replace(rewards={"env": trajectory.rewards["env"].at[1, 2].set(jnp.nan)})
     first, metrics = step(state, broken, 0)
     second, _ = step(first, broken, 1)
@@ -429,8 +432,8 @@ def test_seeds_under_vmap_are_the_single_runs(small_run):
         return run_chunk(probe, agent, reward, state, 0, iterations=3)
 
     keys = jax.random.split(jax.random.key(8), 2)
-    together, _ = jax.jit(jax.vmap(run))(keys)
-    single = jax.jit(run)
+    together, _ = jit(jax.vmap(run))(keys)
+    single = jit(run)
     for index, key in enumerate(keys):
         alone, _ = single(key)
         ours = jax.tree.map(lambda x, index=index: x[index], together.agent.params)

@@ -86,6 +86,20 @@ def on_the_host():
     return config
 
 
+def frozen_lake():
+    """Observations of 64 bits, which a device does not have."""
+    config = on_the_host()
+    config.environment.environment_id = "FrozenLake-v1"
+    return config
+
+
+def a_jax_host():
+    config = corridor.with_critic()
+    config.environment.kind = "corridor_host"
+    config.network.recurrent_size = 4
+    return config
+
+
 def normalised():
     config = corridor.with_critic()
     config.rewards.scaled = {"kind": "normalise"}
@@ -106,6 +120,8 @@ RUNS = {
         (0,),
     ),
     "host with a snapshot": (on_the_host, (0,)),
+    "host with a snapshot, integer observations": (frozen_lake, (0,)),
+    "pure world as a host, recurrent": (a_jax_host, (0,)),
 }
 
 
@@ -140,6 +156,14 @@ def test_a_prolonged_run_equals_the_uninterrupted_one(name, tmp_path, compiled_o
     # Not trivially: the run changed the parameters.
     with pytest.raises(AssertionError):
         corridor.assert_same_arrays(driver.start().agent.params, expected.state.agent.params)
+
+
+def test_a_run_that_ended_between_two_evaluations_returns_to_their_rhythm(tmp_path, compiled_once):
+    config = corridor.without_critic()
+    for iterations in (1, 5):
+        config.iterations = iterations
+        trained(config, corridor.members(), tmp_path / "run")
+    assert [row["iteration"] for row in corridor.rows_of(tmp_path / "run")] == [1, 2, 4, 5]
 
 
 def test_an_annealed_run_cannot_be_prolonged(tmp_path):

@@ -21,9 +21,10 @@ from experiments.learn import acting_policy
 from rewards.implicit_prm import Rollouts, _take_groups, _take_kept_groups, implicit_prm
 
 KEY = jax.random.key(0)
+# These programs run for milliseconds; what costs is to compile them.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 BETA = 0.3
 FEED_FORWARD, RECURRENT = NetworkConfig(hidden=(4,)), NetworkConfig(hidden=(), recurrent_size=3)
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 # --- a small world with chance, and all its trajectories ----------------------------------------------
 
@@ -103,7 +104,7 @@ def make(data=None, **arguments):
 
 
 def initial(transform):
-    return jax.jit(transform.init)(KEY)
+    return jit(transform.init)(KEY)
 
 
 def drawn(transform, scale=0.7):
@@ -134,7 +135,7 @@ def in_float64(tree):
 def exact_rewards(transform, state, paths, logits=BEHAVIOUR):
     """Step rewards of ``paths`` in float64, ``[T, B]``."""
     with jax.enable_x64(True):
-        relabelled, _ = jax.jit(transform.apply)(in_float64(state), to_trajectory(paths, logits))
+        relabelled, _ = jit(transform.apply)(in_float64(state), to_trajectory(paths, logits))
         rewards = relabelled.rewards["implicit_prm"]
         assert rewards.dtype == jnp.float64
         return np.asarray(rewards)
@@ -245,7 +246,7 @@ def test_step_rewards_are_their_formula_and_have_the_known_mean(form):
 @pytest.mark.parametrize("config", [FEED_FORWARD, RECURRENT], ids=["feed-forward", "recurrent"])
 def test_a_residual_starts_at_exactly_nothing(form, config):
     transform = make(form=form, network_config=config, tolerance=0.0)
-    relabelled, metrics = jax.jit(transform.apply)(initial(transform), to_trajectory(PATHS))
+    relabelled, metrics = jit(transform.apply)(initial(transform), to_trajectory(PATHS))
     assert not relabelled.rewards["implicit_prm"].any() and metrics["reward_max"] == 0
 
 
@@ -257,12 +258,12 @@ def test_a_model_that_is_the_policy_starts_at_exactly_nothing(reference, config)
     agent = policy_gradient(
         probe.spec, credit=Credit({"env": Entry("env", group_outcome())}), data=data, network_config=config
     )
-    params = jax.tree.map(lambda x: x + 0.3, jax.jit(agent.init)(KEY).params)
+    params = jax.tree.map(lambda x: x + 0.3, jit(agent.init)(KEY).params)
     transform = implicit_prm(probe.spec, data=data, network_config=config, reference=reference)
-    state = jax.jit(transform.init)(KEY, policy_params=params["policy"])
+    state = jit(transform.init)(KEY, policy_params=params["policy"])
     policy = acting_policy(agent, params)
 
-    @jax.jit
+    @jit
     def score(key, state):
         trajectory = episodes(probe, policy, key, length=3, batch=8, group_size=4, initial_carry=agent.initial_carry(8))
         return transform.apply(state, trajectory)[0].rewards["implicit_prm"]
@@ -326,7 +327,7 @@ def test_outcomes_alone_put_the_reward_on_the_decisive_step(arguments):
     arguments = {"network_config": NetworkConfig(hidden=()), "beta": 1.0, "learning_rate": 0.05} | arguments
     transform, trajectory = implicit_prm(PLANTED, data=data, **arguments), planted_trajectory()
 
-    @partial(jax.jit, compiler_options=FAST_COMPILE)
+    @jit
     def train(key):
         state = transform.init(key)
         state, metrics = jax.lax.scan(
@@ -377,17 +378,17 @@ def test_the_loss_is_its_formula(four, loss, reduction):
         "cross_entropy": np.mean(np.log1p(np.exp(score)) - label * score),
         "squared_error": np.mean((score - (label - np.array([0.5, 0.5, 1, 1]))) ** 2),
     }[loss]
-    after, metrics = jax.jit(transform.update)(state, four, KEY)
+    after, metrics = jit(transform.update)(state, four, KEY)
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
     assert metrics["mixed_groups"] == 0.5 and metrics["accuracy"] == float(score[0] > score[1])
     # One step downhill.
-    assert jax.jit(transform.update)(after, four, KEY)[1]["loss"] < metrics["loss"]
+    assert jit(transform.update)(after, four, KEY)[1]["loss"] < metrics["loss"]
 
 
 def test_one_preference_step_raises_positives_and_lowers_negatives(four):
     transform = make(form="residual", outcome_threshold=1.0, network_config=NetworkConfig(hidden=()))
     before = initial(transform)
-    after, _ = jax.jit(transform.update)(before, four, KEY)
+    after, _ = jit(transform.update)(before, four, KEY)
     score = exact_rewards(transform, after, FOUR).sum(0)
     assert score[0] > 0 > score[1]
 
@@ -395,7 +396,7 @@ def test_one_preference_step_raises_positives_and_lowers_negatives(four):
 def test_without_a_pair_nothing_is_learned_or_measured(four):
     transform = make(outcome_threshold=100.0, calibrated=True)
     state = drawn(transform)._replace(accuracy=jnp.float32(0.8))
-    after, metrics = jax.jit(transform.update)(state, four, KEY)
+    after, metrics = jit(transform.update)(state, four, KEY)
     jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
     assert metrics["loss"] == 0 and metrics["mixed_groups"] == 0
     np.testing.assert_allclose(after.accuracy, 0.8)
@@ -405,7 +406,7 @@ def test_without_a_pair_nothing_is_learned_or_measured(four):
 def test_no_updates_leave_the_model_alone(four):
     transform = make(updates=0, outcome_threshold=1.0)
     state = drawn(transform)
-    after, _ = jax.jit(transform.update)(state, four, KEY)
+    after, _ = jit(transform.update)(state, four, KEY)
     jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
     assert after.seen == 1
 
@@ -425,14 +426,14 @@ def test_updating_relabels_nothing_and_applying_learns_nothing(four):
 
 
 def score_with(transform, state, trajectory):
-    return np.asarray(jax.jit(transform.apply)(state, trajectory)[0].rewards["implicit_prm"])
+    return np.asarray(jit(transform.apply)(state, trajectory)[0].rewards["implicit_prm"])
 
 
 def test_score_before_is_that_of_the_model_before_its_update(four):
     before, after = make(score="before", outcome_threshold=1.0), make(score="after", outcome_threshold=1.0)
     state = drawn(before)
     plain = state._replace(scoring=())
-    fresh, fresh_after = (jax.jit(t.update)(s, four, KEY)[0] for t, s in ((before, state), (after, plain)))
+    fresh, fresh_after = (jit(t.update)(s, four, KEY)[0] for t, s in ((before, state), (after, plain)))
     jax.tree.map(np.testing.assert_array_equal, fresh.params, fresh_after.params)
     np.testing.assert_array_equal(score_with(before, fresh, four), score_with(after, plain, four))
     assert np.abs(score_with(before, fresh, four) - score_with(after, fresh_after, four)).max() > 1e-5
@@ -510,7 +511,7 @@ def test_the_running_accuracy_is_of_fresh_rollouts_before_the_update(four):
     transform = make(calibrated=True, calibration_smoothing=0.75, outcome_threshold=1.0)
     state = drawn(transform)._replace(accuracy=jnp.float32(0.4))
     score = exact_rewards(transform, state, FOUR).sum(0)
-    after, _ = jax.jit(transform.update)(state, four, KEY)
+    after, _ = jit(transform.update)(state, four, KEY)
     np.testing.assert_allclose(after.accuracy, 0.75 * 0.4 + 0.25 * (score[0] > score[1]), rtol=1e-5)
 
 
@@ -556,7 +557,7 @@ def test_kept_groups_are_taken_whole_from_their_iteration():
 
 def test_the_replay_keeps_the_latest_iterations(four):
     transform = make(replay=2, outcome_threshold=1.0)
-    state, update = initial(transform), jax.jit(transform.update)
+    state, update = initial(transform), jit(transform.update)
     assert state.replay.action.shape == (2, LENGTH, 4) and state.replay.action.dtype == jnp.int32
     for iteration in range(3):
         state, _ = update(
@@ -578,7 +579,7 @@ def test_the_replay_draws_from_what_it_holds(four):
     with_replay, without = make(replay=8, **arguments), make(**arguments)
     state = drawn(without)
     kept = drawn(with_replay)
-    update_with, update_without = jax.jit(with_replay.update), jax.jit(without.update)
+    update_with, update_without = jit(with_replay.update), jit(without.update)
     for seed in range(2):
         kept, _ = update_with(kept, double, jax.random.key(seed))
         state, _ = update_without(state, double, jax.random.key(seed))
@@ -589,7 +590,7 @@ def test_the_replay_draws_from_what_it_holds(four):
 def test_a_part_of_the_groups_is_drawn_whole(four, replay):
     # One of two groups per step: the second has no pair, so that a step either learns from the first or not at all.
     transform = make(groups_per_update=1, replay=replay, outcome_threshold=1.0)
-    state, update = drawn(transform), jax.jit(transform.update)
+    state, update = drawn(transform), jit(transform.update)
     losses = np.array([update(state, four, jax.random.key(seed))[1]["loss"] for seed in range(12)])
     score = exact_rewards(transform, state, FOUR).sum(0)
     expected = np.log1p(np.exp(-(score[0] - score[1])))
@@ -617,11 +618,11 @@ def test_other_actions_are_scored_and_replayed(form, space):
     agent = policy_gradient(
         spec, credit=Credit({"env": Entry("env", group_outcome())}), data=data, network_config=FEED_FORWARD
     )
-    params = jax.jit(agent.init)(KEY).params
-    state = jax.jit(transform.init)(KEY, policy_params=params["policy"])
+    params = jit(agent.init)(KEY).params
+    state = jit(transform.init)(KEY, policy_params=params["policy"])
     observation = jnp.broadcast_to(jnp.eye(3)[:, None], (LENGTH, 4, 3))
     keys = jax.random.split(KEY, LENGTH)
-    act = jax.jit(jax.vmap(lambda o, k: agent.act(params, agent.initial_carry(4), o, k)))
+    act = jit(jax.vmap(lambda o, k: agent.act(params, agent.initial_carry(4), o, k)))
     action, _, extras = act(observation, keys)
     ends = jnp.zeros((LENGTH, 4), bool).at[-1].set(True)
     rewards = {"env": ends * jnp.array([1.0, 0.0, 1.0, 0.0])}
@@ -629,7 +630,7 @@ def test_other_actions_are_scored_and_replayed(form, space):
         observation, action, rewards, ends, ~ends & False, observation, jnp.ones((LENGTH, 4)), extras
     )
     assert not score_with(transform, state, trajectory).any()
-    after, metrics = jax.jit(transform.update)(state, trajectory, KEY)
+    after, metrics = jit(transform.update)(state, trajectory, KEY)
     assert jax.tree.structure(after.replay.action) == jax.tree.structure(action)
     score = score_with(transform, after, trajectory).sum(0)
     assert np.isfinite(score).all() and score.any() and np.isfinite(metrics["loss"])

@@ -69,6 +69,7 @@ REWARDS: dict[str, Callable[..., RewardTransform]] = {
     "scale": transforms.scale,
     "clip": transforms.clip,
     "normalise": transforms.normalise,
+    "group_filter": transforms.group_filter,
 }
 
 

@@ -83,7 +83,8 @@ def learn(
     """One learning step: update the reward chain, relabel, update the agent.
 
     A step whose new agent or reward state, or whose channels, are not finite is undone: the state stays and
-    ``rejected`` counts up; a finite step sets it back to 0.
+    ``rejected`` counts up; a finite step sets it back to 0. Where the chain masked every step (``group_filter``), the
+    agent's state stays, too: an optimiser with momentum would move without any data.
 
     Returns:
       The next state, and metrics ``[]`` (see ``reduce_metric`` for what a name says of its reduction).
@@ -95,9 +96,9 @@ def learn(
     agent_state, agent_metrics = agent.update(state.agent, relabelled, stream(state.key, AGENT_UPDATE, iteration))
     # A channel that is not finite must not pass because an estimator made zeros of it.
     finite = all_finite((agent_state, reward_state, relabelled.rewards))
-    agent_state, reward_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), (agent_state, reward_state), (state.agent, state.reward)
-    )
+    learns = finite & jnp.any(relabelled.mask > 0)
+    agent_state = jax.tree.map(lambda new, old: jnp.where(learns, new, old), agent_state, state.agent)
+    reward_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), reward_state, state.reward)
     rejected = jnp.where(finite, 0, state.rejected + 1)
     metrics = {f"agent/{name}": value for name, value in agent_metrics.items()}
     metrics |= {f"reward/{name}": value for name, value in (update_metrics | apply_metrics).items()}

@@ -208,9 +208,11 @@ def implicit_prm(
         outcome = to_groups(rollouts.outcome, data.group_size)
         if loss == "preference":
             return pairwise_preference(scores, outcome > 0.5)[0]
+        # A rollout that a filter before this transform masked is not learned from.
+        kept = to_groups(jnp.any(rollouts.mask > 0, axis=0), data.group_size)
         if loss == "cross_entropy":
-            return jnp.mean(outcome_cross_entropy(scores, outcome))
-        return jnp.mean(jnp.square(scores - (outcome - jnp.mean(outcome, -1, keepdims=True))))
+            return masked_mean(outcome_cross_entropy(scores, outcome), kept)
+        return masked_mean(jnp.square(scores - (outcome - jnp.mean(outcome, -1, keepdims=True))), kept)
 
     def rollouts_of(trajectory: Trajectory) -> Rollouts:
         returns = jnp.sum(trajectory.rewards["env"] * trajectory.mask, axis=0)
@@ -275,7 +277,8 @@ def implicit_prm(
             "reward_max": largest,
         }
         extras = trajectory.extras
-        weight = (1.0 - jnp.mean(rollouts_of(trajectory).outcome)) ** fading
+        outcome = rollouts_of(trajectory).outcome
+        weight = (1.0 - masked_mean(outcome, jnp.any(trajectory.mask > 0, axis=0))) ** fading
         if calibrated:
             weight *= jnp.clip(2.0 * state.accuracy - 1.0, 0.0, 1.0)
         weights = extras.get("credit_weight", {}) | {channel: jnp.broadcast_to(weight, trajectory.mask.shape)}

@@ -1,4 +1,4 @@
-"""Plain changes of one channel: scale, clip, normalise by running statistics."""
+"""Plain changes of one channel (scale, clip, normalise by running statistics), and the choice of groups to learn from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from agents.credit import masked_mean
+from agents.base import DataSpec
+from agents.credit import from_groups, masked_mean, to_groups
 from envs.types import Trajectory
 from rewards.base import RewardTransform, stateless
 
@@ -85,5 +86,47 @@ def normalise(
             state.squares + squares + jnp.square(delta) * state.count * count / safe,
         )
         return merged, {}
+
+    return RewardTransform(init_fn, apply_fn, update_fn)
+
+
+def group_filter(
+    *, data: DataSpec, channel: str = "env", low: float = 0.2, high: float = 0.8, outcome_threshold: float = 0.0
+) -> RewardTransform:
+    """Masks every group whose share of positive rollouts is not in ``[low, high]``.
+
+    ``m_it <- m_it [low <= mean_j [R_j > outcome_threshold] <= high]`` with ``R_j`` the return of rollout j of the
+    group: the online prompt filter of PRIME (Cui et al., 2025, section 3.4), which leaves out what is too hard and what
+    is solved. What stands after it in the chain, and the agent, learn from the kept groups alone. The paper samples
+    until a quota is filled; here the batch shrinks, and the steps of the others still count as environment steps.
+
+    Raises:
+      ValueError: data without groups, or unless ``0 <= low <= high <= 1``.
+    """
+    if data.kind != "episodes" or data.group_size < 2:
+        raise ValueError(
+            f"group_filter compares rollouts of one start state: got data.kind={data.kind!r} with "
+            f"group_size={data.group_size}, expected 'episodes' with group_size >= 2"
+        )
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"group_filter: low={low}, high={high}: expected 0 <= low <= high <= 1")
+
+    def init_fn(key, **extra):
+        del key, extra
+        return ()
+
+    def apply_fn(state, trajectory, **extra):
+        del state, extra
+        returns = jnp.sum(_channel(trajectory, channel) * trajectory.mask, axis=0)
+        positive = to_groups((returns > outcome_threshold).astype(jnp.float32), data.group_size)
+        share = jnp.mean(positive, axis=-1, keepdims=True)
+        # Shares are multiples of 1 / N: the tolerance only keeps rounding from deciding at the bounds.
+        keep = ((share >= low - 1e-6) & (share <= high + 1e-6)).astype(jnp.float32)
+        mask = trajectory.mask * from_groups(jnp.broadcast_to(keep, positive.shape))
+        return trajectory._replace(mask=mask), {"kept_groups": jnp.mean(keep)}
+
+    def update_fn(state, trajectory, key, **extra):
+        del trajectory, key, extra
+        return state, {}
 
     return RewardTransform(init_fn, apply_fn, update_fn)

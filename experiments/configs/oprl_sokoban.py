@@ -33,7 +33,7 @@ from experiments.configs._common import entry, one_of, policy_gradient_config
 
 METHODS = {
     "oprl": "group z-score of the outcome plus z-score of implicit step rewards (the paper's equations)",
-    "prime": "leave-one-out outcome plus return-to-go of implicit step rewards, cross-entropy, single forward",
+    "prime": "leave-one-out outcome plus return-to-go of implicit step rewards, cross-entropy, groups filtered by success",
     "gigpo": "group z-score of the outcome plus return-to-go against the same observation in the group",
     "grpo": "group z-score of the outcome",
     "drgrpo": "outcome less the group's mean, no deviation, no length in the loss",
@@ -164,6 +164,7 @@ def _credit(config: ConfigDict, method: str) -> None:
         config.agent.whiten = "batch"
     if method == "prime":
         config.credit.implicit_prm = entry("leave_one_out_return_to_go", "implicit_prm", discount=1.0)
+        config.rewards.group_filter = {"kind": "group_filter", "low": 0.2, "high": 0.8, "outcome_threshold": 0.0}
         config.rewards.implicit_prm = process_reward(
             loss="cross_entropy", reference="frozen", score="before", scale="return"
         )

@@ -424,6 +424,17 @@ def test_a_non_finite_update_is_undone_and_counted(small_run):
     assert all(jax.tree.leaves(changed))
 
 
+def test_without_a_valid_step_the_agent_stays_where_its_momentum_would_move_it(small_run):
+    probe, agent, reward, state = small_run
+    collected = jit(lambda s: collect(probe, agent, s, 0))
+    step = jit(lambda s, t, i: learn(agent, reward, s, t, i))
+    state, trajectory = collected(state)
+    moved, _ = step(state, trajectory, 0)
+    after, metrics = step(moved, trajectory._replace(mask=jnp.zeros_like(trajectory.mask)), 1)
+    jax.tree.map(np.testing.assert_array_equal, after.agent, moved.agent)
+    assert int(after.rejected) == 0 and metrics["sum/rejected"] == 0
+
+
 def test_seeds_under_vmap_are_the_single_runs(small_run):
     probe, agent, reward, _ = small_run
 

@@ -18,7 +18,7 @@ from envs.probes import ChainRecall
 from envs.rollout import episodes
 from envs.types import EnvironmentSpec, Transition
 from experiments.learn import acting_policy
-from rewards.implicit_prm import Rollouts, _take_groups, _take_kept_groups, implicit_prm
+from rewards.implicit_prm import LOSSES, Rollouts, _take_groups, _take_kept_groups, implicit_prm
 
 KEY = jax.random.key(0)
 # These programs run for milliseconds; what costs is to compile them.
@@ -383,6 +383,24 @@ def test_the_loss_is_its_formula(four, loss, reduction):
     assert metrics["mixed_groups"] == 0.5 and metrics["accuracy"] == float(score[0] > score[1])
     # One step downhill.
     assert jit(transform.update)(after, four, KEY)[1]["loss"] < metrics["loss"]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_group_that_a_filter_masked_is_as_if_it_were_not_there(four, loss):
+    transform = make(loss=loss, outcome_threshold=1.0)
+    state, update = drawn(transform), jit(transform.update)
+    masked = four._replace(mask=four.mask.at[:, 2:].set(0.0))
+    dirty = masked._replace(rewards={"env": four.rewards["env"].at[:, 2:].set(7.0)})
+    (first, metrics), (second, _) = update(state, masked, KEY), update(state, dirty, KEY)
+    jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
+    rewards = exact_rewards(transform, state, FOUR[:2])
+    score, label = rewards.sum(0), np.array([1.0, 0.0])
+    expected = {
+        "preference": np.log1p(np.exp(-(score[0] - score[1]))),
+        "cross_entropy": np.mean(np.log1p(np.exp(score)) - label * score),
+        "squared_error": np.mean((score - (label - 0.5)) ** 2),
+    }[loss]
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
 
 
 def test_one_preference_step_raises_positives_and_lowers_negatives(four):

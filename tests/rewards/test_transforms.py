@@ -1,11 +1,12 @@
-"""Scale, clip and normalise against numpy."""
+"""Scale, clip, normalise and the group filter against numpy."""
 
 import jax
 import numpy as np
 import pytest
 
+from agents.base import DataSpec
 from rewards.base import chain
-from rewards.transforms import clip, normalise, scale
+from rewards.transforms import clip, group_filter, normalise, scale
 
 KEY = jax.random.key(0)
 
@@ -94,3 +95,41 @@ def test_a_missing_channel_is_refused_with_the_known_ones(make_trajectory, trans
 def test_clip_refuses_an_empty_range(low, high):
     with pytest.raises(ValueError, match=f"clip: low={low}, high={high}: expected low < high"):
         clip(low=low, high=high)
+
+
+FOUR_ROLLOUTS = DataSpec("episodes", 2, 8, 4)
+
+
+def test_the_filter_keeps_groups_of_middling_success(make_trajectory):
+    # Two groups of four: 1 of 4 positive, 4 of 4 positive; the reward in a padded row is no success.
+    mask = [[1] * 8, [1, 1, 1, 0, 1, 1, 1, 1]]
+    rewards = [[0.0] * 8, [1, 0, 0, 9, 1, 1, 1, 1]]
+    trajectory = make_trajectory(mask, env=rewards)
+    for bounds, kept in {(0.2, 0.8): (1, 0), (0.25, 0.25): (1, 0), (0.3, 1.0): (0, 1), (0.0, 1.0): (1, 1)}.items():
+        transform = group_filter(data=FOUR_ROLLOUTS, low=bounds[0], high=bounds[1])
+        filtered, metrics = transform.apply(transform.init(KEY), trajectory)
+        np.testing.assert_array_equal(filtered.mask, np.asarray(mask) * np.repeat(kept, 4))
+        np.testing.assert_array_equal(filtered.rewards["env"], trajectory.rewards["env"])
+        assert metrics["kept_groups"] == np.mean(kept)
+
+
+def test_the_filter_counts_returns_above_its_threshold(make_trajectory):
+    trajectory = make_trajectory(np.ones((2, 8)), env=np.tile([0.5, 1.0, 1.5, 2.0], (2, 2)))
+    transform = group_filter(data=FOUR_ROLLOUTS, low=0.5, high=0.5, outcome_threshold=2.0)
+    assert transform.apply((), trajectory)[1]["kept_groups"] == 1.0
+    transform = group_filter(data=FOUR_ROLLOUTS, low=0.5, high=0.5, outcome_threshold=3.0)
+    assert transform.apply((), trajectory)[1]["kept_groups"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"data": DataSpec("unroll", 4, 8)}, "kind='unroll'"),
+        ({"data": DataSpec("episodes", 4, 8, 1)}, "group_size=1"),
+        ({"data": FOUR_ROLLOUTS, "low": 0.9}, "low=0.9, high=0.8"),
+        ({"data": FOUR_ROLLOUTS, "high": 1.5}, "high=1.5"),
+    ],
+)
+def test_the_filter_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        group_filter(**arguments)

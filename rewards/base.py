@@ -1,9 +1,9 @@
 """The reward transform: optax's gradient transformation, for rewards.
 
 A reward transform is a named triple of pure functions. ``apply`` relabels (channels, and where asked for the mask
-of what is learned from) and never learns, so that a replayed or evaluated trajectory is scored without side effects; ``update`` learns and never relabels.
-A learner calls ``update`` and then ``apply``; a transform that must be scored *before* its update (the
-"single forward" of PRIME) keeps the parameters it scores with in its own state.
+of what is learned from) and never learns, so that a replayed or evaluated trajectory is scored without side effects;
+``update`` learns and never relabels. A learner calls ``update`` and then ``apply``; a transform that must be scored
+*before* its update (the "single forward" of PRIME) keeps the parameters it scores with in its own state.
 """
 
 from __future__ import annotations

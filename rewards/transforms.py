@@ -1,4 +1,4 @@
-"""Plain changes of one channel (scale, clip, normalise by running statistics), and the choice of groups to learn from."""
+"""Plain changes of one channel (scale, clip, normalise by running statistics), and which groups to learn from."""
 
 from __future__ import annotations
 

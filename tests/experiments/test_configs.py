@@ -13,6 +13,7 @@ from experiments.build import build_parts, build_world
 from experiments.configs import oprl_sokoban
 from experiments.list import main as list_main
 from experiments.run import checked_world, main
+from experiments.sweep import ranking
 
 NAMES = registry.names()
 VARIANTS = [f"{name}:{token}" for name in NAMES for token in ("", *registry.module_of(name).VARIANTS)]
@@ -138,3 +139,15 @@ def test_every_method_learns_from_mixed_outcomes(method, world):
         # A model that has learned from one batch tells steps apart, whichever update the rewards are of.
         assert float(again["reward/implicit_prm/reward_max"]) > 0
     assert any(jax.tree.leaves(changed["critic"])) == (method in ("ppo", "ppo_residual"))
+
+
+@pytest.mark.parametrize("method", oprl_sokoban.METHODS)
+def test_the_tuned_values_are_the_best_of_the_committed_sweep(method):
+    rows = results.read_rows(results.committed_file("oprl_sokoban_tuning"))
+    points = [row for row in rows if row["variant"].startswith(f"{method}+sweep+")]
+    best = ranking(points, "success", "auc")[0]
+    learning_rate, entropy_weight = oprl_sokoban.TUNED[method]
+    assert best["seeds"] == 2 and len(results.variants_of(points)) == 8
+    assert best["variant"].split("+sweep+")[1] == (
+        f"agent.entropy_weight={entropy_weight}+agent.learning_rate={learning_rate}"
+    )

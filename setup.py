@@ -33,7 +33,7 @@ EXTRAS = {
     # Under the GPL, and therefore never in the core.
     "atari": ["ale-py"],
     "box2d": BOX2D,
-    "sweep": ["optuna", "submitit", "ray"],
+    "sweep": ["submitit", "ray"],
     "notebooks": NOTEBOOKS,
     "bilevel": ["optimistix"],
     "gpu": ["jax[cuda13]>=0.10.2"],

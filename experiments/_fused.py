@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from ml_collections import ConfigDict
 
 from envs.rollout import ACT, RESET
@@ -25,11 +26,11 @@ Layers = list[tuple[jax.Array, jax.Array]]
 
 
 class FusedState(NamedTuple):
-    """Parameters by network, Adam's two moments and its count."""
+    """Parameters by network, Adam's two moments as vectors of all parameters, and its count."""
 
     params: dict[str, Layers]
-    mean: dict[str, Layers]
-    square: dict[str, Layers]
+    mean: jax.Array
+    square: jax.Array
     count: jax.Array
 
 
@@ -41,10 +42,10 @@ def layers_of(network_params: dict[str, Any]) -> Layers:
 
 
 def fused_state(params: dict[str, Any]) -> FusedState:
-    """A start from the house's ``params`` (keys ``policy`` and ``critic``), copied."""
+    """A start from the house's ``params`` (keys ``policy`` and, where there is one, ``critic``), copied."""
     layers = {name: jax.tree.map(jnp.copy, layers_of(part)) for name, part in params.items() if part}
-    zeros = jax.tree.map(jnp.zeros_like, layers)
-    return FusedState(layers, zeros, jax.tree.map(jnp.copy, zeros), jnp.zeros((), jnp.int32))
+    zeros = jnp.zeros_like(ravel_pytree(layers)[0])
+    return FusedState(layers, zeros, jnp.copy(zeros), jnp.zeros((), jnp.int32))
 
 
 def fused_chunk(config: ConfigDict) -> Callable[..., tuple[FusedState, jax.Array]]:
@@ -107,18 +108,15 @@ def fused_chunk(config: ConfigDict) -> Callable[..., tuple[FusedState, jax.Array
         return total
 
     def adam(state, gradient):
-        norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradient)))
-        shrink = jnp.minimum(1.0, agent.max_gradient_norm / norm)
-        gradient = jax.tree.map(lambda g: g * shrink, gradient)
+        # On one vector of all parameters, as the house does it.
+        gradient, by_layer = ravel_pytree(gradient)
+        gradient *= jnp.minimum(1.0, agent.max_gradient_norm / jnp.sqrt(jnp.sum(jnp.square(gradient))))
         count = state.count + 1
-        mean = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, state.mean, gradient)
-        square = jax.tree.map(lambda s, g: 0.999 * s + 0.001 * jnp.square(g), state.square, gradient)
+        mean = 0.9 * state.mean + 0.1 * gradient
+        square = 0.999 * state.square + 0.001 * jnp.square(gradient)
         mean_scale, square_scale = 1 / (1 - 0.9**count), 1 / (1 - 0.999**count)
-
-        def move_one(p, m, s):
-            return p - agent.learning_rate * m * mean_scale / (jnp.sqrt(s * square_scale) + agent.adam_epsilon)
-
-        return FusedState(jax.tree.map(move_one, state.params, mean, square), mean, square, count)
+        change = agent.learning_rate * mean * mean_scale / (jnp.sqrt(square * square_scale) + agent.adam_epsilon)
+        return FusedState(jax.tree.map(jnp.subtract, state.params, by_layer(change)), mean, square, count)
 
     def iteration(state, key, index):
         params = state.params

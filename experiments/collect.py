@@ -5,19 +5,17 @@ python -m experiments.collect RUN... --out=results/NAME.jsonl [--metrics=success
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
+from experiments.command_parser import CommandParser
 from experiments.errors import command
 from experiments.results import collect
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.collect", description="Merge run folders into one file."
-    )
+    parser = CommandParser(prog="python -m experiments.collect", description="Merge run folders into one file.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, such as runs/NAME/VARIANT")
     parser.add_argument("--out", required=True, help="the file to write, such as results/NAME.jsonl")
     parser.add_argument("--metrics", default="", help="the metrics to keep, separated by commas; all if none")

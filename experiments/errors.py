@@ -59,9 +59,9 @@ def cannot_read(path: Any, error: OSError) -> UserError:
 def command(main: Callable[..., int | None]) -> Callable[..., int]:
     """Makes ``main(argv=None)`` a command: it always returns an exit status and never prints a traceback for a mistake.
 
-    ``UserError`` prints ``error: ...`` on the standard error stream and returns 2, as argparse does; an interrupt
-    returns 130 and a closed pipe (``... | head``) 141, as a shell reports them. Any other exception is a defect
-    of the program and keeps its traceback.
+    ``UserError`` prints ``error: ...`` on the standard error stream and returns 2; an interrupt returns 130
+    and a closed pipe (``... | head``) 141, as a shell reports them. Any other exception is a defect of the program and
+    keeps its traceback.
     """
 
     @functools.wraps(main)

@@ -7,7 +7,6 @@ train on easy rooms, evaluate on harder ones of the same observations and action
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import math
@@ -27,6 +26,8 @@ from experiments import registry, results, statistics
 from experiments.build import build_world
 from experiments.cache import enable_compilation_cache
 from experiments.checkpoint import Checkpoints
+from experiments.command_parser import CommandParser
+from experiments.disk import read_json
 from experiments.drivers import Member, drivers
 from experiments.errors import UserError, command, nearest
 from experiments.learn import RunState
@@ -37,10 +38,8 @@ CHOICES = ("best", "latest")
 CHANGEABLE = ("environment.", "evaluation.")
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m experiments.evaluate", description=__doc__.split("\n")[0], allow_abbrev=False
-    )
+def parser() -> CommandParser:
+    made = CommandParser(prog="python -m experiments.evaluate", description=__doc__.split("\n")[0])
     made.add_argument("run", help="a run folder, or NAME[:variant]")
     made.add_argument("--runs", default=results.RUNS_FOLDER, help="where run folders are (default: runs)")
     made.add_argument("--checkpoint", default="best", help="best (the default), latest or an iteration")
@@ -80,7 +79,7 @@ def read_run(folder: Path) -> tuple[ConfigDict, list[Member]]:
     Raises:
       UserError: if its description cannot be read.
     """
-    found = results.read_json(folder / results.CONFIG_FILE)
+    found = read_json(folder / results.CONFIG_FILE)
     try:
         config = registry.from_json_dict(found["config"])
         members = [Member(one["seed"], one["variant"], one["values"]) for one in found["members"]]

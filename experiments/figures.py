@@ -12,15 +12,19 @@ import argparse
 import io
 import re
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 
 from matplotlib import ticker
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from experiments import registry, results, statistics
+from experiments.command_parser import CommandParser
+from experiments.disk import require_writable, write_atomic
 from experiments.errors import UserError, command, unknown
 from experiments.summary import add_source_options, rows_of
 
@@ -29,6 +33,9 @@ from experiments.summary import add_source_options, rows_of
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C8C8C")
 LINE_STYLES = ("-", "--", ":", "-.")
 MOST_CURVES = 8
+# Inches: of a panel with its legend, and of what a panel needs beside a legend that is larger than usual.
+PANEL = (8.5, 3.9)
+WIDTH, HEIGHT = 6.0, 1.0
 
 
 def plot_curves(
@@ -148,7 +155,7 @@ def draw(
         looks = looks_of(chosen) if len(split) > 1 else None
         for setting, members in split.items():
             drawn.append((f"{name}: {setting}" if setting else name, rows, members, looks))
-    figure = Figure(figsize=(8.5, 3.9 * len(drawn)), layout="constrained")
+    figure = Figure(figsize=(PANEL[0], PANEL[1] * len(drawn)), layout="constrained")
     for axes, panel in zip(figure.subplots(len(drawn), squeeze=False)[:, 0], drawn, strict=True):
         title, rows, members, looks = panel
         plot_curves(axes, rows, metric, members, looks=looks, smoothing=smoothing, threshold=threshold, title=title)
@@ -156,20 +163,41 @@ def draw(
     figure.text(
         0.01, -0.01, f"line: interquartile mean over seeds; band: {interval} bootstrap interval", fontsize=8, va="top"
     )
+    _make_room(figure, len(drawn))
     return figure
 
 
-def save(figure: Figure, path: str | Path) -> None:
-    """Writes a PNG whole or not at all.
+def require_destination(path: str | Path) -> None:
+    """Checks, before the work that it is to show, that a figure could be written there.
 
     Raises:
       UserError: if the path ends in anything but ``.png``, or cannot be written.
     """
     if Path(path).suffix.lower() != ".png":
         raise UserError(f"figure file {str(path)!r}: expected a name that ends in .png")
+    require_writable(path)
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes a PNG whole or not at all.
+
+    Raises:
+      UserError: if the path ends in anything but ``.png`` or cannot be written, or the figure is too small for its
+        labels and legends.
+    """
+    require_destination(path)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
-    results.write_atomic(path, buffer.getvalue())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*layout not applied", UserWarning)
+        try:
+            figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
+        except UserWarning as warning:
+            width, height = figure.get_size_inches()
+            raise UserError(
+                f"figure of {width:g} x {height:g} inches: no room for its labels and legends, expected at least "
+                f"{PANEL[0]:g} x {PANEL[1]:g} inches a panel"
+            ) from warning
+    write_atomic(path, buffer.getvalue())
 
 
 def experiments_of(paper: str, package: str = registry.PACKAGE) -> list[str]:
@@ -194,7 +222,7 @@ def experiments_of(paper: str, package: str = registry.PACKAGE) -> list[str]:
 
 @command
 def main(argv: Sequence[str] | None = None, package: str = registry.PACKAGE) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.figures", description="Draw learning curves.")
+    parser = CommandParser(prog="python -m experiments.figures", description="Draw learning curves.")
     parser.add_argument("name", metavar="PAPER|NAME", help="a paper, such as oprl, or an experiment")
     parser.add_argument("--metric", default="success")
     parser.add_argument("--variants", help="variants to draw: a,b or, where they have commas, a,warm;b,warm")
@@ -228,6 +256,16 @@ def main(argv: Sequence[str] | None = None, package: str = registry.PACKAGE) -> 
     save(draw(found, options.metric, chosen, options.smoothing, options.threshold), out)
     print(f"{out}: {options.metric} of {', '.join(found)}, rows of {', '.join(sources)}")
     return 0
+
+
+def _make_room(figure: Figure, panels: int) -> None:
+    """Enlarges a figure of ``panels`` rows where its legends would leave no room for the curves."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    legends = [axes.get_legend() for axes in figure.axes]
+    boxes = [legend.get_window_extent(renderer) for legend in legends if legend is not None]
+    widest = max(box.width for box in boxes) / figure.dpi
+    highest = max(box.height for box in boxes) / figure.dpi
+    figure.set_size_inches(max(PANEL[0], WIDTH + widest), max(PANEL[1], HEIGHT + highest) * panels)
 
 
 def _looks(count: int) -> list[tuple[str, str]]:

@@ -5,7 +5,6 @@ python -m experiments.list [--json]
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments import registry
+from experiments.command_parser import CommandParser
 from experiments.errors import command
 
 
@@ -37,7 +37,7 @@ def describe(package: str = registry.PACKAGE) -> list[dict[str, Any]]:
 
 @command
 def main(argv: Sequence[str] | None = None, package: str = registry.PACKAGE) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.list", description="List the experiments.")
+    parser = CommandParser(prog="python -m experiments.list", description="List the experiments.")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     described = describe(package)

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from experiments import figures, registry, results
 from experiments.build import DEMONSTRATION_SEED, World, build_parts, build_world, require_expert
 from experiments.cache import enable_compilation_cache
+from experiments.command_parser import CommandParser
 from experiments.drivers import Member
 from experiments.errors import UserError, command, unknown
 from experiments.progress import progress, result_table
@@ -29,11 +30,8 @@ LOWEST = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
-    # Without abbreviations: --seed=3 would be read as --seeds=3, three seeds in place of the seed 3.
-    made = argparse.ArgumentParser(
-        prog="python -m experiments.run", description=__doc__.split("\n")[0], allow_abbrev=False
-    )
+def parser() -> CommandParser:
+    made = CommandParser(prog="python -m experiments.run", description=__doc__.split("\n")[0])
     made.add_argument("name", help="NAME or NAME:variant,variant; see python -m experiments.list")
     made.add_argument("--seeds", type=int, help="how many seeds, counted from --first-seed (default: the config's)")
     made.add_argument("--first-seed", type=int, default=0)
@@ -107,8 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       UserError: for anything the user can repair.
     """
     arguments, rest = parser().parse_known_args(argv)
-    if arguments.figure and Path(arguments.figure).suffix.lower() != ".png":
-        raise UserError(f"--figure={arguments.figure}: expected a name that ends in .png")
+    if arguments.figure:
+        figures.require_destination(arguments.figure)
     loaded = registry.load(arguments.name)
     overrides = registry.parse_overrides(rest)
     config = registry.apply_overrides(loaded.config, overrides)

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import registry, results, statistics
+from experiments.command_parser import CommandParser
 from experiments.errors import UserError, command, unknown
 from experiments.statistics import Interval
 
@@ -104,9 +105,7 @@ def _interval(interval: Interval, name: str) -> dict[str, float | None]:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.summary", description="Summarise an experiment's rows."
-    )
+    parser = CommandParser(prog="python -m experiments.summary", description="Summarise an experiment's rows.")
     parser.add_argument("name", metavar="NAME", help="the experiment")
     parser.add_argument("--metric", default="success")
     parser.add_argument("--threshold", type=float, default=0.8, help="the height of the metric to reach")

@@ -29,6 +29,7 @@ from rich.table import Table
 from experiments import registry, results, statistics
 from experiments.build import World
 from experiments.cache import enable_compilation_cache
+from experiments.command_parser import CommandParser
 from experiments.drivers import Member, ScanDriver
 from experiments.errors import UserError, command, unknown
 from experiments.progress import progress
@@ -63,10 +64,8 @@ class Plan(NamedTuple):
     commands: dict[str, str]
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m experiments.sweep", description=__doc__.split("\n")[0], allow_abbrev=False
-    )
+def parser() -> CommandParser:
+    made = CommandParser(prog="python -m experiments.sweep", description=__doc__.split("\n")[0])
     made.add_argument("name", help="NAME or NAME:variant,variant")
     made.add_argument("--seeds", type=int, help="seeds per point (default: the config's)")
     made.add_argument("--first-seed", type=int, default=0, help="tune on other seeds than those that are reported")

@@ -17,10 +17,12 @@ from ml_collections import ConfigDict
 from experiments import learn, registry, results
 from experiments.build import World, build_world
 from experiments.checkpoint import Checkpoints, Restored
+from experiments.disk import read_json, write_json_atomic
 from experiments.drivers import Driver, Member, drivers
+from experiments.environment_report import environment_report
 from experiments.errors import UserError, reason
 from experiments.progress import Reporter
-from experiments.results import RowWriter
+from experiments.row_writer import RowWriter
 
 # What may differ between a run and its continuation: where it ends.
 PROLONGABLE = ("iterations",)
@@ -85,7 +87,7 @@ def prepare_folder(folder: Path, config: ConfigDict, members: Sequence[Member], 
     if fresh and folder.exists():
         _remove(folder)
     if path.exists():
-        found = results.read_json(path)
+        found = read_json(path)
         differences = registry.difference(found["config"], described["config"], prolongable(config))
         hint = "; give --fresh to start over, or --runs for another place"
         if differences:
@@ -96,8 +98,8 @@ def prepare_folder(folder: Path, config: ConfigDict, members: Sequence[Member], 
             raise UserError(f"{folder} holds a run of other seeds or values: {len(seeds)} seeds {seeds}{hint}")
         if found["config"] == described["config"]:
             return
-    results.write_json_atomic(folder / results.ENVIRONMENT_FILE, results.environment_report())
-    results.write_json_atomic(path, described)
+    write_json_atomic(folder / results.ENVIRONMENT_FILE, environment_report())
+    write_json_atomic(path, described)
 
 
 def _remove(folder: Path) -> None:

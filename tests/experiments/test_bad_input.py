@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from experiments import build, results, train
+from experiments import build, disk, results, train
 from experiments.run import main
 from tests.experiments.corridor import Corridor
 
@@ -164,6 +164,11 @@ MISTAKES = {
     "a negative seed": ([SOKOBAN, "--first-seed=-1"], ["--first-seed=-1"]),
     "no iteration": ([SOKOBAN, "--config.iterations=0"], ["'iterations' got 0", "at least 1"]),
     "a figure of another kind": ([SOKOBAN, "--figure=curve.jpg"], ["curve.jpg", ".png"]),
+    "a figure that cannot be written": (
+        [SOKOBAN, "--figure=/dev/null/curve.png"],
+        ["cannot write /dev/null/curve.png", "Not a directory"],
+    ),
+    "a number of seeds that is none": ([SOKOBAN, "--seeds=x"], ["--seeds", "expected an integer, got 'x'"]),
 }
 
 
@@ -277,7 +282,7 @@ def test_a_disk_that_is_full_from_the_start(tmp_path, capsys, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(results.os, "fsync", full)
+    monkeypatch.setattr(disk.os, "fsync", full)
     assert main([*HOST, f"--runs={tmp_path}"]) == 2
     message, lines = last_message(capsys)
     assert lines == [message] and "cannot write" in message and "No space left on device" in message

@@ -71,7 +71,7 @@ def test_a_member_of_a_program_is_the_single_run_of_its_seed():
         for found, expected in zip(
             corridor.arrays(member_of(both, index)), corridor.arrays(member_of(state, 0)), strict=True
         ):
-            # A matrix product of one member and of a batch of members may add up in another order.
+            # A batched matrix product and a vectorised tanh or log-softmax round differently from single ones.
             np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-7)
         for name, value in single.items():
             np.testing.assert_allclose(metrics[name][index], value[0], rtol=1e-5, atol=1e-6, err_msg=name)

@@ -7,6 +7,7 @@ import pytest
 
 from envs.functional import make_functional
 from experiments import build, evaluate, results, run, sweep
+from experiments.disk import read_json, write_json_atomic
 
 TINY = ["--config.data.batch=16", "--config.evaluation.episodes=16", "--config.network.hidden=8"]
 
@@ -133,8 +134,8 @@ def test_a_checkpoint_of_another_configuration_is_refused(trained, tmp_path, cap
     copy = tmp_path / "copy"
     copy.mkdir()
     (copy / "checkpoints").symlink_to(trained / "checkpoints")
-    description = results.read_json(trained / results.CONFIG_FILE)
+    description = read_json(trained / results.CONFIG_FILE)
     description["config"]["agent"]["clip"] = 0.3
-    results.write_json_atomic(copy / results.CONFIG_FILE, description)
+    write_json_atomic(copy / results.CONFIG_FILE, description)
     assert evaluate.main([str(copy)]) == 2
     assert "is of another configuration" in capsys.readouterr().err

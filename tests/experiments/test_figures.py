@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import figures, results, statistics
+from experiments import figures, statistics
 from experiments.errors import UserError
+from experiments.row_writer import RowWriter
 
 
 def rows_of(variant, table, experiment="oprl_sokoban"):
@@ -36,7 +37,7 @@ def home(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "runs" / "oprl_sokoban" / "grpo" / "metrics.jsonl"
-    with results.RowWriter(path) as writer:
+    with RowWriter(path) as writer:
         for row in ROWS:
             writer.append({**row, "iteration": 0})
     return "configs_to_draw"
@@ -139,3 +140,34 @@ def test_a_variant_without_the_metric_is_refused():
     rows = [*ROWS, {"experiment": "x", "variant": "ppo", "seed": 0, "env_steps": 1, "success": None}]
     with pytest.raises(UserError, match="variant 'ppo': no row has a value of 'success'"):
         figures.plot_curves(Figure().subplots(), rows, "success")
+
+
+@pytest.mark.filterwarnings("error:.*layout not applied")
+def test_long_names_and_many_curves_leave_room_for_the_panel(tmp_path):
+    long = [*rows_of("agent.learning_rate=0.001" * 6, TABLE[:2]), *rows_of("short", TABLE[:2])]
+    many = [row for index in range(40) for row in rows_of(f"v{index},warm", TABLE[:2, :2])]
+    for rows, grown in ((long, 0), (many, 1)):
+        figure = figures.draw({"x": rows}, "success")
+        figures.save(figure, tmp_path / "curve.png")
+        assert figure.get_size_inches()[grown] > 1.5 * figures.PANEL[grown]
+        for axes in figure.axes:
+            box = axes.get_window_extent().size / figure.dpi
+            assert box[0] > 4 and box[1] > 2.5
+
+
+def test_a_figure_that_is_too_small_is_refused_and_not_written(tmp_path):
+    figure = Figure(figsize=(1, 0.5), layout="constrained")
+    figures.plot_curves(figure.subplots(), ROWS, "success", repetitions=10)
+    expected = r"figure of 1 x 0.5 inches: no room .* expected at least 8.5 x 3.9 inches a panel"
+    with pytest.raises(UserError, match=expected):
+        figures.save(figure, tmp_path / "curve.png")
+    assert not (tmp_path / "curve.png").exists()
+
+
+def test_a_destination_is_checked_without_a_figure(tmp_path):
+    figures.require_destination(tmp_path / "new" / "curve.png")
+    with pytest.raises(UserError, match=r"cannot write .*curve.png/curve.png: Not a directory"):
+        (tmp_path / "curve.png").write_text("")
+        figures.require_destination(tmp_path / "curve.png" / "curve.png")
+    with pytest.raises(UserError, match=r"expected a name that ends in .png"):
+        figures.require_destination(tmp_path / "curve.pdf")

@@ -10,6 +10,7 @@ import pytest
 
 from experiments import drivers, registry, results
 from experiments import run as run_module
+from experiments.disk import read_json
 from experiments.run import main, members_of, variant_name
 from experiments.train import CHECKPOINT_FOLDER, Outcome
 
@@ -107,11 +108,11 @@ def test_the_configuration_and_the_environment_are_on_the_disk(trained):
     _, folder, _ = trained
     loaded = registry.load("ppo_cartpole:smoke")
     config = registry.apply_overrides(loaded.config, registry.parse_overrides(OVERRIDES))
-    described = results.read_json(folder / results.CONFIG_FILE)
+    described = read_json(folder / results.CONFIG_FILE)
     assert described["config"] == registry.to_json_dict(config)
     assert described["config"]["network"]["hidden"] == [4] and described["config"]["agent"]["anneal"] is False
     assert described["members"] == [{"seed": seed, "variant": VARIANT, "values": {}} for seed in (3, 4)]
-    environment = results.read_json(folder / results.ENVIRONMENT_FILE)
+    environment = read_json(folder / results.ENVIRONMENT_FILE)
     assert environment.keys() >= {"commit", "dirty", "versions", "device", "platform", "command", "started"}
     assert environment["versions"].keys() >= {"python", "jax", "numpy", "gymnasium"}
     assert environment["platform"] == "cpu"
@@ -159,7 +160,7 @@ def test_a_prolonged_run_continues(again):
     after = rows_of(folder)
     assert [row for row in after if row["iteration"] <= 4] == before
     assert [row["seed"] for row in after if row["iteration"] == 6] == [3, 4]
-    assert results.read_json(folder / results.CONFIG_FILE)["config"]["iterations"] == 6
+    assert read_json(folder / results.CONFIG_FILE)["config"]["iterations"] == 6
 
 
 def test_a_seed_alone_gives_the_rows_it_gives_beside_others(trained, tmp_path):

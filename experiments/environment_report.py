@@ -1,0 +1,63 @@
+"""What a run depends on beside its configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "gymnasium")
+
+
+def environment_report(command: Sequence[str] | None = None) -> dict[str, Any]:
+    """What a run depends on beside its configuration.
+
+    Args:
+      command: the command line as words; ``sys.argv`` if none.
+
+    Returns:
+      ``commit`` (None outside a git checkout), ``dirty`` (tracked files differ from the commit), ``versions``,
+      ``device`` (kind), ``device_count``, ``platform``, ``command``, ``started`` (UTC).
+    """
+    import jax
+
+    root = Path(__file__).resolve().parent.parent
+    commit = _git(root, "rev-parse", "HEAD")
+    status = _git(root, "status", "--porcelain", "--untracked-files=no")
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    device = jax.devices()[0]
+    return {
+        "commit": commit,
+        "dirty": None if status is None else bool(status),
+        "versions": versions,
+        "device": device.device_kind,
+        "device_count": jax.device_count(),
+        "platform": device.platform,
+        "system": platform.platform(),
+        "command": shlex.join(command if command is not None else _command_line()),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _command_line() -> list[str]:
+    specification = getattr(sys.modules.get("__main__"), "__spec__", None)
+    start = ["python", "-m", specification.name] if specification is not None else ["python", sys.argv[0]]
+    return [*start, *sys.argv[1:]]
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,18 @@
+"""What the learning studies share: train with the command, summarise with the house's statistics."""
+
+import pytest
+
+from experiments import results, run, summary
+
+
+@pytest.fixture
+def final_value(tmp_path):
+    """``(experiment, metric, *overrides) -> number``: the interquartile mean over two seeds of the last evaluation."""
+
+    def train(experiment, metric, *overrides):
+        assert run.main([experiment, "--seeds=2", f"--runs={tmp_path}", *overrides]) == 0
+        [answer] = summary.summarise(results.read_runs(tmp_path, experiment.partition(":")[0]), metric, threshold=0.0)
+        assert answer["seeds"] == 2
+        return answer["final"]["iqm"]
+
+    return train

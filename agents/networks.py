@@ -103,6 +103,33 @@ def _dense(width: int, scale: float, name: str) -> nn.Dense:
     return nn.Dense(width, kernel_init=orthogonal(scale), name=name)
 
 
+def _convolution(images: jax.Array, kernel: jax.Array, window_strides, padding, **options) -> jax.Array:
+    """``[N, H, W, C]`` and ``[h, w, C, F]`` to ``[N, H', W', F]``, in place of ``jax.lax.conv_general_dilated``.
+
+    On the CPU patches times a matrix: XLA's own convolution has no fast path there for kernels with a batch axis, which
+    ``vmap`` over seeds makes, nor inside a scan; one iteration of Sokoban on RGB with two seeds took 10 times as long.
+    """
+    height, width = kernel.shape[:2]
+    vertical, horizontal = window_strides
+
+    def native(images, kernel):
+        return jax.lax.conv_general_dilated(images, kernel, window_strides, padding, **options)
+
+    def patches(images, kernel):
+        pads = jax.lax.padtype_to_pads(images.shape[1:3], (height, width), window_strides, padding)
+        padded = jnp.pad(images, ((0, 0), *pads, (0, 0)))
+        rows, columns = (padded.shape[1] - height) // vertical + 1, (padded.shape[2] - width) // horizontal + 1
+        shifted = [
+            padded[:, i : i + vertical * (rows - 1) + 1 : vertical, j : j + horizontal * (columns - 1) + 1 : horizontal]
+            for i in range(height)
+            for j in range(width)
+        ]
+        flat = jnp.concatenate(shifted, axis=-1).reshape(-1, height * width * images.shape[-1])
+        return (flat @ kernel.reshape(flat.shape[-1], -1)).reshape(images.shape[0], rows, columns, -1)
+
+    return jax.lax.platform_dependent(images, kernel, cpu=patches, default=native)
+
+
 def _encode_leaf(space: gymnasium.Space, x: jax.Array) -> jax.Array:
     """One leaf as floats: ``[T, B, features]``, or ``[T, B, H, W, C]`` for an image."""
     spaces = gymnasium.spaces
@@ -139,6 +166,39 @@ def space_leaves(space: gymnasium.Space) -> list[tuple[tuple, gymnasium.Space]]:
     )
 
 
+def _features(spaces: tuple[gymnasium.Space, ...], config: NetworkConfig, observation: PyTree) -> jax.Array:
+    """Encoder and dense layers, ``[T, B, features]``; called inside a compact module only."""
+    activation = ACTIVATIONS[config.activation]
+    gain = math.sqrt(2.0)
+    features = []
+    for index, (space, leaf) in enumerate(zip(spaces, jax.tree.leaves(observation), strict=True)):
+        x = _encode_leaf(space, leaf)
+        if x.ndim == 5:
+            time_batch = x.shape[:2]
+            x = x.reshape(-1, *x.shape[2:])
+            for layer, width in enumerate(config.channels):
+                stride = config.strides[layer] if config.strides else 1
+                name = f"conv_{index}_{layer}"
+                x = nn.Conv(
+                    width,
+                    (3, 3),
+                    strides=stride,
+                    kernel_init=orthogonal(gain),
+                    conv_general_dilated=_convolution,
+                    name=name,
+                )(x)
+                x = activation(x)
+            x = x.reshape(*time_batch, -1)
+        features.append(x)
+    x = jnp.concatenate(features, axis=-1) if len(features) > 1 else features[0]
+    for layer, width in enumerate(config.hidden):
+        x = _dense(width, gain, f"dense_{layer}")(x)
+        if config.layer_norm:
+            x = nn.LayerNorm(name=f"norm_{layer}")(x)
+        x = activation(x)
+    return x
+
+
 class _SequenceModule(nn.Module):
     spaces: tuple[gymnasium.Space, ...]
     config: NetworkConfig
@@ -146,27 +206,8 @@ class _SequenceModule(nn.Module):
 
     @nn.compact
     def __call__(self, observation, carry, episode_start):
-        config, activation = self.config, ACTIVATIONS[self.config.activation]
-        gain = math.sqrt(2.0)
-        features = []
-        for index, (space, leaf) in enumerate(zip(self.spaces, jax.tree.leaves(observation), strict=True)):
-            x = _encode_leaf(space, leaf)
-            if x.ndim == 5:
-                time_batch = x.shape[:2]
-                x = x.reshape(-1, *x.shape[2:])
-                for layer, width in enumerate(config.channels):
-                    stride = config.strides[layer] if config.strides else 1
-                    name = f"conv_{index}_{layer}"
-                    x = nn.Conv(width, (3, 3), strides=stride, kernel_init=orthogonal(gain), name=name)(x)
-                    x = activation(x)
-                x = x.reshape(*time_batch, -1)
-            features.append(x)
-        x = jnp.concatenate(features, axis=-1) if len(features) > 1 else features[0]
-        for layer, width in enumerate(config.hidden):
-            x = _dense(width, gain, f"dense_{layer}")(x)
-            if config.layer_norm:
-                x = nn.LayerNorm(name=f"norm_{layer}")(x)
-            x = activation(x)
+        config = self.config
+        x = _features(self.spaces, config, observation)
         if config.recurrent_size:
             cell = nn.GRUCell(config.recurrent_size, recurrent_kernel_init=orthogonal(1.0), name="gru")
 
@@ -189,6 +230,21 @@ class _SequenceModule(nn.Module):
         return outputs, carry
 
 
+class _ImplicitQuantileModule(nn.Module):
+    spaces: tuple[gymnasium.Space, ...]
+    config: NetworkConfig
+    head: tuple[int, float]
+    cosines: int
+
+    @nn.compact
+    def __call__(self, observation, fractions):
+        size, scale = self.head
+        x = _features(self.spaces, self.config, observation)
+        waves = jnp.cos(jnp.pi * jnp.arange(self.cosines) * fractions[..., None])
+        embedding = jax.nn.relu(_dense(x.shape[-1], math.sqrt(2.0), "fraction")(waves))
+        return _dense(size, scale, "head_quantile")(x[..., None, :] * embedding)
+
+
 @dataclass(frozen=True)
 class Head:
     """A linear output: its size, the scale of its initial weights and how many last entries are free parameters."""
@@ -196,6 +252,18 @@ class Head:
     size: int
     scale: float = 1.0
     num_free: int = 0
+
+
+def _encodable_leaves(observation_space: gymnasium.Space) -> tuple[gymnasium.Space, ...]:
+    leaves = tuple(leaf for _, leaf in space_leaves(observation_space))
+    if not leaves:
+        raise UnsupportedSpaceError(f"no encoder for the observation space {observation_space}: it has no parts")
+    return leaves
+
+
+def _blank(leaves: tuple[gymnasium.Space, ...]) -> list[jax.Array]:
+    """One observation of zeros, ``[1, 1, ...]``, to shape the parameters by."""
+    return [jnp.zeros((1, 1, *leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
 
 
 def network(observation_space: gymnasium.Space, heads: Mapping[str, Head], config: NetworkConfig) -> Network:
@@ -209,9 +277,7 @@ def network(observation_space: gymnasium.Space, heads: Mapping[str, Head], confi
     Raises:
       UnsupportedSpaceError: if a leaf of the space cannot be encoded.
     """
-    leaves = tuple(leaf for _, leaf in space_leaves(observation_space))
-    if not leaves:
-        raise UnsupportedSpaceError(f"no encoder for the observation space {observation_space}: it has no parts")
+    leaves = _encodable_leaves(observation_space)
     specification = tuple((name, head.size, head.scale, head.num_free) for name, head in heads.items())
     module = _SequenceModule(leaves, config, specification)
     recurrent = config.recurrent_size > 0
@@ -220,10 +286,52 @@ def network(observation_space: gymnasium.Space, heads: Mapping[str, Head], confi
         return jnp.zeros((batch, config.recurrent_size)) if recurrent else ()
 
     def init_fn(key):
-        observation = [jnp.zeros((1, 1, *leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
-        return module.init(key, observation, initial_carry(1), None)["params"]
+        return module.init(key, _blank(leaves), initial_carry(1), None)["params"]
 
     def apply_fn(params, observation, carry=(), episode_start=None):
         return module.apply({"params": params}, observation, carry, episode_start)
 
     return Network(init_fn, apply_fn, initial_carry, recurrent)
+
+
+class QuantileNetwork(NamedTuple):
+    """A quantile function as pure functions.
+
+    Attributes:
+      init: ``(key) -> params``.
+      apply: ``(params, observation [T, B, ...], fractions [T, B, N]) -> [T, B, N, size]``, the quantiles at the
+        fractions.
+    """
+
+    init: Callable[[jax.Array], PyTree]
+    apply: Callable[[PyTree, PyTree, jax.Array], jax.Array]
+
+
+def implicit_quantile_network(
+    observation_space: gymnasium.Space, head: Head, config: NetworkConfig, *, cosines: int = 64
+) -> QuantileNetwork:
+    """A network that is asked for any quantile (Dabney et al., 2018, "Implicit quantile networks", section 3.1).
+
+        Z_tau(x) = W (psi(x) * phi(tau)) + b,  phi_j(tau) = relu(sum_{i < cosines} cos(pi i tau) w_ij + b_j)
+
+    with ``psi`` the encoder and the dense layers of ``config`` and ``*`` element-wise. Weights start as in ``network``.
+
+    Raises:
+      UnsupportedSpaceError: if a leaf of the space cannot be encoded.
+      ValueError: for a recurrent ``config`` or a head with free parameters.
+    """
+    if config.recurrent_size or head.num_free:
+        raise ValueError(
+            f"recurrent_size={config.recurrent_size}, num_free={head.num_free}: an implicit quantile network is "
+            "feed-forward, expected 0"
+        )
+    leaves = _encodable_leaves(observation_space)
+    module = _ImplicitQuantileModule(leaves, config, (head.size, head.scale), cosines)
+
+    def init_fn(key):
+        return module.init(key, _blank(leaves), jnp.zeros((1, 1, 1)))["params"]
+
+    def apply_fn(params, observation, fractions):
+        return module.apply({"params": params}, observation, fractions)
+
+    return QuantileNetwork(init_fn, apply_fn)

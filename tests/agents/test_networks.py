@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from agents.networks import Head, NetworkConfig, network, space_leaves
+from agents.networks import Head, NetworkConfig, _convolution, network, space_leaves
 from envs.types import UnsupportedSpaceError
 
 KEY = jax.random.key(0)
@@ -213,3 +213,20 @@ def test_spaces_without_an_encoder_are_refused(space):
 def test_a_bad_configuration_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         NetworkConfig(**arguments)
+
+
+@pytest.mark.parametrize(("size", "stride"), [((5, 7), 1), ((6, 5), 2), ((24, 24), 4)])
+def test_the_convolution_is_the_one_of_the_library(size, stride):
+    images = jax.random.normal(KEY, (2, *size, 3))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+
+    def ours(images, kernel):
+        return _convolution(images, kernel, (stride, stride), "SAME", **options)
+
+    def theirs(images, kernel):
+        return jax.lax.conv_general_dilated(images, kernel, (stride, stride), "SAME", **options)
+
+    np.testing.assert_allclose(ours(images, kernel), theirs(images, kernel), atol=1e-5)
+    gradients = [jax.grad(lambda *x, f=f: jnp.sum(f(*x) ** 2), (0, 1))(images, kernel) for f in (ours, theirs)]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-3), *gradients)

@@ -53,7 +53,9 @@ class Agent(NamedTuple):
       initial_carry: ``(batch) -> carry``, the recurrent state at an episode's start; ``()`` if there is none.
       act: ``(params, carry, observation [B, ...], key, *, greedy=False, action=None) -> (action [B, ...], carry,
         extras)``. A given ``action`` is not drawn but described: ``extras`` are those of having taken it.
-      update: ``(state, trajectory [T, B, ...], key) -> (state, metrics)``.
+      update: ``(state, trajectory [T, B, ...], key) -> (state, metrics)``. With data of kind ``replay`` the trajectory
+        is raw, the state has a field ``replay``, and ``relabel=`` is given: the reward chain for sampled data,
+        ``trajectory -> trajectory``.
       data: what ``update`` wants to be fed.
     """
 

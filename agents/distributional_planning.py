@@ -1,0 +1,899 @@
+"""Distributional dynamic programming with stock: planning for the law of the return, not only for its mean.
+
+State and stock ``(s, c)`` carry the law of the return that follows. One backup is
+
+    c' = (c + r) / discount,    G(s, c) = r + discount G(s', c'),    action = argmax_a E f(c + r + discount G(s', c'))
+
+(Pires et al., 2025, "Optimizing Return Distributions with Distributional Dynamic Programming", JMLR 26(185)). With
+``horizon`` (by default the model's) the time limit is counted down and the policy has one table per time step; with
+``iterations`` the discount is below 1 and the policy is stationary.
+
+What is exact. On a ``lattice`` of returns, with discount 1 and a stock grid that holds every stock, all of it. A
+stock between two grid points is rounded up or down at random, with its interpolation weights, and a stock beyond the
+grid is moved to its edge: the laws returned are those of the greedy policy that sees these stocks. What left the grid
+or the support of the laws is counted, per start, in ``left_stock`` and ``left_support``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from agents.functionals import Functional, require
+from agents.planning import lowest_best, resolve_length, tied
+from envs.tabular import TabularModel
+from envs.types import PyTree
+
+_ON_GRID = 1e-6
+_TIES = ("lowest", "uniform")
+
+
+class Representation(NamedTuple):
+    """How the law of a return is stored, in ``K`` numbers; pure functions.
+
+    Attributes:
+      name: for messages.
+      particles: ``[K]`` or ``[K, m]``, the support of a probability vector; ``None`` where the numbers are
+        particles of equal weight.
+      dimension: 0 for numbers, else ``m``.
+      zero: ``[K]``, the law of the return 0.
+      operators: ``(rewards [U] or [U, m], discount) -> pytree [U, ...]``, what ``transport`` needs for each reward.
+      transport: ``(operator, laws [..., K]) -> (laws [..., K], outside [...])``, the laws of ``r + discount G``, and
+        the mass that was moved to the edge of the support.
+      linear: whether the law of a mixture is the mixture of the numbers.
+      error: ``(spread of the returns) -> `` bound on the 1-Wasserstein error, in the sum norm, that one backup adds
+        inside the support.
+    """
+
+    name: str
+    particles: np.ndarray | None
+    dimension: int
+    zero: np.ndarray
+    operators: Callable[[np.ndarray, float], PyTree]
+    transport: Callable[[PyTree, jax.Array], tuple[jax.Array, jax.Array]]
+    linear: bool
+    error: Callable[[float], float]
+
+
+class StockGrid(NamedTuple):
+    """The stocks a planner tells apart: ``low, low + step, ..., high``; tuples of ``m`` make a product grid.
+
+    Attributes:
+      low, high, step: numbers, or one per component of the reward.
+    """
+
+    low: float | Sequence[float]
+    high: float | Sequence[float]
+    step: float | Sequence[float] = 1.0
+
+
+class DistributionalPlan(NamedTuple):
+    """A policy over states and stocks, and the laws it leads to.
+
+    Attributes:
+      policy: ``int32 [H, S, C]``, the action at each time step, or probabilities ``[H, S, C, A]`` where ties are
+        shared; ``H = 1``, the stationary one, without time limit.
+      laws: ``[S, C, K]``, the law of the return at time 0 in its representation.
+      values: ``[S, C]``, the functional of stock plus return at time 0; NaN where none was given.
+      stocks: ``[C]`` or ``[C, m]``; one stock 0 where the policy does not depend on it.
+      particles: the support of the laws, see ``Representation``.
+      left_stock: ``[S, C]``, probability that the stock leaves its grid, by the step before a time limit included.
+      left_support: ``[S, C]``, expected mass that was moved to the edge of the laws' support, over all backups.
+      bound: on the error of ``values`` as the utility of the policies' returns where nothing left:
+        ``lipschitz (discount ** n diameter + sum_k<n discount ** k error)``, with the representation's error per
+        backup, and diameter 0 with a horizon. It does not count how much better a finer stock grid would act.
+      wasserstein: the same without ``lipschitz``: a bound on the 1-Wasserstein distance of the laws.
+      stages: ``[H + 1, S, C, K]``, the laws from every time step on, or ``None``.
+      rounds: evaluations that policy iteration took, else 1.
+    """
+
+    policy: jax.Array
+    laws: jax.Array
+    values: jax.Array
+    stocks: np.ndarray
+    particles: np.ndarray | None
+    left_stock: jax.Array
+    left_support: jax.Array
+    bound: float
+    wasserstein: float
+    stages: jax.Array | None
+    rounds: int
+
+
+def lattice(low: float | Sequence[float], high: float | Sequence[float], step: float | Sequence[float] = 1.0):
+    """Probability vectors on ``low, low + step, ..., high``: exact for discount 1 and rewards that are multiples.
+
+    Tuples of ``m`` make a product lattice for vectors.
+
+    Returns:
+      A ``Representation``; ``operators`` raises ``ValueError`` for a discount below 1 or a reward off the lattice.
+
+    Raises:
+      ValueError: a step that is not positive or does not divide the range, or a lattice without 0.
+    """
+    axes = _axes(low, high, step)
+    dimension = 0 if np.ndim(low) == 0 else len(axes)
+    steps = np.array([axis[1] - axis[0] if len(axis) > 1 else 1.0 for axis in axes])
+    steps = np.where([len(axis) > 1 for axis in axes], steps, np.broadcast_to(np.asarray(step, float), steps.shape))
+    for axis in axes:
+        if not np.isclose(axis, 0.0, atol=_ON_GRID).any():
+            raise ValueError(f"the lattice from {axis[0]:g} to {axis[-1]:g} has no 0: expected the return of no step")
+
+    def operators(rewards: np.ndarray, discount: float) -> PyTree:
+        if discount != 1:
+            raise ValueError(f"discount={discount} leaves the lattice: expected discount 1, or categorical(...)")
+        columns = rewards.reshape(len(rewards), len(axes))
+        shifts = np.rint(columns / steps)
+        off = np.abs(columns / steps - shifts).max(axis=1) > _ON_GRID
+        if off.any():
+            reward = rewards[off.argmax()].tolist()
+            near = (shifts[off.argmax()] * steps + 0.0).reshape(rewards.shape[1:]).tolist()
+            raise ValueError(f"reward {reward} is off the lattice of step {step}; the nearest on it is {near}")
+        return tuple(
+            _Shift(
+                jnp.asarray(np.clip(shifts[:, index], -len(axis), len(axis)), jnp.int32),
+                jnp.broadcast_to(jnp.arange(len(axis)), (len(rewards), len(axis))),
+            )
+            for index, axis in enumerate(axes)
+        )
+
+    zero = _product([np.isclose(axis, 0.0, atol=_ON_GRID).astype(float) for axis in axes])
+    return Representation(
+        "lattice", _points(axes, dimension), dimension, zero, operators, _shift, True, lambda spread: 0.0
+    )
+
+
+def categorical(low: float | Sequence[float], high: float | Sequence[float], atoms: int | Sequence[int] = 51):
+    """Probability vectors on ``atoms`` evenly spaced returns; what falls between two is split so that the mean stays.
+
+    The projection of categorical learning (Bellemare, Dabney and Munos, 2017), any discount. It moves no particle
+    by more than half a step on average. Tuples make a product of ``m`` axes.
+
+    Returns:
+      A ``Representation``.
+
+    Raises:
+      ValueError: fewer than two atoms, or ``low`` not below ``high``.
+    """
+    sizes = np.broadcast_to(np.asarray(atoms), np.shape(low)).ravel()
+    bounds = list(zip(np.ravel(low).astype(float), np.ravel(high).astype(float), sizes, strict=True))
+    for below, above, size in bounds:
+        if size < 2 or not below < above:
+            raise ValueError(f"low={below}, high={above}, atoms={size}: expected low below high and at least 2 atoms")
+    axes = [np.linspace(below, above, int(size)) for below, above, size in bounds]
+    dimension = 0 if np.ndim(low) == 0 else len(axes)
+
+    def operators(rewards: np.ndarray, discount: float) -> PyTree:
+        columns = rewards.reshape(len(rewards), len(axes))
+        parts = []
+        for index, axis in enumerate(axes):
+            images = columns[:, index, None] + discount * axis
+            outside = (images < axis[0] - _ON_GRID) | (images > axis[-1] + _ON_GRID)
+            parts.append(_Projection(jnp.asarray(_hats(axis, images), float), jnp.asarray(outside, float)))
+        return tuple(parts)
+
+    zero = _product([_hats(axis, np.zeros(1))[0] for axis in axes])
+    half_steps = sum((axis[1] - axis[0]) / 2 for axis in axes)
+    return Representation(
+        "categorical", _points(axes, dimension), dimension, zero, operators, _project, True, lambda spread: half_steps
+    )
+
+
+def quantiles(count: int):
+    """``count`` particles of equal weight at the midpoint quantiles ``(2 i + 1) / (2 count)``; for evaluation only.
+
+    The quantiles of a mixture are not the mixture of the quantiles, and they keep neither the mean nor another
+    expected utility, so that actions would be compared by biased numbers: value and policy iteration refuse them.
+    A projection costs at most ``spread / (2 count)`` in 1-Wasserstein distance.
+
+    Returns:
+      A ``Representation``.
+
+    Raises:
+      ValueError: ``count`` below 1.
+    """
+    if count < 1:
+        raise ValueError(f"count={count}: expected at least 1 particle")
+
+    def operators(rewards: np.ndarray, discount: float) -> PyTree:
+        return jnp.asarray(rewards, float), jnp.full(len(rewards), discount, float)
+
+    def error(spread: float) -> float:
+        return spread / (2 * count)
+
+    return Representation("quantiles", None, 0, np.zeros(count), operators, _move, False, error)
+
+
+def stock_points(grid: StockGrid) -> np.ndarray:
+    """The stocks of a grid, ``[C]`` or ``[C, m]``, the last component fastest.
+
+    Raises:
+      ValueError: a step that is not positive or does not divide the range.
+    """
+    return _points(_axes(*grid), 0 if np.ndim(grid.low) == 0 else len(np.ravel(grid.low)))
+
+
+def value_iteration(
+    model: TabularModel,
+    functional: Functional,
+    representation: Representation,
+    grid: StockGrid | None = None,
+    *,
+    discount: float = 1.0,
+    horizon: int | None = None,
+    iterations: int | None = None,
+    ties: str = "lowest",
+    keep_stages: bool = False,
+) -> DistributionalPlan:
+    """Distributional value iteration: greedy backups from the law of the return 0.
+
+    Without time limit the laws are those of the policies of all iterations in turn, and ``policy`` is the last one;
+    ``policy_evaluation`` gives its own laws.
+
+    Args:
+      model: the world.
+      functional: the objective; its initial stock is chosen afterwards, by ``initial_stock`` from ``values``.
+      representation: ``lattice`` or ``categorical``.
+      grid: of the stock; ``None`` where the functional does not need one.
+      discount, horizon, iterations: of the problem, see the module.
+      ties: ``"lowest"`` action, or ``"uniform"``: all that tie (within ``1e-6 max(1, |best|)``) equally often.
+      keep_stages: returns the laws of every time step (only with a horizon).
+
+    Raises:
+      ValueError: see ``functionals.require`` and ``planning.resolve_length``; a representation that only evaluates
+        or that does not fit the rewards, and an unknown ``ties``.
+    """
+    length, finite = _checked(model, functional, representation, grid, discount, horizon, iterations)
+    if ties not in _TIES:
+        raise ValueError(f"unknown ties {ties!r}: expected one of {', '.join(_TIES)}")
+    problem = _problem(model, functional, representation, grid, discount)
+    laws, left, policy, stages = _optimal(
+        problem,
+        transport=representation.transport,
+        length=length,
+        uniform=ties == "uniform",
+        keep_policies=finite,
+        keep_stages=keep_stages and finite,
+    )
+    return _plan(model, functional, representation, grid, discount, length, finite, policy, laws, left, stages, 1)
+
+
+def policy_iteration(
+    model: TabularModel,
+    functional: Functional,
+    representation: Representation,
+    grid: StockGrid | None = None,
+    *,
+    discount: float = 1.0,
+    horizon: int | None = None,
+    iterations: int | None = None,
+    rounds: int = 1000,
+) -> DistributionalPlan:
+    """Distributional policy iteration: evaluates a policy, acts greedily on its laws, until no action changes.
+
+    It starts with action 0 everywhere and changes an action only for a better one. With a horizon one backward pass
+    evaluates and improves, and at most ``H + 1`` passes are needed; without, an evaluation takes ``iterations``
+    backups.
+
+    Args:
+      model, functional, representation, grid, discount, horizon, iterations: as in ``value_iteration``.
+      rounds: at most so many evaluations.
+
+    Raises:
+      ValueError: as in ``value_iteration``.
+      RuntimeError: actions still change after ``rounds`` evaluations.
+    """
+    length, finite = _checked(model, functional, representation, grid, discount, horizon, iterations)
+    problem = _problem(model, functional, representation, grid, discount)
+    num_stocks = problem.stock_index.shape[1]
+    policy = jnp.zeros((length if finite else 1, model.num_states, num_stocks), jnp.int32)
+    for count in range(1, rounds + 1):
+        laws, left, improved = _improve(
+            problem, policy, transport=representation.transport, length=length, finite=finite
+        )
+        if bool((improved == policy).all()):
+            return _plan(
+                model, functional, representation, grid, discount, length, finite, policy, laws, left, None, count
+            )
+        policy = improved
+    raise RuntimeError(
+        f"actions still change after {rounds} rounds: expected more rounds, or more than {length} backups"
+    )
+
+
+def policy_evaluation(
+    model: TabularModel,
+    policy: Any,
+    representation: Representation,
+    grid: StockGrid | None = None,
+    *,
+    functional: Functional | None = None,
+    discount: float = 1.0,
+    horizon: int | None = None,
+    iterations: int | None = None,
+    keep_stages: bool = False,
+) -> DistributionalPlan:
+    """The law of the return of a policy, from every state and stock.
+
+    Args:
+      model: the world.
+      policy: with a grid, actions ``int [S, C]`` or probabilities ``[S, C, A]``; without, ``[S]`` or ``[S, A]``. A
+        leading axis ``[H]`` gives one per time step.
+      representation: ``lattice``, ``categorical`` or ``quantiles``.
+      grid: of the stock; ``None`` for a policy that does not depend on it.
+      functional: fills ``values``, any functional of the law of stock plus return.
+      discount, horizon, iterations: of the problem, see the module.
+      keep_stages: returns the laws of every time step (only with a horizon).
+
+    Raises:
+      ValueError: see ``planning.resolve_length``; a policy of another shape, whose rows do not sum to one or with an
+        unknown action; a representation or functional that does not fit the rewards; quantiles with a stock that
+        falls between grid points.
+    """
+    length, finite = resolve_length(model, discount, horizon, iterations)
+    _check_dimension(model, representation, grid)
+    if functional is not None and functional.dimension not in (None, model.reward_dimension):
+        raise ValueError(f"{functional.name} does not fit rewards of dimension {model.reward_dimension} (0: numbers)")
+    problem = _problem(model, None, representation, grid, discount)
+    stages = _stages(policy, model, problem.stock_index.shape[1], grid is not None, length, finite)
+    if representation.linear:
+        laws, left, kept = _evaluate(
+            problem, stages, transport=representation.transport, length=length, keep_stages=keep_stages and finite
+        )
+    else:
+        if problem.stock_index.shape[2] > 1:
+            raise ValueError(
+                "quantiles: a stock falls between two grid points; expected categorical(...) or lattice(...)"
+            )
+        laws, left, kept = _evaluate_particles(problem, stages, length=length, keep_stages=keep_stages and finite)
+    return _plan(model, functional, representation, grid, discount, length, finite, stages, laws, left, kept, 1)
+
+
+def return_law(plan: DistributionalPlan, state: Any, stock: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """The law of the return from time 0 as particles ``[K]`` (or ``[K, m]``) and weights ``[K]``.
+
+    Args:
+      plan: from a planner.
+      state: an index, or a distribution ``[S]`` over states, such as ``model.initial``.
+      stock: one of ``plan.stocks``; not needed where there is one only.
+
+    Raises:
+      ValueError: a state that is none, or a stock off the grid.
+    """
+    laws = np.asarray(plan.laws)[:, stock_index(plan, stock)]
+    if np.ndim(state) == 0:
+        if not 0 <= state < len(laws):
+            raise ValueError(f"state={state}: expected a state from 0 to {len(laws) - 1}")
+        shares = np.eye(len(laws))[int(state)]
+    else:
+        shares = np.asarray(state, np.float64)
+        if shares.shape != (len(laws),):
+            raise ValueError(f"state has shape {shares.shape}, expected an index or a distribution ({len(laws)},)")
+    if plan.particles is not None:
+        return plan.particles, shares @ laws
+    chosen = shares > 0
+    return laws[chosen].ravel(), np.repeat(shares[chosen], laws.shape[-1]) / laws.shape[-1]
+
+
+def stock_index(plan: DistributionalPlan, stock: Any = None) -> int:
+    """The index of ``stock`` in ``plan.stocks``; ``None`` is right where there is one only.
+
+    Raises:
+      ValueError: a stock off the grid, or none where there are several.
+    """
+    if stock is None:
+        if len(plan.stocks) > 1:
+            raise ValueError(f"the plan has {len(plan.stocks)} stocks: expected one of them, such as {plan.stocks[0]}")
+        return 0
+    gaps = np.abs(plan.stocks - np.asarray(stock, np.float64)).reshape(len(plan.stocks), -1).max(axis=1)
+    index = int(gaps.argmin())
+    if gaps[index] > _ON_GRID * max(1.0, float(np.abs(stock).max())):
+        raise ValueError(f"stock {stock} is not on the grid; the nearest is {plan.stocks[index].tolist()}")
+    return index
+
+
+def next_stock(stock: Any, reward: Any, discount: float | jax.Array) -> Any:
+    """``(stock + reward) / discount``, so that ``C_0 + G_0 = discount ** t (C_t + G_t)`` at every step ``t``."""
+    return (stock + reward) / discount
+
+
+def act(
+    plan: DistributionalPlan, grid: StockGrid, time: jax.Array, state: jax.Array, stock: jax.Array, key: jax.Array
+) -> jax.Array:
+    """The plan's action at ``stock`` (``[]`` or ``[m]``), rounded to the grid at random as in the plan; jit and vmap.
+
+    Args:
+      plan: with actions or probabilities.
+      grid: that the plan was made with.
+      time: step since the start of the episode; a stationary plan ignores it.
+      state, stock: what the agent is in and carries.
+      key: for the rounding, and for the action where the plan has probabilities.
+    """
+    axes = _axes(*grid)
+    rounding_key, action_key = jax.random.split(key)
+    index = jnp.zeros((), jnp.int32)
+    for axis, value, part in zip(axes, jnp.ravel(stock), jax.random.split(rounding_key, len(axes)), strict=True):
+        position = jnp.clip((value - axis[0]) / (axis[1] - axis[0] if len(axis) > 1 else 1.0), 0, len(axis) - 1)
+        nearest = jnp.round(position)
+        # Rounding errors of the stock are no reason to draw.
+        position = jnp.where(jnp.abs(position - nearest) < 1e-4, nearest, position)
+        below = jnp.floor(position)
+        up = jax.random.uniform(part) < position - below
+        index = index * len(axis) + (below + up).astype(jnp.int32)
+    choice = plan.policy[jnp.minimum(time, plan.policy.shape[0] - 1), state, index]
+    return choice if plan.policy.ndim == 3 else jax.random.categorical(action_key, jnp.log(choice)).astype(jnp.int32)
+
+
+# Transports. A law is reshaped to the axes of its support, and each axis is moved on its own.
+
+
+class _Shift(NamedTuple):
+    """Moves one axis by ``offset []`` places; ``atoms [K_i]`` counts them."""
+
+    offset: jax.Array
+    atoms: jax.Array
+
+
+class _Projection(NamedTuple):
+    """Moves one axis by ``matrix [K_i, K_i]`` (from, to); ``outside [K_i]``: whose image is beyond the support."""
+
+    matrix: jax.Array
+    outside: jax.Array
+
+
+def _shift(operator: tuple[_Shift, ...], laws: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def move(laws: jax.Array, part: _Shift, axis: int) -> tuple[jax.Array, jax.Array]:
+        size, target = laws.shape[axis], part.atoms + part.offset
+        padded = jnp.pad(laws, [(size, size) if place == axis else (0, 0) for place in range(laws.ndim)])
+        moved = jax.lax.dynamic_slice_in_dim(padded, size - part.offset, size, axis)
+        # A product is several times as fast as masked sums.
+        ends = jnp.stack([target < 0, target >= size], -1).astype(laws.dtype)
+        beyond = jnp.tensordot(laws, ends, (axis, 0), precision="highest")
+        atoms = part.atoms.reshape(-1, *(1,) * (laws.ndim - 1 - axis))
+        for place, mass in ((0, beyond[..., 0]), (size - 1, beyond[..., 1])):
+            moved = moved + jnp.where(atoms == place, jnp.expand_dims(mass, axis), 0.0)
+        return moved, beyond.sum(-1)
+
+    return _by_axis(move, operator, [part.atoms.shape[-1] for part in operator], laws)
+
+
+def _project(operator: tuple[_Projection, ...], laws: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def move(laws: jax.Array, part: _Projection, axis: int) -> tuple[jax.Array, jax.Array]:
+        last = jnp.moveaxis(laws, axis, -1)
+        moved = jnp.matmul(last, part.matrix, precision="highest")
+        return jnp.moveaxis(moved, -1, axis), jnp.matmul(last, part.outside, precision="highest")
+
+    return _by_axis(move, operator, [part.outside.shape[-1] for part in operator], laws)
+
+
+def _by_axis(move: Callable, operator: tuple, sizes: list[int], laws: jax.Array) -> tuple[jax.Array, jax.Array]:
+    lead, full = laws.shape[:-1], laws.reshape(*laws.shape[:-1], *sizes)
+    outside = jnp.zeros(lead, laws.dtype)
+    for index, part in enumerate(operator):
+        full, beyond = move(full, part, len(lead) + index)
+        outside = outside + beyond.reshape(*lead, -1).sum(-1)
+    return full.reshape(laws.shape), outside
+
+
+def _move(operator: tuple[jax.Array, jax.Array], laws: jax.Array) -> tuple[jax.Array, jax.Array]:
+    reward, discount = operator
+    return reward + discount * laws, jnp.zeros(laws.shape[:-1], laws.dtype)
+
+
+# The backup.
+
+
+class _Problem(NamedTuple):
+    """A model as arrays, its outcomes grouped by distinct rewards ``U``.
+
+    A state ``S`` is added, where an episode that has ended stands; its return is 0. ``J`` counts the grid points that
+    a stock is rounded to.
+
+    Attributes:
+      probability: ``[S, A, O]``.
+      next_state, group: ``[S, A, O]``.
+      stock_index, stock_weight: ``[U, C, J]``.
+      stock_outside: ``[U, C]``.
+      operators: of the representation, ``[U, ...]``.
+      utility: ``[U, C, K]``, ``f(c + r + discount z)``; empty for an evaluation.
+      zero: ``[K]``.
+    """
+
+    probability: jax.Array
+    next_state: jax.Array
+    group: jax.Array
+    stock_index: jax.Array
+    stock_weight: jax.Array
+    stock_outside: jax.Array
+    operators: PyTree
+    utility: jax.Array
+    zero: jax.Array
+
+
+def _problem(
+    model: TabularModel,
+    functional: Functional | None,
+    representation: Representation,
+    grid: StockGrid | None,
+    discount: float,
+) -> _Problem:
+    possible = model.probability > 0
+    tail = model.reward.shape[3:]
+    rewards, inverse = np.unique(model.reward[possible].reshape(-1, *tail), axis=0, return_inverse=True)
+    group = np.zeros(possible.shape, np.int32)
+    group[possible] = inverse.ravel()
+    index, weight, outside = _stock_moves(grid, rewards, discount)
+    utility = np.zeros((len(rewards), 1, 1))
+    if functional is not None and functional.utility is not None and representation.particles is not None:
+        stocks = _stocks(grid, model.reward_dimension)
+        totals = stocks[:, None] + discount * representation.particles
+        # One reward at a time: vectors would need m times the memory of the result.
+        utility = np.stack([np.asarray(functional.utility(jnp.asarray(reward + totals, float))) for reward in rewards])
+    return _Problem(
+        jnp.asarray(model.probability, float),
+        jnp.asarray(np.where(model.terminated, model.num_states, model.next_state), jnp.int32),
+        jnp.asarray(group),
+        jnp.asarray(index, jnp.int32),
+        jnp.asarray(weight, float),
+        jnp.asarray(outside),
+        representation.operators(rewards, discount),
+        jnp.asarray(utility, float),
+        jnp.asarray(representation.zero, float),
+    )
+
+
+def _start(problem: _Problem) -> tuple[jax.Array, jax.Array]:
+    """Laws ``[S + 1, C, K]`` of the return 0, and ``[S + 1, C, 2]`` zeros: left stock, left support."""
+    num_states, num_stocks = problem.probability.shape[0], problem.stock_index.shape[1]
+    laws = jnp.broadcast_to(problem.zero, (num_states + 1, num_stocks, len(problem.zero)))
+    return laws, jnp.zeros((num_states + 1, num_stocks, 2), laws.dtype)
+
+
+def _moved(array: jax.Array, index: jax.Array, weight: jax.Array) -> jax.Array:
+    """``array [S + 1, C, ...]`` at the stocks that follow, by ``index`` and ``weight [C, J]``."""
+    tail = (1,) * (array.ndim - 2)
+    if index.shape[1] == 1:
+        return array[:, index[:, 0]]
+    return sum(array[:, index[:, j]] * weight[:, j].reshape(-1, *tail) for j in range(index.shape[1]))
+
+
+def _action_values(problem: _Problem, laws: jax.Array) -> jax.Array:
+    """``[S, A, C]``: ``E f(c + r + discount G(s', c'))``, without a law per action."""
+
+    def per_reward(part):
+        index, weight, utility = part
+        # Rounding the stock mixes laws, and the utility of a mixture is the mixture of the utilities.
+        return sum(weight[:, j] * jnp.sum(laws[:, index[:, j]] * utility, axis=-1) for j in range(index.shape[1]))
+
+    following = jax.lax.map(per_reward, (problem.stock_index, problem.stock_weight, problem.utility))
+
+    def add(total, slot):
+        probability, next_state, group = slot
+        return total + probability[..., None] * following[group, next_state], None
+
+    slots = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), (problem.probability, problem.next_state, problem.group))
+    zeros = jnp.zeros((*problem.probability.shape[:2], laws.shape[1]), laws.dtype)
+    return jax.lax.scan(add, zeros, slots)[0]
+
+
+def _blocks(problem: _Problem, laws: jax.Array, left: jax.Array, transport: Callable) -> tuple[jax.Array, jax.Array]:
+    """Laws ``[U, S + 1, C, K]`` of ``r + discount G(s', c')`` by reward, and what left, ``[U, S + 1, C, 2]``."""
+
+    def per_reward(part):
+        index, weight, outside, operator = part
+        moved, beyond = transport(operator, _moved(laws, index, weight))
+        before = _moved(left, index, weight)
+        gone = jnp.where(outside, 1.0, before[..., 0])
+        # An episode that has ended needs no stock.
+        gone = gone.at[-1].set(0.0)
+        return moved, jnp.stack([gone, before[..., 1] + beyond], axis=-1)
+
+    return jax.lax.map(
+        per_reward, (problem.stock_index, problem.stock_weight, problem.stock_outside, problem.operators)
+    )
+
+
+def _mix(problem: _Problem, blocks: jax.Array, policy: jax.Array) -> jax.Array:
+    """``sum_a policy sum_o p blocks[u_o, s'_o, c]``: ``[S, C, ...]`` for actions ``[S, C]`` or shares ``[S, C, A]``."""
+    tail = (1,) * (blocks.ndim - 3)
+    states = jnp.arange(problem.probability.shape[0])[:, None]
+    stocks = jnp.arange(blocks.shape[2])
+
+    def add(total, slot):
+        share, next_state, group = slot
+        return total + share.reshape(*share.shape, *tail) * blocks[group, next_state, stocks], None
+
+    if policy.ndim == 2:
+        slots = tuple(
+            jnp.moveaxis(x[states, policy], -1, 0) for x in (problem.probability, problem.next_state, problem.group)
+        )
+    else:
+        shares = policy[..., None] * problem.probability[:, None]
+        slots = (
+            jnp.moveaxis(shares.reshape(*shares.shape[:2], -1), -1, 0),
+            *(x.reshape(len(x), 1, -1).transpose(2, 0, 1) for x in (problem.next_state, problem.group)),
+        )
+    zeros = jnp.zeros((len(states), blocks.shape[2], *blocks.shape[3:]), blocks.dtype)
+    return jax.lax.scan(add, zeros, slots)[0]
+
+
+def _backup(problem: _Problem, laws: jax.Array, left: jax.Array, policy: jax.Array, transport: Callable):
+    blocks, gone = _blocks(problem, laws, left, transport)
+    laws = jnp.concatenate([_mix(problem, blocks, policy), laws[-1:]])
+    return laws, jnp.concatenate([_mix(problem, gone, policy), left[-1:]])
+
+
+@jax.jit(static_argnames=("transport", "length", "uniform", "keep_policies", "keep_stages"))
+def _optimal(
+    problem: _Problem, *, transport: Callable, length: int, uniform: bool, keep_policies: bool, keep_stages: bool
+):
+    def greedy(laws):
+        values = _action_values(problem, laws)
+        if not uniform:
+            return lowest_best(values, axis=1)
+        share = tied(values, axis=1).astype(laws.dtype)
+        return jnp.moveaxis(share / share.sum(1, keepdims=True), 1, -1)
+
+    def step(carry, _):
+        laws, left, _ = carry
+        policy = greedy(laws)
+        laws, left = _backup(problem, laws, left, policy, transport)
+        return (laws, left, policy), (policy if keep_policies else None, laws[:-1] if keep_stages else None)
+
+    laws, left = _start(problem)
+    policy = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(greedy, laws))
+    (last_laws, left, policy), (policies, stages) = jax.lax.scan(step, (laws, left, policy), length=length)
+    if keep_stages:
+        stages = jnp.concatenate([stages[::-1], laws[None, :-1]])
+    return last_laws[:-1], left[:-1], policies[::-1] if keep_policies else policy[None], stages
+
+
+@jax.jit(static_argnames=("transport", "length", "finite"))
+def _improve(problem: _Problem, policy: jax.Array, *, transport: Callable, length: int, finite: bool):
+    def greedy(laws, actions):
+        values = _action_values(problem, laws)
+        keeps = jnp.take_along_axis(tied(values, axis=1), actions[:, None], axis=1)[:, 0]
+        return jnp.where(keeps, actions, lowest_best(values, axis=1))
+
+    def step(carry, actions):
+        improved = greedy(carry[0], actions)
+        return _backup(problem, carry[0], carry[1], actions, transport), improved
+
+    start = _start(problem)
+    if finite:
+        (laws, left), improved = jax.lax.scan(step, start, policy, reverse=True)
+        return laws[:-1], left[:-1], improved
+    laws, left = jax.lax.fori_loop(
+        0, length, lambda _, carry: _backup(problem, carry[0], carry[1], policy[0], transport), start
+    )
+    return laws[:-1], left[:-1], greedy(laws, policy[0])[None]
+
+
+@jax.jit(static_argnames=("transport", "length", "keep_stages"))
+def _evaluate(problem: _Problem, policy: jax.Array, *, transport: Callable, length: int, keep_stages: bool):
+    return _passes(
+        problem,
+        policy,
+        length,
+        keep_stages,
+        lambda carry, actions: _backup(problem, carry[0], carry[1], actions, transport),
+    )
+
+
+@jax.jit(static_argnames=("length", "keep_stages"))
+def _evaluate_particles(problem: _Problem, policy: jax.Array, *, length: int, keep_stages: bool):
+    """As ``_evaluate`` for particles of equal weight: all that can follow are sorted and thinned out."""
+    num_states, num_actions, _ = problem.probability.shape
+    count = len(problem.zero)
+    levels = (2 * jnp.arange(count) + 1) / (2 * count)
+    stocks = jnp.arange(problem.stock_index.shape[1])[:, None]
+
+    def backup(carry, actions):
+        laws, left = carry
+        blocks, gone = _blocks(problem, laws, left, _move)
+        shares = actions if actions.ndim == 3 else jax.nn.one_hot(actions, num_actions, dtype=laws.dtype)
+        weight = (shares[..., None] * problem.probability[:, None]).reshape(num_states, len(stocks), -1)
+        group, following = (x.reshape(num_states, 1, -1) for x in (problem.group, problem.next_state))
+        candidates = blocks[group, following, stocks].reshape(num_states, len(stocks), -1)
+        mass = jnp.repeat(weight / count, count, axis=-1)
+        order = jnp.argsort(candidates, axis=-1)
+        ordered = jnp.take_along_axis(candidates, order, axis=-1)
+        cumulative = jnp.cumsum(jnp.take_along_axis(mass, order, axis=-1), axis=-1)
+        search = jax.vmap(jax.vmap(partial(jnp.searchsorted, v=levels - 1e-6)))
+        index = jnp.minimum(search(cumulative), candidates.shape[-1] - 1)
+        thinned = jnp.take_along_axis(ordered, index, axis=-1)
+        return jnp.concatenate([thinned, laws[-1:]]), jnp.concatenate([_mix(problem, gone, actions), left[-1:]])
+
+    return _passes(problem, policy, length, keep_stages, backup)
+
+
+def _passes(problem: _Problem, policy: jax.Array, length: int, keep_stages: bool, backup: Callable):
+    def step(carry, actions):
+        carry = backup(carry, actions)
+        return carry, carry[0][:-1] if keep_stages else None
+
+    start = _start(problem)
+    if policy.shape[0] == length:
+        (laws, left), stages = jax.lax.scan(step, start, policy, reverse=True)
+    else:
+        (laws, left), stages = jax.lax.scan(lambda carry, _: step(carry, policy[0]), start, length=length, reverse=True)
+    if keep_stages:
+        stages = jnp.concatenate([stages, start[0][None, :-1]])
+    return laws[:-1], left[:-1], stages
+
+
+# Grids.
+
+
+def _axes(low: Any, high: Any, step: Any) -> list[np.ndarray]:
+    size = np.shape(low)
+    axes = []
+    for below, above, gap in zip(
+        *(np.broadcast_to(np.asarray(x, float), size).ravel() for x in (low, high, step)), strict=True
+    ):
+        if not gap > 0 or not below <= above or not math.isfinite(above - below):
+            raise ValueError(f"low={below}, high={above}, step={gap}: expected low at most high and a positive step")
+        places = (above - below) / gap
+        if abs(places - round(places)) > _ON_GRID * max(1.0, places):
+            raise ValueError(f"low={below}, high={above}, step={gap}: expected a step that divides the range")
+        axes.append(below + gap * np.arange(round(places) + 1))
+    return axes
+
+
+def _points(axes: list[np.ndarray], dimension: int) -> np.ndarray:
+    return np.stack([part.ravel() for part in np.meshgrid(*axes, indexing="ij")], -1) if dimension else axes[0]
+
+
+def _product(factors: list[np.ndarray]) -> np.ndarray:
+    result = np.ones(1)
+    for factor in factors:
+        result = np.outer(result, factor).ravel()
+    return result
+
+
+def _hats(axis: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """``[..., K_i]``, the interpolation weights of ``images [...]`` on an even axis, clipped to its ends."""
+    inside = np.clip(images, axis[0], axis[-1])
+    return np.maximum(0.0, 1 - np.abs(inside[..., None] - axis) / (axis[1] - axis[0]))
+
+
+def _stocks(grid: StockGrid | None, dimension: int) -> np.ndarray:
+    return np.zeros((1, dimension) if dimension else 1) if grid is None else stock_points(grid)
+
+
+def _stock_moves(grid: StockGrid | None, rewards: np.ndarray, discount: float):
+    """Where the stocks go: index and weight ``[U, C, J]``, and whether beyond the grid, ``[U, C]``."""
+    if grid is None:
+        shape = (len(rewards), 1, 1)
+        return np.zeros(shape, int), np.ones(shape), np.zeros(shape[:2], bool)
+    axes, stocks = _axes(*grid), stock_points(grid)
+    columns = stocks.reshape(len(stocks), -1)
+    following = (columns + rewards.reshape(len(rewards), 1, -1)) / discount
+    outside = np.zeros(following.shape[:2], bool)
+    parts = []
+    for index, axis in enumerate(axes):
+        gap = axis[1] - axis[0] if len(axis) > 1 else 1.0
+        position = (following[..., index] - axis[0]) / gap
+        outside |= (position < -_ON_GRID) | (position > len(axis) - 1 + _ON_GRID)
+        position = np.clip(position, 0, len(axis) - 1)
+        position = np.where(np.abs(position - np.rint(position)) < _ON_GRID, np.rint(position), position)
+        below = np.minimum(np.floor(position).astype(int), max(len(axis) - 2, 0))
+        share = position - below
+        if (share == np.rint(share)).all():
+            parts.append([(np.rint(position).astype(int), np.ones_like(share))])
+        else:
+            parts.append([(below, 1 - share), (below + 1, share)])
+    indices, weights = [], []
+    for corner in itertools.product(*parts):
+        place, weight = np.zeros(outside.shape, int), np.ones(outside.shape)
+        for axis, (position, share) in zip(axes, corner, strict=True):
+            place, weight = place * len(axis) + position, weight * share
+        indices.append(place)
+        weights.append(weight)
+    return np.stack(indices, -1), np.stack(weights, -1), outside
+
+
+# Checks and results.
+
+
+def _check_dimension(model: TabularModel, representation: Representation, grid: StockGrid | None) -> None:
+    wanted = model.reward_dimension
+    found = [(representation.name, representation.dimension)]
+    if grid is not None:
+        found.append(("the stock grid", 0 if np.ndim(grid.low) == 0 else len(np.ravel(grid.low))))
+    for name, dimension in found:
+        if dimension != wanted:
+            kinds = [f"vectors of {size}" if size else "numbers" for size in (dimension, wanted)]
+            raise ValueError(f"{name} is for {kinds[0]}, the model's rewards are {kinds[1]}")
+
+
+def _checked(
+    model: TabularModel,
+    functional: Functional,
+    representation: Representation,
+    grid: StockGrid | None,
+    discount: float,
+    horizon: int | None,
+    iterations: int | None,
+) -> tuple[int, bool]:
+    length, finite = resolve_length(model, discount, horizon, iterations)
+    require(functional, discount=discount, dimension=model.reward_dimension, stock=grid is not None)
+    if not representation.linear:
+        raise ValueError(
+            f"{representation.name} keeps no expected utility of a mixture, so that greedy steps would be biased: "
+            "expected lattice(...) or categorical(...)"
+        )
+    _check_dimension(model, representation, grid)
+    return length, finite
+
+
+def _stages(policy: Any, model: TabularModel, num_stocks: int, stocked: bool, length: int, finite: bool) -> jax.Array:
+    """Actions ``[H or 1, S, C]`` or shares ``[H or 1, S, C, A]``, checked."""
+    array = np.asarray(policy)
+    whole = array.dtype.kind in "iu"
+    base: tuple[int, ...] = (model.num_states, *((num_stocks,) if stocked else ()))
+    shape = base if whole else (*base, model.num_actions)
+    allowed = [shape, (1, *shape), *([(length, *shape)] if finite else [])]
+    if array.shape not in allowed:
+        raise ValueError(f"policy has shape {array.shape}, expected one of {', '.join(map(str, allowed))}")
+    if whole and not ((array >= 0) & (array < model.num_actions)).all():
+        raise ValueError(
+            f"policy has actions from {array.min()} to {array.max()}, expected 0 to {model.num_actions - 1}"
+        )
+    if not whole and ((array < 0).any() or (abs(array.sum(-1) - 1) > 1e-5).any()):
+        raise ValueError("policy: expected probabilities that sum to one over the actions")
+    array = array if array.ndim > len(shape) else array[None]
+    if not stocked:
+        array = np.expand_dims(array, 2)
+    return jnp.asarray(array, jnp.int32) if whole else jnp.asarray(array, float)
+
+
+def _plan(
+    model: TabularModel,
+    functional: Functional | None,
+    representation: Representation,
+    grid: StockGrid | None,
+    discount: float,
+    length: int,
+    finite: bool,
+    policy: jax.Array,
+    laws: jax.Array,
+    left: jax.Array,
+    stages: jax.Array | None,
+    rounds: int,
+) -> DistributionalPlan:
+    stocks = _stocks(grid, model.reward_dimension)
+    if functional is None:
+        values = jnp.full(laws.shape[:2], jnp.nan)
+    elif representation.particles is None:
+        weights = jnp.full(laws.shape[-1], 1 / laws.shape[-1])
+        values = functional.value(jnp.asarray(stocks, float)[:, None] + laws, weights)
+    else:
+        totals = jnp.asarray(stocks[:, None] + representation.particles, float)
+        values = functional.value(totals, laws)
+    possible = model.reward[model.probability > 0].reshape(-1, max(model.reward_dimension, 1))
+    steps = length if discount == 1 else (1 - discount**length) / (1 - discount)
+    spread = float((np.maximum(possible.max(0), 0) - np.minimum(possible.min(0), 0)).sum()) * steps
+    tail = 0.0 if finite else discount**length * float(np.abs(possible).sum(-1).max()) / (1 - discount)
+    wasserstein = tail + steps * representation.error(spread)
+    lipschitz = math.nan if functional is None else functional.lipschitz
+    return DistributionalPlan(
+        policy,
+        laws,
+        values,
+        stocks,
+        representation.particles,
+        left[..., 0],
+        left[..., 1],
+        0.0 if wasserstein == 0 else lipschitz * wasserstein,
+        wasserstein,
+        stages,
+        rounds,
+    )

@@ -1,0 +1,403 @@
+"""Objective functionals: what to optimise about the law of the return, the same for planners and agents.
+
+The objectives for planning are expected utilities of stock plus return, ``E f(C_0 + G)``, with a rule for the initial
+stock. The stock ``C`` is carried along, ``C_t+1 = (C_t + r_t) / discount``, so that ``C_t + G_t`` says at every step
+what the whole episode comes to and one greedy step is right for a functional that no reward expresses (Pires et al.,
+2025, "Optimizing Return Distributions with Distributional Dynamic Programming", JMLR 26(185)).
+
+Two conditions decide whether greedy steps solve the problem, besides Lipschitz continuity for the infinite horizon:
+
+* ``mixtures``: which of two laws is better does not change when both are mixed with a third one;
+* ``homogeneous``: it does not change when both are scaled by a discount below 1 either, which
+  ``f(g x) = g ** a f(x) + constant`` ensures.
+
+``require`` refuses what violates them. A law is a set of weighted particles: ``particles [..., K]``, or
+``[..., K, m]`` where stock and return are vectors, and ``weights [..., K]`` that sum to one over ``K``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+FIXED, LARGEST, SMALLEST = "fixed", "largest", "smallest"
+
+
+class Start(NamedTuple):
+    """How the initial stock is chosen.
+
+    Attributes:
+      kind: ``"fixed"``: the stock ``stock``; ``"largest"``: the stock with the largest ``-c + scale U(c)``;
+        ``"smallest"``: the one with the smallest.
+      stock: for ``"fixed"``, a number or a tuple of ``m``.
+      scale: for the searches.
+    """
+
+    kind: str = FIXED
+    stock: float | tuple[float, ...] = 0.0
+    scale: float = 1.0
+
+
+class Functional(NamedTuple):
+    """An objective functional of the law of stock plus return.
+
+    Attributes:
+      name: for messages.
+      value: ``(particles, weights) -> [...]``, the functional of a law; ``E f`` for an expected utility.
+      utility: ``f``, elementwise ``[...] -> [...]``, or ``[..., m] -> [...]``; ``None`` where there is none.
+      lipschitz: constant of ``f`` for the sum norm, ``inf`` where it has none.
+      mixtures: whether it is indifferent to mixtures.
+      homogeneous: whether it is indifferent to a discount below 1.
+      needs_stock: whether the greedy action depends on the stock.
+      dimension: 0 for numbers, ``m`` for vectors of ``m`` components, ``None`` for any.
+      start: rule of the initial stock.
+    """
+
+    name: str
+    value: Callable[[Any, Any], jax.Array]
+    utility: Callable[[Any], jax.Array] | None
+    lipschitz: float
+    mixtures: bool
+    homogeneous: bool
+    needs_stock: bool
+    dimension: int | None
+    start: Start
+
+
+def expected_utility(
+    utility: Callable[[Any], jax.Array],
+    *,
+    name: str = "expected_utility",
+    lipschitz: float = math.inf,
+    homogeneous: bool = False,
+    needs_stock: bool = True,
+    dimension: int | None = 0,
+    start: Start | None = None,
+) -> Functional:
+    """``E f(C_0 + G)``. Every expected utility is indifferent to mixtures; the caller states the other conditions.
+
+    Args:
+      utility: ``f``, in JAX.
+      name, lipschitz, homogeneous, needs_stock, dimension, start: see ``Functional``; ``start`` is stock 0 by default.
+    """
+
+    def value(particles, weights):
+        return jnp.sum(jnp.asarray(weights) * utility(jnp.asarray(particles)), axis=-1)
+
+    return Functional(
+        name, value, utility, lipschitz, True, homogeneous, needs_stock, dimension, Start() if start is None else start
+    )
+
+
+def expectation() -> Functional:
+    """``E G``, the risk-neutral objective: ``f(x) = x``, stock 0."""
+    return expected_utility(lambda x: x, name="expectation", lipschitz=1.0, homogeneous=True, needs_stock=False)
+
+
+def cvar(level: float) -> Functional:
+    """Conditional value at risk, the mean of the worst share ``level`` of the returns.
+
+    ``max_c -c + E min(c + G, 0) / level``, so that ``f(x) = min(x, 0)``; the maximum is at
+    ``c = -quantile_level(G)`` (Rockafellar and Uryasev, 2000). The largest maximiser is taken.
+
+    Raises:
+      ValueError: ``level`` outside (0, 1].
+    """
+    _check_level(level)
+    return expected_utility(
+        lambda x: jnp.minimum(x, 0.0),
+        name=f"cvar({level})",
+        lipschitz=1.0,
+        homogeneous=True,
+        start=Start(LARGEST, scale=1 / level),
+    )
+
+
+def optimistic_cvar(level: float) -> Functional:
+    """The mean of the best share ``level`` of the returns: ``min_c -c + E max(c + G, 0) / level``, a saddle point.
+
+    The functional is concave in the law, so that ``min_c max_policy`` is its optimum over policies that may be drawn
+    at random before the episode (minimax theorem). The greedy policy that starts from the minimising stock alone may
+    realise less. The minimum may lie between the stocks of a grid, even where all returns are on it: on a grid the
+    value is an upper bound, above the optimum by at most ``step (1 - level)``.
+
+    Raises:
+      ValueError: ``level`` outside (0, 1].
+    """
+    _check_level(level)
+    return expected_utility(
+        lambda x: jnp.maximum(x, 0.0),
+        name=f"optimistic_cvar({level})",
+        lipschitz=1.0,
+        homogeneous=True,
+        start=Start(SMALLEST, scale=1 / level),
+    )
+
+
+def mean_cvar(level: float, mean_weight: float) -> Functional:
+    """``mean_weight E G + (1 - mean_weight) CVaR_level(G)``.
+
+    ``max_c -c + E f(c + G)`` with ``f(x) = ((1 - w) / level + w) min(x, 0) + w max(x, 0)`` and ``w = mean_weight``.
+
+    Raises:
+      ValueError: ``level`` outside (0, 1] or ``mean_weight`` outside [0, 1].
+    """
+    _check_level(level)
+    if not 0 <= mean_weight <= 1:
+        raise ValueError(f"mean_weight={mean_weight}: expected a number from 0 to 1")
+    below = (1 - mean_weight) / level + mean_weight
+    return expected_utility(
+        lambda x: below * jnp.minimum(x, 0.0) + mean_weight * jnp.maximum(x, 0.0),
+        name=f"mean_cvar({level}, {mean_weight})",
+        lipschitz=max(below, mean_weight),
+        homogeneous=True,
+        start=Start(LARGEST),
+    )
+
+
+def target_return(target: float) -> Functional:
+    """``-E |G - target|``: ``f(x) = -|x|`` from the stock ``-target``."""
+    return expected_utility(
+        lambda x: -jnp.abs(x),
+        name=f"target_return({target})",
+        lipschitz=1.0,
+        homogeneous=True,
+        start=Start(FIXED, -float(target)),
+    )
+
+
+def homeostasis(set_points: Sequence[float], order: float = 2.0) -> Functional:
+    """``-E ||G - set_points||_order`` for vectors: ``f(x) = -||x||_order`` from the stock ``-set_points``.
+
+    Raises:
+      ValueError: no set point, or ``order`` below 1.
+    """
+    if not len(set_points):
+        raise ValueError("set_points is empty: expected one per component of the reward")
+    if not order >= 1:
+        raise ValueError(f"order={order}: expected a norm, of an order of at least 1")
+
+    def utility(x):
+        if order == math.inf:
+            return -jnp.max(jnp.abs(x), axis=-1)
+        return -(jnp.sum(jnp.abs(x) ** order, axis=-1) ** (1 / order))
+
+    return expected_utility(
+        utility,
+        name=f"homeostasis({tuple(set_points)}, {order})",
+        lipschitz=1.0,
+        homogeneous=True,
+        dimension=len(set_points),
+        start=Start(FIXED, tuple(-float(point) for point in set_points)),
+    )
+
+
+def soft_constraints(weights: Sequence[float], thresholds: Sequence[float]) -> Functional:
+    """Component 0 counts, and what the others fall short of their thresholds is punished, per episode.
+
+    ``E [G_0 + sum_i weights_i min(G_i - thresholds_i, 0)]``: ``f(x) = x_0 + sum_i weights_i min(x_i, 0)`` from the
+    stock ``(0, -thresholds)``.
+
+    Raises:
+      ValueError: no constraint, unequal lengths or a negative weight.
+    """
+    if not len(weights) or len(weights) != len(thresholds):
+        raise ValueError(
+            f"{len(weights)} weights and {len(thresholds)} thresholds: expected one of each per constraint"
+        )
+    if min(weights) < 0:
+        raise ValueError(f"weights={tuple(weights)}: expected numbers of at least 0")
+    slopes = tuple(float(weight) for weight in weights)
+
+    def utility(x):
+        return x[..., 0] + jnp.sum(jnp.asarray(slopes) * jnp.minimum(x[..., 1:], 0.0), axis=-1)
+
+    return expected_utility(
+        utility,
+        name=f"soft_constraints({slopes}, {tuple(thresholds)})",
+        lipschitz=max(1.0, *slopes),
+        homogeneous=True,
+        dimension=1 + len(slopes),
+        start=Start(FIXED, (0.0, *(-float(threshold) for threshold in thresholds))),
+    )
+
+
+def exponential_utility(rate: float) -> Functional:
+    """``E (1 - exp(-rate G)) / rate``, averse to risk for ``rate > 0`` and seeking it below; discount 1 only.
+
+    The stock factors out of the exponential, so that the greedy action does not depend on it.
+
+    Raises:
+      ValueError: ``rate`` is 0, where ``expectation`` is meant.
+    """
+    if rate == 0:
+        raise ValueError("rate=0: expected another number; expectation() is the limit")
+    return expected_utility(
+        lambda x: -jnp.expm1(-rate * x) / rate, name=f"exponential_utility({rate})", needs_stock=False
+    )
+
+
+def direct_cvar(level: float) -> Functional:
+    """Conditional value at risk as a statistic of the return's law, without stock: it evaluates, it does not plan.
+
+    It is not indifferent to mixtures, so that greedy steps with it need not lead to its optimum.
+
+    Raises:
+      ValueError: ``level`` outside (0, 1].
+    """
+    _check_level(level)
+
+    def value(particles, weights):
+        return cvar_of(particles, weights, level)
+
+    return Functional(f"direct_cvar({level})", value, None, 1 / level, False, True, False, 0, Start())
+
+
+def require(functional: Functional, *, discount: float, dimension: int, stock: bool) -> None:
+    """Refuses a functional for which greedy steps do not solve the problem.
+
+    Args:
+      functional: the objective.
+      discount: of the problem.
+      dimension: of its rewards, 0 for numbers.
+      stock: whether the planner or agent carries the stock along.
+
+    Raises:
+      ValueError: the reason, and what would do.
+    """
+    if not functional.mixtures or functional.utility is None:
+        raise ValueError(
+            f"{functional.name} is not indifferent to mixtures, so that greedy steps do not optimise it: expected an "
+            "expected utility of stock plus return, such as cvar(level)"
+        )
+    if discount < 1 and not functional.homogeneous:
+        raise ValueError(
+            f"{functional.name} is not indifferent to discount={discount}: expected discount 1, or a utility with "
+            "f(g x) = g ** a f(x) + constant"
+        )
+    if functional.dimension is not None and functional.dimension != dimension:
+        kinds = [f"vectors of {size}" if size else "numbers" for size in (functional.dimension, dimension)]
+        raise ValueError(f"{functional.name} is for rewards that are {kinds[0]}, these are {kinds[1]}")
+    if functional.needs_stock and not stock:
+        raise ValueError(f"{functional.name} depends on the stock: expected a stock grid, got none")
+
+
+def initial_stock(
+    functional: Functional, stocks: Any, utilities: Any, tolerance: float | None = None
+) -> tuple[float, int]:
+    """The initial stock by the functional's rule, and what the functional comes to.
+
+    Args:
+      functional: the objective.
+      stocks: ``[C]`` or ``[C, m]``, the candidates, concrete.
+      utilities: ``[C]``, ``E f(c + G)`` at each of them.
+      tolerance: stocks whose values are within ``tolerance max(1, |best|)`` of the best tie, and the largest of them
+        is taken. By default 1e-9 for ``utilities`` of 64 bits and 1e-5 for others.
+
+    Returns:
+      The value (for ``"fixed"``, the utility) and the index of the stock.
+
+    Raises:
+      ValueError: a fixed stock that is none of ``stocks``, or a search over vectors.
+    """
+    dtype = np.asarray(utilities).dtype
+    points, values = np.asarray(stocks, np.float64), np.asarray(utilities, np.float64)
+    start = functional.start
+    if start.kind == FIXED:
+        wanted = np.broadcast_to(np.asarray(start.stock, np.float64), points.shape[1:])
+        gaps = np.abs(points - wanted).reshape(len(points), -1).max(axis=1)
+        index = int(gaps.argmin())
+        if gaps[index] > 1e-6 * max(1.0, float(np.abs(wanted).max())):
+            raise ValueError(
+                f"{functional.name} starts from the stock {start.stock}, which is not on the grid; the nearest stock "
+                f"is {points[index].tolist()}"
+            )
+        return float(values[index]), index
+    if points.ndim != 1:
+        raise ValueError(f"{functional.name} searches for its initial stock: expected stocks [C], got {points.shape}")
+    objective = -points + start.scale * values
+    best = objective.max() if start.kind == LARGEST else objective.min()
+    if tolerance is None:
+        tolerance = 1e-9 if dtype == np.float64 else 1e-5
+    ties = np.flatnonzero(np.abs(objective - best) <= tolerance * max(1.0, abs(best)))
+    index = int(ties[points[ties].argmax()])
+    return float(objective[index]), index
+
+
+def quantile(particles: Any, weights: Any, level: float) -> jax.Array:
+    """``inf {x : P(X <= x) >= level}`` of laws ``[..., K]``; ``[...]``.
+
+    Raises:
+      ValueError: ``level`` outside (0, 1].
+    """
+    _check_level(level)
+    return _quantile(*_as_floats(particles, weights), level)
+
+
+def cvar_of(particles: Any, weights: Any, level: float) -> jax.Array:
+    """Mean of the lowest share ``level`` of the mass of laws ``[..., K]``, the mass at its edge divided; ``[...]``.
+
+    Raises:
+      ValueError: ``level`` outside (0, 1].
+    """
+    _check_level(level)
+    return _lower_tail_mean(*_as_floats(particles, weights), level)
+
+
+def optimistic_cvar_of(particles: Any, weights: Any, level: float) -> jax.Array:
+    """Mean of the highest share ``level`` of the mass of laws ``[..., K]``; ``[...]``.
+
+    Raises:
+      ValueError: ``level`` outside (0, 1].
+    """
+    return -cvar_of(-jnp.asarray(particles), weights, level)
+
+
+@jax.jit
+def _quantile(particles: jax.Array, weights: jax.Array, level: jax.Array) -> jax.Array:
+    ordered, cumulative, _ = _ordered(particles, weights)
+    reached = cumulative >= level - 8 * jnp.finfo(cumulative.dtype).eps
+    # Where rounding keeps the whole mass below the level, the largest particle of positive weight is meant.
+    index = jnp.where(reached.any(-1), reached.argmax(-1), ordered.shape[-1] - 1)
+    return jnp.take_along_axis(ordered, index[..., None], axis=-1)[..., 0]
+
+
+@jax.jit
+def _lower_tail_mean(particles: jax.Array, weights: jax.Array, level: jax.Array) -> jax.Array:
+    ordered, cumulative, mass = _ordered(particles, weights)
+    share = jnp.clip(level - (cumulative - mass), 0.0, mass)
+    return jnp.sum(share * ordered, axis=-1) / level
+
+
+def _as_floats(particles: Any, weights: Any) -> tuple[jax.Array, jax.Array]:
+    return jnp.asarray(particles, float), jnp.asarray(weights, float)
+
+
+def _ordered(particles: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    values, masses = jnp.broadcast_arrays(particles, weights)
+    order = jnp.argsort(values, axis=-1)
+    ordered, mass = (jnp.take_along_axis(array, order, axis=-1) for array in (values, masses))
+    return ordered, jnp.cumsum(mass, axis=-1), mass
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level <= 1:
+        raise ValueError(f"level={level}: expected a share of the mass, above 0 and at most 1")
+
+
+FUNCTIONALS: dict[str, Callable[..., Functional]] = {
+    "expectation": expectation,
+    "cvar": cvar,
+    "optimistic_cvar": optimistic_cvar,
+    "mean_cvar": mean_cvar,
+    "target_return": target_return,
+    "homeostasis": homeostasis,
+    "soft_constraints": soft_constraints,
+    "exponential_utility": exponential_utility,
+    "direct_cvar": direct_cvar,
+}

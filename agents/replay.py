@@ -1,0 +1,174 @@
+"""A replay buffer in device memory: a ring over time rows ``[rows, B]`` as an explicit state and pure functions.
+
+Rows that follow each other in the ring followed each other in time, world by world, so that a segment of several
+rows is a piece of one world's history. It may cross the end of an episode (the learner cuts there) and never crosses
+the write head, where the newest row meets the oldest.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from envs.types import Trajectory
+
+# Priorities are at least this: a transition without surprise is rare, not impossible.
+SMALLEST_PRIORITY = 1e-6
+
+
+class ReplayState(NamedTuple):
+    """The buffer.
+
+    Attributes:
+      transitions: ``[rows, B, ...]``, without extras.
+      cursor: ``int32``, the row that is written next.
+      size: ``int32``, how many rows are filled.
+      priority: ``p ^ alpha`` of the segment that starts at a transition, ``[rows, B]``; ``None`` where sampling is
+        uniform.
+      largest: ``[]``, the largest priority so far, which new rows get; ``None`` where sampling is uniform.
+    """
+
+    transitions: Trajectory
+    cursor: jax.Array
+    size: jax.Array
+    priority: jax.Array | None
+    largest: jax.Array | None
+
+
+def replay_init(template: Trajectory, *, capacity: int, batch: int, prioritised: bool = False) -> ReplayState:
+    """An empty buffer of ``capacity // batch`` rows.
+
+    Args:
+      template: one transition without leading axes (arrays or ``jax.ShapeDtypeStruct``); its extras are not kept.
+      capacity: transitions of all worlds together, rounded down to whole rows.
+      batch: ``B``.
+      prioritised: keep priorities.
+
+    Raises:
+      ValueError: if ``capacity`` holds no row or does not fit 32-bit indices.
+    """
+    if not batch <= capacity < 2**31:
+        raise ValueError(f"capacity={capacity}: expected at least one row of batch={batch} and below 2 ** 31")
+    rows = capacity // batch
+    transitions = jax.tree.map(lambda x: jnp.zeros((rows, batch, *x.shape), x.dtype), template._replace(extras={}))
+    priority = jnp.zeros((rows, batch), jnp.float32) if prioritised else None
+    largest = jnp.ones((), jnp.float32) if prioritised else None
+    return ReplayState(transitions, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), priority, largest)
+
+
+def replay_add(state: ReplayState, trajectory: Trajectory) -> ReplayState:
+    """Writes ``trajectory [T, B]`` over the oldest rows.
+
+    Channels and extras that the template lacks are not kept. Where ``extras["episode_start"]`` says that the first
+    row begins an episode although the newest row in the buffer ended none (worlds that were started anew after a
+    resume), that row is marked truncated: what follows it now is another episode.
+
+    Raises:
+      ValueError: if the trajectory is longer than the buffer or lacks a channel.
+    """
+    old: Any = state.transitions
+    rows, length = old.mask.shape[0], trajectory.mask.shape[0]
+    if length > rows:
+        raise ValueError(f"a trajectory of {length} rows does not fit a buffer of {rows}: expected a larger capacity")
+    missing = sorted(set(old.rewards) - set(trajectory.rewards))
+    if missing:
+        raise ValueError(f"reward channels {missing} are stored; the trajectory has {sorted(trajectory.rewards)}")
+    start = trajectory.extras.get("episode_start")
+    if start is not None:
+        newest = (state.cursor - 1) % rows
+        cut = old.truncated[newest] | (jnp.asarray(start)[0] & ~old.terminated[newest])
+        old = old._replace(truncated=old.truncated.at[newest].set(cut))
+    kept = trajectory._replace(rewards={name: trajectory.rewards[name] for name in old.rewards}, extras={})
+    at = (state.cursor + jnp.arange(length)) % rows
+    transitions = jax.tree.map(
+        lambda buffer, new: buffer.at[at].set(jnp.asarray(new, buffer.dtype), unique_indices=True), old, kept
+    )
+    priority = state.priority
+    if priority is not None:
+        priority = priority.at[at].set(state.largest, unique_indices=True)
+    return ReplayState(
+        transitions, (state.cursor + length) % rows, jnp.minimum(state.size + length, rows), priority, state.largest
+    )
+
+
+def replay_sample(
+    state: ReplayState, key: jax.Array, *, batch: int, length: int
+) -> tuple[Trajectory, jax.Array, jax.Array]:
+    """Draws ``batch`` segments of ``length`` consecutive rows of one world each, with replacement.
+
+    A segment may start at any filled row but the newest ``length - 1``: uniformly, or where the buffer keeps
+    priorities with ``P(i) = p_i^alpha / sum_j p_j^alpha`` (Schaul et al., 2016, equation 1). The buffer must hold
+    ``length`` rows at least; before that, what is returned means nothing.
+
+    Returns:
+      The segments ``[length, batch]``, the index ``int32 [batch]`` of each (for ``replay_prioritise``) and its
+      probability ``[batch]``.
+    """
+    rows, worlds = state.transitions.mask.shape
+    row_key, world_key = jax.random.split(key)
+    # Starts are counted from the oldest row.
+    starts = jnp.maximum(state.size - length + 1, 1)
+    oldest = state.cursor - state.size
+    if state.priority is None:
+        age = jax.random.randint(row_key, (batch,), 0, starts)
+        world = jax.random.randint(world_key, (batch,), 0, worlds)
+        probability = jnp.full(batch, 1.0) / (starts * worlds)
+    else:
+        # First a row by its sum, then a world in it: two short sums round less than one long one.
+        order = (oldest + jnp.arange(rows)) % rows
+        sums = jnp.where(jnp.arange(rows) < starts, jnp.sum(state.priority, axis=1)[order], 0.0)
+        total = jnp.sum(sums)
+        age = _position(jnp.cumsum(sums), jax.random.uniform(row_key, (batch,)))
+        age = jnp.minimum(age, starts - 1)
+        within = state.priority[(oldest + age) % rows]
+        world = _position(jnp.cumsum(within, axis=1), jax.random.uniform(world_key, (batch,)))
+        world = jnp.minimum(world, worlds - 1)
+        probability = jnp.take_along_axis(within, world[:, None], axis=1)[:, 0] / total
+    first = (oldest + age) % rows
+    picked = (first + jnp.arange(length)[:, None]) % rows
+    segments = jax.tree.map(lambda x: x[picked, world[None]], state.transitions)
+    return segments, first * worlds + world, probability
+
+
+def _position(cumulative: jax.Array, uniform: jax.Array) -> jax.Array:
+    """The first position whose sum, ``[N]`` or one per draw ``[batch, N]``, exceeds ``uniform`` of the whole."""
+    threshold = uniform * cumulative[..., -1]
+    if cumulative.ndim == 1:
+        return jnp.searchsorted(cumulative, threshold, side="right").astype(jnp.int32)
+    return jnp.sum(cumulative <= threshold[:, None], axis=1, dtype=jnp.int32)
+
+
+def replay_prioritise(
+    state: ReplayState, index: jax.Array, priority: jax.Array, *, exponent: float | jax.Array = 1.0
+) -> ReplayState:
+    """Gives the segments ``index [batch]`` the priorities ``priority [batch]``, each to the power ``exponent`` (alpha).
+
+    Where an index occurs twice, the larger priority stays. One that is not finite, of an update that will be undone,
+    becomes the largest so far.
+
+    Raises:
+      ValueError: if the buffer keeps no priorities.
+    """
+    if state.priority is None or state.largest is None:
+        raise ValueError("the buffer keeps no priorities: expected one made with prioritised=True")
+    power = jnp.maximum(priority, SMALLEST_PRIORITY) ** exponent
+    power = jnp.where(jnp.isfinite(power), power, state.largest)
+    worlds = state.priority.shape[1]
+    row, world = index // worlds, index % worlds
+    updated = state.priority.at[row, world].set(0.0).at[row, world].max(power)
+    return state._replace(priority=updated, largest=jnp.maximum(state.largest, jnp.max(power)))
+
+
+def importance_weights(probability: jax.Array, exponent: float | jax.Array) -> jax.Array:
+    """``w_i = (N P(i))^-beta / max_j (N P(j))^-beta`` over the batch (Schaul et al., 2016, section 3.4); N cancels.
+
+    Args:
+      probability: ``[batch]``.
+      exponent: ``beta``; 1 corrects the bias in full.
+
+    Returns:
+      ``[batch]``, at most 1.
+    """
+    return (jnp.min(probability) / probability) ** exponent

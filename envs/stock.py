@@ -1,0 +1,358 @@
+"""Stock augmentation: a world whose observation carries what the rewards so far, discounted, have made of a start.
+
+With ``C_{t+1} = (C_t + R_{t+1}) / discount`` the stock and the return to come always add up to the same thing,
+
+    C_0 + G_0 = discount^t (C_t + G_t),
+
+so that an objective of ``C_0 + G_0`` can be pursued from the stock at hand, by a policy that sees it (Pires et al.,
+2025, "Optimizing return distributions with distributional dynamic programming", JMLR 26(185)).
+
+The observation becomes a Dict: ``observation`` (of the world inside), ``stock``, ``time`` (steps over the limit; only
+where there is one) and, for a learner that rewrites stocks but not for its network (``HIDDEN``), ``start_stock`` and
+``steps``. A transition at step t is exactly that of another start stock ``c_0'`` once
+``discount^-t (c_0' - c_0)`` is added to its stock.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces
+
+from envs.rollout import channels as reward_channels
+from envs.spaces import nearest, world_seeds
+from envs.types import Action, Array, Environment, EnvironmentSpec, EnvState, Observation, TimeStep, VectorHost
+
+# Parts of the observation that no network sees.
+HIDDEN = ("start_stock", "steps")
+# The stream of a reset's key that draws the stock; the world inside gets the key unchanged.
+_STOCK = 0x570C
+
+
+def visible(observation: Any) -> Any:
+    """``observation`` (or a Dict space) of a stock-augmented world without the parts that no network sees."""
+    if isinstance(observation, spaces.Dict):
+        return spaces.Dict({name: part for name, part in observation.spaces.items() if name not in HIDDEN})
+    return {name: part for name, part in observation.items() if name not in HIDDEN}
+
+
+def is_augmented(space: gymnasium.Space) -> bool:
+    """Whether ``space`` is the observation space of a stock-augmented world."""
+    return isinstance(space, spaces.Dict) and {"stock", *HIDDEN} <= set(space.spaces)
+
+
+def with_start(observation: dict[str, Array], start: Array, discount: float | jax.Array) -> dict[str, Array]:
+    """What would have been observed had the episode begun with stock ``start``.
+
+    ``c_t' = c_t + discount^-t (start - c_0)``: exact, because the actions and rewards so far stay as they were.
+
+    Args:
+      observation: leading axes ``[...]``.
+      start: ``[...]``, or ``[..., m]`` for a vector.
+      discount: that of the world.
+    """
+    steps = observation["steps"].astype(jnp.float32)
+    change = start - observation["start_stock"]
+    growth = jnp.asarray(discount) ** -steps
+    growth = growth.reshape(*growth.shape, *(1,) * (change.ndim - growth.ndim))
+    return observation | {"stock": observation["stock"] + growth * change, "start_stock": start}
+
+
+@dataclass(frozen=True)
+class _Augmentation:
+    """What both wrappers share: checked arguments and the spec.
+
+    ``start`` and the bounds are numbers for a scalar stock, and numbers or tuples of one per channel for a vector.
+    """
+
+    discount: float
+    low: float | tuple[float, ...]
+    high: float | tuple[float, ...]
+    start: float | tuple[float, ...] | None
+    horizon: int | None
+    channels: str | tuple[str, ...]
+
+    def checked(self, inside: EnvironmentSpec) -> _Augmentation:
+        """Raises ``ValueError`` for arguments that no world, or not this one, can be augmented by."""
+        if not 0 < self.discount <= 1:
+            raise ValueError(f"discount={self.discount}: expected above 0 and at most 1")
+        if self.horizon is not None and self.horizon < 1:
+            raise ValueError(f"horizon={self.horizon}: expected at least 1, or None")
+        known = ["env", *(f"cost/{name}" for name in inside.costs), *(f"objective/{n}" for n in inside.objectives)]
+        for name in self.names:
+            if name not in known:
+                raise ValueError(f"channels: the world writes no {name!r}, only {known}; {nearest(name, known)}")
+        if not self.names:
+            raise ValueError("channels=(): expected a name, or a tuple of at least one")
+        for name in ("low", "high", "start"):
+            value = getattr(self, name)
+            if value is not None and np.shape(value) not in ((), self.shape):
+                raise ValueError(f"{name}={value!r}: expected a number or one for each of the channels {self.names}")
+        if not np.all(np.isfinite(self.low) & np.isfinite(self.high) & (np.asarray(self.low) <= np.asarray(self.high))):
+            raise ValueError(f"low={self.low}, high={self.high}: expected finite numbers with low <= high")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.channels,) if isinstance(self.channels, str) else tuple(self.channels)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return () if isinstance(self.channels, str) else (len(self.channels),)
+
+    def full(self, value) -> np.ndarray:
+        return np.broadcast_to(np.asarray(value, np.float32), self.shape)
+
+    def limit(self, inside: EnvironmentSpec) -> int | None:
+        limits = [each for each in (self.horizon, inside.max_episode_steps) if each is not None]
+        return min(limits) if limits else None
+
+    def spec(self, inside: EnvironmentSpec) -> EnvironmentSpec:
+        limit = self.limit(inside)
+        parts: dict[str, gymnasium.Space] = {
+            "observation": inside.observation_space,
+            "stock": spaces.Box(-np.inf, np.inf, self.shape, np.float32),
+            "start_stock": spaces.Box(self.full(self.low), self.full(self.high), self.shape, np.float32),
+            "steps": spaces.Box(0, 2**31 - 1 if limit is None else limit, (), np.int32),
+        }
+        if limit is not None:
+            parts["time"] = spaces.Box(0, 1, (), np.float32)
+        return replace(inside, observation_space=spaces.Dict(parts), max_episode_steps=limit)
+
+    def paid(self, time_step: TimeStep, xp) -> Any:
+        """The reward that moves the stock, ``[...]`` or ``[..., m]``."""
+        rewards = reward_channels(time_step)
+        if isinstance(self.channels, str):
+            return rewards[self.channels]
+        return xp.stack([rewards[name] for name in self.names], axis=-1)
+
+    def observe(self, observation, stock, start, steps, limit) -> dict[str, Any]:
+        parts = {"observation": observation, "stock": stock, "start_stock": start, "steps": steps}
+        if limit is not None:
+            parts["time"] = steps.astype(np.float32) / np.float32(limit)
+        return parts
+
+
+class StockState(NamedTuple):
+    """State of ``StockAugmented``: of the world inside, the stock now and at the start, ``int32`` steps."""
+
+    environment: EnvState
+    stock: jax.Array
+    start: jax.Array
+    steps: jax.Array
+
+
+@dataclass(frozen=True)
+class StockAugmented:
+    """Adds a stock to the observation of ``environment``.
+
+    A reset draws ``c_0`` uniformly between ``low`` and ``high`` (or takes ``start``) and hands its key on unchanged, so
+    that a key names the same start state with and without the stock. A step sets ``c <- (c + r) / discount``.
+
+    Attributes:
+      environment: a pure world.
+      discount: of the return that is pursued; above 0, at most 1.
+      low, high: of the start stock.
+      start: fixes the start stock, for acting once it has been found.
+      horizon: an end that belongs to the problem: a step that reaches it is terminated, so that nothing is
+        bootstrapped beyond it. What a discount of 1 needs; a time limit inside stays a truncation.
+      channels: the channel that the stock adds up; a tuple of names for a vector of one stock per channel.
+
+    Raises:
+      TypeError: if ``environment`` is no ``Environment``.
+      ValueError: for numbers out of range, or channels that the world does not write.
+    """
+
+    environment: Environment
+    discount: float
+    low: float | tuple[float, ...]
+    high: float | tuple[float, ...]
+    start: float | tuple[float, ...] | None = None
+    horizon: int | None = None
+    channels: str | tuple[str, ...] = "env"
+
+    def __post_init__(self):
+        if not isinstance(self.environment, Environment):
+            raise TypeError(f"environment={self.environment!r}: expected an Environment (spec, reset, step)")
+        self._augmentation.checked(self.environment.spec)
+
+    @cached_property
+    def _augmentation(self) -> _Augmentation:
+        return _Augmentation(self.discount, self.low, self.high, self.start, self.horizon, self.channels)
+
+    @cached_property
+    def spec(self) -> EnvironmentSpec:
+        """The spec inside, with the observation described above and the smaller of both limits."""
+        return self._augmentation.spec(self.environment.spec)
+
+    def reset(self, key: jax.Array) -> tuple[StockState, Observation]:
+        """Starts the world with a stock."""
+        augmentation = self._augmentation
+        if self.start is not None:
+            return self.reset_at(key, augmentation.full(self.start))
+        drawn = jax.random.uniform(jax.random.fold_in(key, _STOCK), augmentation.shape)
+        low, high = augmentation.full(self.low), augmentation.full(self.high)
+        return self.reset_at(key, low + (high - low) * drawn)
+
+    def reset_at(self, key: jax.Array, stock: Array) -> tuple[StockState, Observation]:
+        """Starts the world that ``key`` names with this stock, which may be traced."""
+        inside, observation = self.environment.reset(key)
+        start = jnp.broadcast_to(jnp.asarray(stock, jnp.float32), self._augmentation.shape)
+        state = StockState(inside, start, start, jnp.zeros((), jnp.int32))
+        return state, self._observe(observation, state)
+
+    def step(self, key: jax.Array, state: StockState, action: Action) -> tuple[StockState, TimeStep]:
+        """One step; the observation carries the stock after it."""
+        inside, time_step = self.environment.step(key, state.environment, action)
+        steps = state.steps + 1
+        stock = (state.stock + self._augmentation.paid(time_step, jnp)) / self.discount
+        state = StockState(inside, stock, state.start, steps)
+        observation = self._observe(time_step.observation, state)
+        terminated, truncated = time_step.terminated, time_step.truncated
+        if self.horizon is not None:
+            terminated = terminated | (steps >= self.horizon)
+            truncated = truncated & ~terminated
+        return state, time_step._replace(
+            observation=observation, final_observation=observation, terminated=terminated, truncated=truncated
+        )
+
+    def _observe(self, observation, state):
+        limit = self._augmentation.limit(self.environment.spec)
+        return self._augmentation.observe(observation, state.stock, state.start, state.steps, limit)
+
+
+@dataclass(frozen=True, eq=False)
+class StartingAt:
+    """``environment`` with every episode starting from ``stock``, which may be traced; equal only to itself."""
+
+    environment: StockAugmented
+    stock: Array
+
+    @property
+    def spec(self) -> EnvironmentSpec:
+        return self.environment.spec
+
+    def reset(self, key: jax.Array) -> tuple[StockState, Observation]:
+        """See ``StockAugmented.reset_at``."""
+        return self.environment.reset_at(key, self.stock)
+
+    def step(self, key: jax.Array, state: StockState, action: Action) -> tuple[StockState, TimeStep]:
+        """See ``StockAugmented.step``."""
+        return self.environment.step(key, state, action)
+
+
+class StockHost:
+    """``StockAugmented`` for a host, with the same arguments.
+
+    A host resets by its own clock, so that a ``horizon`` must be its time limit, whose truncations become
+    terminations. ``final_observation`` carries the stock after the step, ``observation`` that of the new episode where
+    one began. World i draws its start stocks from a generator of its own, seeded with the world's seed.
+
+    Raises:
+      ValueError: as ``StockAugmented``, and for a horizon that is not the host's limit.
+    """
+
+    def __init__(
+        self,
+        host: VectorHost,
+        discount: float,
+        low: float | tuple[float, ...],
+        high: float | tuple[float, ...],
+        start: float | tuple[float, ...] | None = None,
+        horizon: int | None = None,
+        channels: str | tuple[str, ...] = "env",
+    ):
+        self._host = host
+        self._augmentation = _Augmentation(discount, low, high, start, horizon, channels).checked(host.spec)
+        if horizon not in (None, host.spec.max_episode_steps):
+            raise ValueError(
+                f"horizon={horizon}: expected the host's time limit {host.spec.max_episode_steps}, or None"
+            )
+        self._limit = self._augmentation.limit(host.spec)
+        self._spec = self._augmentation.spec(host.spec)
+        self._generators: list[np.random.Generator] = []
+        shape = (host.num_envs, *self._augmentation.shape)
+        self._stock, self._start = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        self._steps = np.zeros(host.num_envs, np.int32)
+
+    @property
+    def spec(self) -> EnvironmentSpec:
+        return self._spec
+
+    @property
+    def num_envs(self) -> int:
+        return self._host.num_envs
+
+    def reset(self, seed: int | Sequence[int]) -> Observation:
+        """Starts every world with a stock; see ``VectorHost``."""
+        seeds = world_seeds(seed, self.num_envs)
+        self._generators = [np.random.default_rng([each, _STOCK]) for each in seeds]
+        observation = self._host.reset(seed)
+        self._begin(np.ones(self.num_envs, bool))
+        return self._observe(observation)
+
+    def step(self, action: Action) -> TimeStep:
+        """Steps every world.
+
+        Raises:
+          RuntimeError: before the first ``reset``.
+        """
+        if not self._generators:
+            raise RuntimeError("the worlds have not been started: call reset first")
+        time_step = self._host.step(action)
+        paid = np.asarray(self._augmentation.paid(time_step, np), np.float32)
+        self._stock = (self._stock + paid) / np.float32(self._augmentation.discount)
+        self._steps = self._steps + 1
+        final = self._observe(time_step.final_observation)
+        terminated, truncated = time_step.terminated, time_step.truncated
+        if self._augmentation.horizon is not None:
+            terminated = terminated | (self._steps >= self._augmentation.horizon)
+            truncated = truncated & ~terminated
+        self._begin(np.asarray(terminated | truncated))
+        return time_step._replace(
+            observation=self._observe(time_step.observation),
+            final_observation=final,
+            terminated=terminated,
+            truncated=truncated,
+        )
+
+    def snapshot(self) -> bytes | None:
+        """The host's snapshot with the stocks and their generators; ``None`` where the host has none."""
+        inside = self._host.snapshot()
+        if inside is None:
+            return None
+        return pickle.dumps((inside, self._generators, self._stock, self._start, self._steps))
+
+    def restore(self, snapshot: bytes) -> Observation:
+        """Continues from ``snapshot``, a pickle: restore only what your own runs saved."""
+        inside, self._generators, self._stock, self._start, self._steps = pickle.loads(snapshot)
+        return self._observe(self._host.restore(inside))
+
+    def close(self) -> None:
+        self._host.close()
+
+    def _begin(self, where: np.ndarray) -> None:
+        """New start stocks for the worlds ``where [B]``; arrays that were handed out are left alone."""
+        augmentation = self._augmentation
+        start, stock = self._start.copy(), self._stock.copy()
+        low, high = augmentation.full(augmentation.low), augmentation.full(augmentation.high)
+        for world in np.flatnonzero(where):
+            if augmentation.start is None:
+                drawn = self._generators[world].random(augmentation.shape, np.float32)
+                start[world] = low + (high - low) * drawn
+            else:
+                start[world] = augmentation.full(augmentation.start)
+            stock[world] = start[world]
+        self._start, self._stock = start, stock
+        self._steps = np.where(where, np.int32(0), self._steps)
+
+    def _observe(self, observation):
+        return self._augmentation.observe(observation, self._stock, self._start, self._steps, self._limit)

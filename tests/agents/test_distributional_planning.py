@@ -1,0 +1,594 @@
+"""Distributional planning against hand numbers, all history-dependent policies, a linear program and simulation."""
+
+import itertools
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+from scipy.stats import wasserstein_distance
+
+from agents import planning
+from agents.distributional_planning import (
+    StockGrid,
+    act,
+    categorical,
+    lattice,
+    next_stock,
+    policy_evaluation,
+    policy_iteration,
+    quantiles,
+    return_law,
+    stock_index,
+    stock_points,
+    value_iteration,
+)
+from agents.functionals import (
+    cvar,
+    cvar_of,
+    direct_cvar,
+    expectation,
+    exponential_utility,
+    homeostasis,
+    initial_stock,
+    optimistic_cvar,
+    quantile,
+    soft_constraints,
+    target_return,
+)
+from envs.rollout import episodes
+from envs.tabular import TabularModel, TabularWorld, from_gymnasium, gridworld, one_state, validated
+from envs.types import Environment
+from envs.wrappers import TimeLimit
+
+# Action 0 is safe, 1 has the best mean, 2 the best chance of much.
+TOY = [[(1, 1.0)], [(4, 0.5), (-1, 0.5)], [(10, 0.2), (-1, 0.8)]]
+LEVELS = (0.1, 0.25, 0.5, 0.8, 1.0)
+SHAPE = (2, 2, 2)
+
+
+def toy(horizon):
+    """The model, a lattice that holds every return and a grid that holds every stock that is reached."""
+    return one_state(TOY, horizon), lattice(-horizon, 10 * horizon), StockGrid(-11 * horizon, 11 * horizon)
+
+
+def start(functional, plan, model):
+    """The functional's value, the initial stock, and particles and weights of the return from there."""
+    value, index = initial_stock(functional, plan.stocks, jnp.asarray(model.initial, float) @ plan.values)
+    return value, plan.stocks[index], *return_law(plan, model.initial, plan.stocks[index])
+
+
+def history_laws(model, steps, discount=1.0, state=0):
+    """The law ``{return: probability}`` of every deterministic policy that knows its whole past."""
+    zero = (0.0,) * max(model.reward_dimension, 1)
+    if steps == 0:
+        return [{zero: 1.0}]
+    laws = []
+    for action in range(model.num_actions):
+        row = [index for index in range(model.probability.shape[2]) if model.probability[state, action, index] > 0]
+        later = [
+            [{zero: 1.0}]
+            if model.terminated[state, action, index]
+            else history_laws(model, steps - 1, discount, model.next_state[state, action, index])
+            for index in row
+        ]
+        for choice in itertools.product(*later):
+            law: dict = {}
+            for index, part in zip(row, choice, strict=True):
+                reward = np.atleast_1d(model.reward[state, action, index])
+                for particle, mass in part.items():
+                    total = tuple((reward + discount * np.array(particle)).tolist())
+                    law[total] = law.get(total, 0.0) + mass * model.probability[state, action, index]
+            laws.append(law)
+    return laws
+
+
+def markov_law(model, policy, steps, discount=1.0, state=0):
+    """The law of the return of a policy ``[S, A]``."""
+    if steps == 0:
+        return {0.0: 1.0}
+    law: dict = {}
+    for action, index in np.ndindex(model.probability.shape[1:]):
+        mass = policy[state, action] * model.probability[state, action, index]
+        ends, following = model.terminated[state, action, index], model.next_state[state, action, index]
+        part = {0.0: 1.0} if ends else markov_law(model, policy, steps - 1, discount, following)
+        for particle, share in part.items():
+            total = float(model.reward[state, action, index] + discount * particle)
+            law[total] = law.get(total, 0.0) + mass * share
+    return law
+
+
+def lower_mean(level):
+    """The mean of the worst share ``level``, by a loop."""
+
+    def score(particles, weights):
+        total, rest = 0.0, level
+        for index in np.argsort(particles):
+            share = min(rest, weights[index])
+            total, rest = total + share * particles[index], rest - share
+        return total / level
+
+    return score
+
+
+def best(laws, score):
+    """The largest ``score(particles, weights)`` over laws of numbers."""
+    return max(float(score(np.array([x[0] for x in law]), np.array(list(law.values())))) for law in laws)
+
+
+@st.composite
+def small_models(draw):
+    """Two states, two actions, two outcomes; rewards -1, 0 and 2, each of which occurs."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    reward = rng.choice([-1.0, 0.0, 2.0], SHAPE)
+    reward[0, 0, 0], reward[0, 0, 1], reward[0, 1, 0] = -1.0, 0.0, 2.0
+    return validated(
+        TabularModel(
+            rng.dirichlet(np.ones(2), SHAPE[:2]),
+            rng.integers(0, 2, SHAPE),
+            reward,
+            rng.random(SHAPE) < 0.2,
+            np.array([1.0, 0.0]),
+            3,
+        )
+    )
+
+
+# The toy: every number by hand.
+
+
+@pytest.mark.parametrize(
+    ("precise", "horizon", "values", "stocks", "mean"),
+    [
+        (True, 2, (2, 2, 2, 2.1875, 3), (-2, -2, -2, -5, -8), 2.75),
+        (True, 3, (3, 3, 3, 3.34375, 4.5), (-3, -3, -3, -6, -12), 3.875),
+        (True, 5, (5, 5, 5, 5.921875, 7.5), (-5, -5, -5, -11, -20), 7.0625),
+        (False, 5, (5, 5, 5, 5.921875, 7.5), (-5, -5, -5, -11, -20), 7.0625),
+    ],
+)
+def test_cvar_of_the_toy(precise, horizon, values, stocks, mean):
+    with jax.enable_x64(precise):
+        model, representation, grid = toy(horizon)
+        near = partial(pytest.approx, abs=1e-9 if precise else 1e-5)
+        plan = value_iteration(model, cvar(0.5), representation, grid)
+        for level, value, stock in zip(LEVELS, values, stocks, strict=True):
+            functional = cvar(level)
+            # The utility is the same for every level; only the search for the stock differs.
+            found, chosen, particles, weights = start(functional, plan, model)
+            assert found == near(value) and chosen == stock
+            assert cvar_of(particles, weights, level) == near(value)
+            if level < 1:
+                assert quantile(particles, weights, level) == -stock
+            if level == 0.8:
+                assert weights @ particles == near(mean)
+            at = 0, stock_index(plan, stock)
+            assert plan.left_stock[at] == 0 and plan.left_support[at] == 0
+        assert weights @ particles == near(1.5 * horizon)
+        assert plan.bound == plan.wasserstein == 0
+
+
+def test_target_returns_of_the_toy():
+    model, representation, _ = toy(3)
+    errors, means = [], []
+    for target in (-3, 0, 3, 6, 9, 12, 20):
+        functional = target_return(target)
+        plan = value_iteration(model, functional, representation, StockGrid(-33, 33))
+        value, stock, particles, weights = start(functional, plan, model)
+        assert stock == -target and weights @ np.abs(particles - target) == pytest.approx(-value, abs=1e-5)
+        errors.append(-value)
+        means.append(weights @ particles)
+    np.testing.assert_allclose(errors, [6, 3, 0, 2.125, 4.625, 7.5, 15.5], atol=1e-5)
+    np.testing.assert_allclose(means, [3, 3, 3, 3.875, 4.375, 4.5, 4.5], atol=1e-5)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_no_history_dependent_policy_does_better(level):
+    model, representation, grid = toy(2)
+    value, *_ = start(cvar(level), value_iteration(model, cvar(level), representation, grid), model)
+    assert value == pytest.approx(best(history_laws(model, 2), lower_mean(level)), abs=1e-5)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_optimistic_cvar_is_the_optimum_over_mixed_policies(level):
+    """``max sum_x x q(x)`` with ``q <= P_mix / level`` and ``sum q = 1``, over mixtures of all policies."""
+    model, representation, grid = toy(2)
+    laws = history_laws(model, 2)
+    support = sorted({x[0] for law in laws for x in law})
+    masses = np.array([[law.get((x,), 0.0) for law in laws] for x in support])
+    size, count = masses.shape
+    program = linprog(
+        c=np.concatenate([-np.array(support), np.zeros(count)]),
+        A_ub=np.hstack([np.eye(size), -masses / level]),
+        b_ub=np.zeros(size),
+        A_eq=np.array([[1.0] * size + [0.0] * count, [0.0] * size + [1.0] * count]),
+        b_eq=[1, 1],
+    )
+    functional = optimistic_cvar(level)
+    value, *_ = start(functional, value_iteration(model, functional, representation, grid), model)
+    # The saddle point may lie between two stocks, as it does at 1/2.
+    assert -1e-4 <= value + program.fun <= grid.step * (1 - level) + 1e-4
+    if level != 0.5:
+        assert value == pytest.approx(-program.fun, abs=1e-4)
+    else:
+        assert -program.fun == pytest.approx(7.375) and value == pytest.approx(7.48)
+
+
+# Random models.
+
+
+@settings(max_examples=8)
+@given(model=small_models(), level=st.sampled_from([0.2, 0.5, 0.7]), target=st.sampled_from([-1, 1, 4]))
+def test_value_iteration_policy_iteration_and_enumeration_agree(model, level, target):
+    representation, grid = lattice(-3, 6), StockGrid(-12, 12)
+    laws = history_laws(model, 3)
+    scores = {
+        cvar(level): lower_mean(level),
+        target_return(target): lambda x, w: -(w @ np.abs(x - target)),
+        exponential_utility(0.5): lambda x, w: w @ (1 - np.exp(-0.5 * x)) / 0.5,
+    }
+    with jax.enable_x64(True):
+        for functional, score in scores.items():
+            plan = value_iteration(model, functional, representation, grid)
+            again = policy_iteration(model, functional, representation, grid)
+            found, _, particles, weights = start(functional, plan, model)
+            # Ties within 1e-6 may be broken in favour of the worse one, at each of three steps.
+            assert found == pytest.approx(best(laws, score), abs=1e-4)
+            assert score(particles, weights) == pytest.approx(found, abs=1e-9)
+            np.testing.assert_allclose(again.values, plan.values, atol=1e-4)
+            evaluated = policy_evaluation(model, plan.policy, representation, grid, functional=functional)
+            np.testing.assert_allclose(evaluated.laws, plan.laws, atol=1e-12)
+            np.testing.assert_allclose(evaluated.values, plan.values, atol=1e-12)
+
+
+@settings(max_examples=8)
+@given(model=small_models(), level=st.sampled_from([0.2, 0.5, 0.7]))
+def test_discounted_stocks(model, level):
+    """With discount 1/2 and three steps every return is a multiple of 1/4 and every stock stays on the grid."""
+    representation, grid = categorical(-2, 4, 25), StockGrid(-14, 14, 0.25)
+    with jax.enable_x64(True):
+        plan = value_iteration(model, cvar(level), representation, grid, discount=0.5)
+        found, stock, particles, weights = start(cvar(level), plan, model)
+        laws = history_laws(model, 3, 0.5)
+        assert found == pytest.approx(best(laws, lower_mean(level)), abs=1e-4)
+        assert cvar_of(particles, weights, level) == pytest.approx(found, abs=1e-9)
+        assert plan.left_support[0, stock_index(plan, stock)] == 0
+
+
+@settings(max_examples=8)
+@given(model=small_models())
+def test_expectation_is_classical_dynamic_programming(model):
+    policy = np.array([[0.3, 0.7], [0.5, 0.5]])
+    wide = categorical(-10, 20, 61)
+    with jax.enable_x64(True):
+        plan = value_iteration(model, expectation(), lattice(-3, 6))
+        classical = planning.value_iteration(model)
+        np.testing.assert_allclose(plan.values[:, 0], classical.values, atol=1e-12)
+        np.testing.assert_array_equal(plan.policy[..., 0], classical.policy)
+        for problem in ({"discount": 0.9}, {"discount": 0.9, "iterations": 40}):
+            plan = value_iteration(model, expectation(), wide, **problem)
+            np.testing.assert_allclose(plan.values[:, 0], planning.value_iteration(model, **problem).values, atol=1e-6)
+            # The projection keeps the mean where nothing leaves the support.
+            result = policy_evaluation(model, policy, wide, **problem)
+            assert float(result.left_support.max()) == 0
+            expected = planning.policy_evaluation(model, policy, **problem).values
+            np.testing.assert_allclose(result.laws[:, 0] @ result.particles, expected, atol=1e-12)
+
+
+@settings(max_examples=6)
+@given(model=small_models())
+def test_projected_laws_stay_within_the_stated_distance(model):
+    policy = np.array([[0.3, 0.7], [0.5, 0.5]])
+    law = markov_law(model, policy, 3, 0.9)
+    for representation in (categorical(-10, 20, 61), quantiles(16)):
+        result = policy_evaluation(model, policy, representation, discount=0.9)
+        particles, weights = return_law(result, 0)
+        distance = wasserstein_distance(list(law), particles, list(law.values()), weights)
+        assert 0 < distance <= result.wasserstein
+    exact = policy_evaluation(model, policy, lattice(-3, 6))
+    law = markov_law(model, policy, 3)
+    particles, weights = return_law(exact, 0)
+    assert wasserstein_distance(list(law), particles, list(law.values()), weights) < 1e-6
+
+
+@given(
+    rewards=st.lists(st.floats(-10, 10), min_size=1, max_size=20),
+    stock=st.floats(-20, 20),
+    discount=st.sampled_from([0.5, 0.9, 0.997, 1.0]),
+)
+def test_stock_plus_return_is_kept_along_a_path(rewards, stock, discount):
+    returns = [0.0]
+    for reward in reversed(rewards):
+        returns.append(reward + discount * returns[-1])
+    returns, now = returns[::-1], stock
+    for time, later in enumerate(returns):
+        scale = abs(stock) + 10 * len(returns)
+        assert discount**time * (now + later) == pytest.approx(stock + returns[0], abs=1e-13 * scale)
+        if time < len(rewards):
+            now = next_stock(now, rewards[time], discount)
+
+
+# Vectors.
+
+PAIRS = [[((1.0, 0.0), 1.0)], [((0.0, 1.0), 0.5), ((0.0, -1.0), 0.5)], [((2.0, 1.0), 0.25), ((0.0, 0.0), 0.75)]]
+
+
+@pytest.mark.parametrize(
+    ("functional", "utility"),
+    [
+        (homeostasis((2, 1)), lambda x: -np.hypot(x[:, 0], x[:, 1])),
+        (homeostasis((1, -1), 1), lambda x: -np.abs(x).sum(1)),
+        (soft_constraints([3.0], [1.0]), lambda x: x[:, 0] + 3 * np.minimum(x[:, 1], 0)),
+    ],
+)
+def test_vector_stocks(functional, utility):
+    model = one_state(PAIRS, horizon=3)
+    representation = lattice((0, -3), (6, 3), (1, 1))
+    plan = value_iteration(model, functional, representation, StockGrid((-2, -5), (6, 5), (1, 1)))
+    value, stock, particles, weights = start(functional, plan, model)
+
+    def score(law):
+        totals = np.array(list(law)) + np.array(functional.start.stock)
+        return utility(totals) @ np.array(list(law.values()))
+
+    assert value == pytest.approx(max(score(law) for law in history_laws(model, 3)), abs=1e-5)
+    assert functional.value(stock + particles, weights) == pytest.approx(value, abs=1e-5)
+    assert float(plan.left_stock[0, stock_index(plan, stock)]) == 0
+
+
+def test_vector_laws_on_atoms_are_the_lattice_laws():
+    model, policy = one_state(PAIRS, horizon=3), np.full((1, 3), 1 / 3)
+    exact = policy_evaluation(model, policy, lattice((0, -3), (6, 3)))
+    projected = policy_evaluation(model, policy, categorical((0, -3), (6, 3), (7, 7)))
+    np.testing.assert_allclose(projected.laws, exact.laws, atol=1e-6)
+    mean = np.mean([np.sum([np.multiply(*part) for part in law], axis=0) for law in PAIRS], axis=0)
+    np.testing.assert_allclose(exact.laws[0, 0] @ exact.particles, 3 * mean, atol=1e-5)
+
+
+# Worlds and simulation.
+
+
+class StockState(NamedTuple):
+    inside: Any
+    stock: jax.Array
+    steps: jax.Array
+
+
+@dataclass(frozen=True, eq=False)
+class WithStock:
+    """Shows the policy the state, the stock and the time."""
+
+    environment: Environment
+    stock: float
+
+    @property
+    def spec(self):
+        return self.environment.spec
+
+    def reset(self, key):
+        inside, observation = self.environment.reset(key)
+        state = StockState(inside, jnp.float32(self.stock), jnp.int32(0))
+        return state, (observation, state.stock, state.steps)
+
+    def step(self, key, state, action):
+        inside, timestep = self.environment.step(key, state.inside, action)
+        state = StockState(inside, next_stock(state.stock, timestep.reward, 1.0), state.steps + 1)
+        return state, timestep._replace(observation=(timestep.observation, state.stock, state.steps))
+
+
+def simulated(model, plan, grid, stock, count, batches=1):
+    """Returns of ``count * batches`` episodes of the plan's policy."""
+    world = WithStock(TimeLimit(TabularWorld(model), model.horizon), stock)
+
+    def policy(carry, observation, key):
+        state, now, time = observation
+        act_one = partial(act, plan, grid)
+        return jax.vmap(act_one)(time, state, now, jax.random.split(key, count)), carry, {}
+
+    def run(key):
+        trajectory = episodes(world, policy, key, length=model.horizon, batch=count, group_size=1, initial_carry=())
+        return trajectory.rewards["env"].sum(0)
+
+    return np.asarray(jax.jit(partial(jax.lax.map, run))(jax.random.split(jax.random.key(0), batches))).ravel()
+
+
+def distance(returns, particles, weights):
+    """Kolmogorov and Smirnov's: the largest gap between two distribution functions, atoms included."""
+    order = np.argsort(particles)
+    empirical = np.searchsorted(np.sort(returns), particles[order] + 1e-3) / len(returns)
+    return np.abs(np.cumsum(weights[order]) - empirical).max()
+
+
+def cliff(horizon):
+    """A short way past a row of falls, a long one away from it; a step costs 1, a fall 5 more."""
+    model = gridworld([".....", ".....", "S---G"], slip=0.3, horizon=horizon)
+    return model._replace(reward=5 * model.reward - 1), lattice(-6 * horizon, 0), StockGrid(0, 6 * horizon)
+
+
+@pytest.fixture(scope="module")
+def cliff_plan():
+    model, representation, grid = cliff(15)
+    return model, grid, value_iteration(model, cvar(0.5), representation, grid)
+
+
+def test_less_risk_costs_mean(cliff_plan):
+    model, _, plan = cliff_plan
+    levels = (1.0, 0.5, 0.2, 0.05)
+    means, edges, tails = [], [], []
+    for level in levels:
+        value, _, particles, weights = start(cvar(level), plan, model)
+        means.append(weights @ particles)
+        tails.append([lower_mean(tail)(particles, weights) for tail in levels])
+        edges.append(float(quantile(particles, weights, 0.05)))
+        assert tails[-1][-1 + len(tails)] == pytest.approx(value, abs=1e-3)
+    assert (np.diff(means) <= 1e-4).all() and means[0] > means[-1] + 0.1
+    assert (np.diff(edges) >= 0).all() and edges[-1] > edges[0]
+    # Each law is the best at its own level.
+    assert (np.diag(tails) >= np.max(tails, axis=0) - 1e-4).all()
+
+
+def test_simulated_episodes_follow_the_planned_law(cliff_plan):
+    model, grid, plan = cliff_plan
+    _, stock, particles, weights = start(cvar(0.2), plan, model)
+    returns = simulated(model, plan, grid, stock, 20_000)
+    # Dvoretzky, Kiefer, Wolfowitz and Massart: exceeded once in a million.
+    assert distance(returns, particles, weights) < np.sqrt(np.log(2e6) / (2 * len(returns)))
+    assert distance(returns, *return_law(plan, model.initial, 0.0)) > 0.05
+
+
+def test_a_frozen_lake_is_crossed_as_often_as_classical_planning_says():
+    model = from_gymnasium("FrozenLake-v1")
+    plan = value_iteration(model, cvar(0.9), lattice(0, 1), StockGrid(-1, 1))
+    value, stock, _, weights = start(cvar(0.9), plan, model)
+    crossed = float(planning.value_iteration(model).values[0])
+    assert stock == -1 and weights[1] == pytest.approx(crossed, abs=1e-4)
+    assert value == pytest.approx((crossed - 0.1) / 0.9, abs=1e-4)
+
+
+@pytest.mark.study
+def test_a_million_episodes_follow_the_planned_law():
+    model, representation, grid = cliff(20)
+    plan = value_iteration(model, cvar(0.25), representation, grid)
+    _, stock, particles, weights = start(cvar(0.25), plan, model)
+    returns = simulated(model, plan, grid, stock, 20_000, 50)
+    assert distance(returns, particles, weights) < 0.005
+
+
+def test_stocks_between_grid_points_are_rounded_at_random():
+    """Rewards of 1/2 on a grid of whole stocks: the plan's law is the law of the policy that rounds."""
+    model = one_state([[(0.5, 0.5), (0.0, 0.5)], [(2.0, 0.25), (0.0, 0.75)]], horizon=6)
+    grid = StockGrid(-12, 12)
+    plan = value_iteration(model, target_return(3), lattice(0, 12, 0.5), grid)
+    particles, weights = return_law(plan, 0, -3)
+    returns = simulated(model, plan, grid, -3.0, 20_000)
+    assert distance(returns, particles, weights) < np.sqrt(np.log(2e6) / (2 * len(returns)))
+
+
+# The infinite horizon.
+
+
+def test_without_time_limit_the_bound_holds_and_policy_iteration_agrees():
+    model = gridworld(["S+", "G-"], slip=0.2)
+    arguments = cvar(0.4), categorical(-8, 8, 81), StockGrid(-10, 10, 0.5)
+    plan = value_iteration(model, *arguments, discount=0.8, iterations=40)
+    again = policy_iteration(model, *arguments, discount=0.8, iterations=40)
+    assert plan.policy.shape == again.policy.shape == (1, 3 + 1, 41)
+    assert plan.bound == pytest.approx(0.8**40 / 0.2 + (1 - 0.8**40) / 0.2 * 0.1)
+    np.testing.assert_allclose(again.values, plan.values, atol=1e-4)
+    longer = policy_evaluation(model, plan.policy, *arguments[1:], functional=arguments[0], discount=0.8, iterations=80)
+    assert np.abs(longer.values - plan.values).max() <= plan.bound
+
+
+# Options, counts and refusals.
+
+
+def test_ties_are_the_lowest_action_or_shared():
+    model = one_state([[(1, 1.0)], [(2, 1.0)], [(-9, 1.0)]], horizon=1)
+    arguments = model, cvar(0.5), lattice(-9, 2), StockGrid(-5, 5)
+    lowest, shared = value_iteration(*arguments), value_iteration(*arguments, ties="uniform")
+    # From stock 5 the first two actions end above 0, where the utility is flat.
+    assert dict(zip(*return_law(lowest, 0, 5), strict=True))[1] == 1
+    law = dict(zip(*return_law(shared, 0, 5), strict=True))
+    assert law[1] == law[2] == 0.5
+    np.testing.assert_allclose(shared.policy[0, 0, -1], [0.5, 0.5, 0])
+    again = policy_evaluation(model, shared.policy, *arguments[2:])
+    np.testing.assert_allclose(again.laws, shared.laws, atol=1e-7)
+    acting = jax.jit(jax.vmap(partial(act, shared, arguments[3], 0, 0, 5.0)))
+    actions = acting(jax.random.split(jax.random.key(0), 200))
+    assert set(actions.tolist()) == {0, 1}
+
+
+def test_what_leaves_the_grids_is_counted():
+    model = one_state([[(4, 0.5), (-1, 0.5)]], horizon=2)
+    plan = value_iteration(model, cvar(0.5), lattice(-2, 4), StockGrid(-4, 4))
+    # From 0: 4 is still on the grid, 8 is not; -1 + 4 and -2 are.
+    assert plan.left_stock[0, stock_index(plan, 0)] == 0.25
+    assert plan.left_stock[0, stock_index(plan, 1)] == 0.5
+    # Of the returns -2, 3, 3 and 8 the last is moved to 4.
+    np.testing.assert_allclose(plan.left_support[0], 0.25)
+    assert dict(zip(*return_law(plan, 0, 0), strict=True))[4] == 0.25
+    ended = model._replace(terminated=np.ones_like(model.terminated))
+    plan = value_iteration(ended, cvar(0.5), lattice(-2, 4), StockGrid(-4, 4))
+    assert not plan.left_stock.any() and not plan.left_support.any()
+
+
+def test_laws_of_every_time_step():
+    model, representation, grid = toy(2)
+    plan = value_iteration(model, cvar(0.8), representation, grid, keep_stages=True)
+    assert plan.stages.shape == (3, 1, 45, 23)
+    np.testing.assert_array_equal(plan.stages[0], plan.laws)
+    assert (plan.stages[2] @ plan.particles == 0).all()
+    again = policy_evaluation(model, plan.policy, representation, grid, keep_stages=True)
+    np.testing.assert_allclose(again.stages, plan.stages, atol=1e-6)
+    assert np.isnan(again.values).all()
+
+
+def test_evaluation_with_any_functional():
+    model, representation, _ = toy(2)
+    for kind in (representation, quantiles(400)):
+        result = policy_evaluation(model, np.array([1]), kind, functional=direct_cvar(0.25))
+        assert result.values[0, 0] == pytest.approx(-2, abs=1e-5)
+        particles, weights = return_law(result, [1.0])
+        assert weights.sum() == pytest.approx(1) and weights @ particles == pytest.approx(3, abs=0.05)
+
+
+PLAIN = {"functional": cvar(0.5), "representation": lattice(-2, 20), "grid": StockGrid(-20, 20)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"functional": direct_cvar(0.5)}, "not indifferent to mixtures"),
+        ({"functional": exponential_utility(1.0), "discount": 0.9}, r"not indifferent to discount=0\.9"),
+        ({"grid": None}, "depends on the stock"),
+        ({"representation": quantiles(5)}, "quantiles keeps no expected utility"),
+        (
+            {"representation": lattice(-2, 20, 2)},
+            r"reward -1\.0 is off the lattice of step 2; the nearest on it is 0\.0",
+        ),
+        ({"discount": 0.9}, r"discount=0\.9 leaves the lattice"),
+        ({"representation": lattice((0, 0), (1, 1))}, "lattice is for vectors of 2, the model's rewards are numbers"),
+        ({"grid": StockGrid((0, 0), (1, 1))}, "the stock grid is for vectors of 2"),
+        ({"grid": StockGrid(0, 1, 0.3)}, "expected a step that divides the range"),
+        ({"grid": StockGrid(1, 0)}, "expected low at most high"),
+        ({"ties": "random"}, "unknown ties 'random'"),
+    ],
+)
+def test_what_planning_refuses(change, message):
+    with pytest.raises(ValueError, match=message):
+        value_iteration(one_state(TOY, 2), **(PLAIN | change))
+
+
+def test_what_evaluation_and_look_ups_refuse():
+    model, representation, grid = toy(2)
+    with pytest.raises(
+        ValueError, match=r"policy has shape \(1, 2\), expected one of \(1, 3\), \(1, 1, 3\), \(2, 1, 3\)"
+    ):
+        policy_evaluation(model, [[0.5, 0.5]], representation)
+    with pytest.raises(ValueError, match="actions from 3 to 3, expected 0 to 2"):
+        policy_evaluation(model, [3], representation)
+    with pytest.raises(ValueError, match="sum to one"):
+        policy_evaluation(model, [[0.5, 0.4, 0.0]], representation)
+    with pytest.raises(ValueError, match=r"homeostasis.* does not fit"):
+        policy_evaluation(model, [0], representation, functional=homeostasis((0, 0)))
+    with pytest.raises(ValueError, match="a stock falls between two grid points"):
+        policy_evaluation(model, np.zeros((1, 2), int), quantiles(5), StockGrid(0, 2, 2))
+    with pytest.raises(ValueError, match="has no 0"):
+        lattice(1, 2)
+    with pytest.raises(ValueError, match="at least 2 atoms"):
+        categorical(0, 1, 1)
+    with pytest.raises(ValueError, match="count=0"):
+        quantiles(0)
+    plan = value_iteration(model, cvar(0.5), representation, grid)
+    with pytest.raises(ValueError, match=r"stock 0\.4 is not on the grid; the nearest is 0\.0"):
+        return_law(plan, 0, 0.4)
+    with pytest.raises(ValueError, match="the plan has 45 stocks"):
+        return_law(plan, 0)
+    with pytest.raises(ValueError, match="state=1: expected a state from 0 to 0"):
+        return_law(plan, 1, 0)
+    assert stock_points(StockGrid((0, 0), (1, 2))).tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]

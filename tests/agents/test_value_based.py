@@ -1,0 +1,495 @@
+"""The value-based learner's mechanics: targets and gradients by hand, exploration, ties, compilation, refusals."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from agents.base import DataSpec
+from agents.functionals import cvar, expectation, exponential_utility, target_return
+from agents.networks import Head, NetworkConfig, implicit_quantile_network
+from agents.replay import replay_sample
+from agents.value_based import (
+    best_actions,
+    n_step_return,
+    return_network,
+    search_stock,
+    utilities,
+    value_based,
+)
+from agents.value_losses import midpoints
+from envs.probes import ContinuousTarget, ObservationActionReward
+from envs.rollout import start_unroll, unroll
+from envs.stock import StockAugmented
+from envs.types import EnvironmentSpec, Transition, UnsupportedSpaceError
+
+KEY = jax.random.key(0)
+# These programs run for milliseconds; what costs is to compile them.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+LINEAR = NetworkConfig(hidden=())
+SIZE, ACTIONS = 6, 2
+SPEC = EnvironmentSpec(spaces.Box(0, 1, (SIZE,), np.float32), spaces.Discrete(ACTIONS), 9, costs=("heat",))
+# Adam divides by |g| + epsilon: with a large one, and a rate as large, a first step is the gradient itself.
+AS_GRADIENT = {"learning_rate": 1e4, "adam_epsilon": 1e4, "max_gradient_norm": None}
+# One world and a buffer of one segment: what is sampled is known.
+
+
+def agent_of(spec=SPEC, *, n_step=1, **arguments):
+    defaults = {
+        "data": DataSpec("replay", n_step, 1),
+        "network_config": LINEAR,
+        "capacity": n_step,
+        "n_step": n_step,
+        "batch_size": 1,
+        "learning_starts": 1,
+        "discount": 0.5,
+        "target_rate": 0.0,
+        **AS_GRADIENT,
+    }
+    return value_based(spec, **(defaults | arguments))
+
+
+def trajectory_of(*, actions=(1,), rewards=(2.0,), terminated=(0,), truncated=(0,), mask=None, heat=None):
+    """One world that shows the unit vectors in turn: row t goes from t to t + 1."""
+    length = len(rewards)
+    numbers = [rewards, np.ones(length) if mask is None else mask, np.zeros(length) if heat is None else heat]
+    rewards, mask, heat = (np.asarray(x, np.float32)[:, None] for x in numbers)
+    states = np.eye(SIZE, dtype=np.float32)
+    trajectory = Transition(
+        observation=states[:length, None],
+        action=np.asarray(actions, np.int32)[:, None],
+        rewards={"env": rewards, "cost/heat": heat},
+        terminated=np.asarray(terminated, bool)[:, None],
+        truncated=np.asarray(truncated, bool)[:, None],
+        next_observation=states[1 : length + 1, None],
+        mask=mask,
+        extras={},
+    )
+    return jax.tree.map(jnp.asarray, trajectory)
+
+
+def with_weights(agent, online, target):
+    """The agent's initial state with a table ``[state, ...outputs]`` as the linear network's weights."""
+    state = jit(agent.init)(KEY)
+
+    def put(params, table):
+        kernel = jnp.asarray(table, jnp.float32).reshape(SIZE, -1)
+        return {"head_advantage": {"bias": jnp.zeros_like(params["head_advantage"]["bias"]), "kernel": kernel}}
+
+    online, target = put(state.target, online), put(state.target, target)
+    return state._replace(params=state.params | {"online": online}, target=target)
+
+
+def table_change(agent, trajectory, online, target, update=None):
+    """By how much one update changes the table, and its metrics."""
+    state = with_weights(agent, online, target)
+    after, metrics = (update or jit(agent.update))(state, trajectory, KEY)
+    kernels = [each.params["online"]["head_advantage"]["kernel"] for each in (after, state)]
+    return np.asarray(kernels[0] - kernels[1]).reshape(SIZE, ACTIONS, -1), metrics
+
+
+ONLINE = np.array([[0.0, 1.0], [3.0, 2.0], [0.5, 0.25], [1.0, 0.0], [0, 0], [0, 0]])
+TARGET = np.array([[9.0, 9.0], [1.0, 4.0], [-1.0, -2.0], [6.0, 8.0], [0, 0], [0, 0]])
+
+
+# --- targets and gradients -----------------------------------------------------------------------------
+
+TARGETS = {
+    # Reward 2, discount 1/2; state 1 is worth (1, 4) to the target network, and the online one prefers action 0.
+    "plain": ({}, [({}, 2 + 0.5 * 4), ({"terminated": (1,)}, 2.0), ({"truncated": (1,)}, 2 + 0.5 * 4)]),
+    "double": ({"double": True}, [({}, 2 + 0.5 * 1)]),
+    "channels": ({"channels": {"env": 3.0, "cost/heat": -1.0}}, [({"heat": (5.0,)}, 3 * 2 - 5 + 0.5 * 4)]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "cases"), TARGETS.values(), ids=TARGETS)
+def test_the_target_and_the_gradient_by_hand(arguments, cases):
+    # A wide Huber: the gradient is the error itself.
+    agent = agent_of(huber=100.0, **arguments)
+    update = jit(agent.update)
+    for changes, goal in cases:
+        change, metrics = table_change(agent, trajectory_of(**changes), ONLINE, TARGET, update)
+        np.testing.assert_allclose(metrics["target"], goal)
+        np.testing.assert_allclose(metrics["value"], 1.0)
+        np.testing.assert_allclose(metrics["loss"], 0.5 * (goal - 1) ** 2)
+        expected = np.zeros((SIZE, ACTIONS))
+        expected[0, 1] = goal - 1
+        np.testing.assert_allclose(change[..., 0], expected, rtol=1e-3, atol=1e-6)
+        # Weights and bias have one gradient.
+        np.testing.assert_allclose(metrics["gradient_norm"], np.sqrt(2) * abs(goal - 1), rtol=1e-5)
+
+
+def test_huber_bounds_the_gradient():
+    change, _ = table_change(agent_of(huber=0.25), trajectory_of(), ONLINE, TARGET)
+    np.testing.assert_allclose(change[0, 1], 0.25, rtol=1e-3)
+
+
+N_STEPS = [
+    # Rewards 2, 1 and 4; state 3 is worth 8.
+    ({}, 2 + 0.5 + 1 + 8 / 8),
+    ({"terminated": (0, 1, 0)}, 2 + 0.5),
+    ({"truncated": (0, 1, 0)}, 2 + 0.5 - 1 / 4),
+    ({"truncated": (1, 0, 0), "terminated": (0, 1, 0)}, 2 + 4 / 2),
+    ({"terminated": (0, 0, 1)}, 2 + 0.5 + 1),
+]
+
+
+def test_n_steps_stop_at_the_first_end():
+    defaults = {"actions": (1, 0, 0), "rewards": (2.0, 1.0, 4.0), "terminated": (0, 0, 0), "truncated": (0, 0, 0)}
+    agent = agent_of(n_step=3, huber=100.0)
+    update = jit(agent.update)
+    for changes, goal in N_STEPS:
+        change, metrics = table_change(agent, trajectory_of(**(defaults | changes)), ONLINE, TARGET, update)
+        np.testing.assert_allclose(metrics["target"], goal)
+        np.testing.assert_allclose(change[0, 1], goal - 1, rtol=1e-3)
+        assert not np.any(change[1:])
+
+
+def test_n_step_return_without_discount_and_with_a_masked_row():
+    rewards, off = jnp.array([[1.0, 1.0], [2.0, 2.0]]), jnp.zeros((2, 2), bool)
+    mask = jnp.array([[1.0, 1.0], [0.0, 1.0]])
+    ended = off.at[0, 0].set(True)
+    segment = n_step_return(rewards, off, ended, mask, 1.0)
+    for found, expected in zip(segment, ([1, 3], [1, 1], [0, 1], [1, 1]), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(n_step_return(rewards, off, off, mask, 1.0).weight, [0, 1])
+    np.testing.assert_array_equal(n_step_return(rewards, off, off, mask, 0.0).reward, [1, 1])
+
+
+def test_a_masked_row_is_not_learned_from():
+    change, metrics = table_change(agent_of(), trajectory_of(mask=(0,)), ONLINE, TARGET)
+    assert not change.any() and metrics["loss"] == 0
+
+
+def test_what_is_sampled_is_relabelled_and_what_is_stored_is_raw():
+    agent = agent_of(huber=100.0, channels={"process": 1.0})
+
+    def relabel(rows):
+        return rows._replace(rewards=rows.rewards | {"process": 10 * rows.rewards["env"]})
+
+    _, metrics = table_change(agent, trajectory_of(), ONLINE, TARGET, jit(partial(agent.update, relabel=relabel)))
+    np.testing.assert_allclose(metrics["target"], 10 * 2 + 0.5 * 4)
+    with pytest.raises(ValueError, match=r"no reward channel 'process'.*\['cost/heat', 'env'\]"):
+        table_change(agent, trajectory_of(), ONLINE, TARGET)
+
+
+def test_categorical_by_hand():
+    # Atoms -1, 0 and 1. The online law of (0, 1) is uniform; at state 1 action 1 has the better target law.
+    online, target = np.zeros((SIZE, ACTIONS, 3)), np.zeros((SIZE, ACTIONS, 3))
+    best = np.array([0.2, 0.3, 0.5])
+    target[1, 1] = np.log(best)
+    agent = agent_of(head="categorical", atoms=3, value_low=-1.0, value_high=1.0)
+    change, metrics = table_change(agent, trajectory_of(rewards=(0.25,)), online, target)
+    # 0.25 + z / 2 is -0.25, 0.25 and 0.75.
+    projected = np.array([0.25 * 0.2, 0.75 * 0.2 + 0.75 * 0.3 + 0.25 * 0.5, 0.25 * 0.3 + 0.75 * 0.5])
+    np.testing.assert_allclose(change[0, 1], projected - 1 / 3, rtol=1e-3, atol=1e-6)
+    assert not np.any(change[0, 0]) and not np.any(change[1:])
+    np.testing.assert_allclose(metrics["loss"], np.log(3), rtol=1e-6)
+    np.testing.assert_allclose(metrics["target"], 0.25 + 0.3 / 2, rtol=1e-5)
+
+
+def test_quantiles_by_hand():
+    # Quantiles 0 and 2 at (0, 1); at state 1 action 1 has the better mean: 2 + (3, 1) / 2 is 3.5 and 2.5.
+    online, target = np.zeros((SIZE, ACTIONS, 2)), np.zeros((SIZE, ACTIONS, 2))
+    online[0, 1], target[1] = [0, 2], [[4, -2], [3, 1]]
+    change, metrics = table_change(agent_of(head="quantile", quantiles=2), trajectory_of(), online, target)
+    # Errors 3.5 and 2.5 of the first, 1.5 and 0.5 of the second; the derivative of Huber / kappa is clipped to 1.
+    np.testing.assert_allclose(change[0, 1], [0.25, 0.75 * (1 + 0.5) / 2], rtol=1e-3)
+    assert not np.any(change[0, 0]) and not np.any(change[1:])
+    np.testing.assert_allclose(metrics["target"], 3.0)
+
+
+def test_tied_actions_are_mixed_in_the_target_of_a_functional():
+    # Stock 0 everywhere and returns above 0: min(c + G, 0) is flat, and every action ties.
+    world = StockAugmented(ObservationActionReward(), 0.5, 0.0, 0.0)
+    spec = world.spec
+    network = return_network(spec, LINEAR, head="quantile", quantiles=2)
+    params = jax.tree.map(jnp.zeros_like, network.init(KEY))
+    params["head_advantage"]["bias"] = jnp.array([1.0, 3.0, 10.0, 20.0])
+    _, observation = world.reset(KEY)
+    rows = jax.tree.map(lambda x: jnp.broadcast_to(x, (1, 1, *jnp.shape(x))), observation)
+    number, flag = jnp.ones((1, 1)), jnp.zeros((1, 1), bool)
+    trajectory = Transition(rows, jnp.zeros((1, 1), jnp.int32), {"env": number}, flag, flag, rows, number, {})
+    means = {
+        "mean": (None, 1 + 15 / 2),
+        "cvar": (cvar(0.5), 1 + (2 + 15) / 4),
+        "target": (target_return(0.0), 1 + 2 / 2),
+    }
+    for functional, expected in means.values():
+        agent = agent_of(spec, head="quantile", quantiles=2, functional=functional)
+        state = agent.init(KEY)._replace(target=params)
+        _, metrics = jit(agent.update)(state, trajectory, KEY)
+        np.testing.assert_allclose(metrics["target"], expected, rtol=1e-6)
+
+
+def test_dueling_adds_the_centred_advantage_to_the_value():
+    network = return_network(SPEC, LINEAR, head="quantile", quantiles=2, dueling=True)
+    params = jax.tree.map(jnp.zeros_like, network.init(KEY))
+    params["head_advantage"]["bias"] = jnp.array([1.0, 2.0, 5.0, 0.0])
+    params["head_value"]["bias"] = jnp.array([10.0, 20.0])
+    outputs = network.apply(params, jnp.ones((3, SIZE)))
+    np.testing.assert_allclose(outputs[1], [[10 - 2, 20 + 1], [10 + 2, 20 - 1]])
+
+
+def test_an_implicit_quantile_network_is_its_formula():
+    box = spaces.Box(-1, 1, (3,), np.float32)
+    network = implicit_quantile_network(box, Head(4, scale=0.5), NetworkConfig(hidden=(5,)), cosines=7)
+    params = jax.tree.map(lambda x: x + 0.1, jit(network.init)(KEY))
+    x = np.array(jax.random.normal(KEY, (2, 3, 3)))
+    fractions = np.array(jax.random.uniform(KEY, (2, 3, 6)))
+    dense, fraction, head = (params[name] for name in ("dense_0", "fraction", "head_quantile"))
+    psi = np.tanh(x @ dense["kernel"] + dense["bias"])
+    phi = np.maximum(np.cos(np.pi * np.arange(7) * fractions[..., None]) @ fraction["kernel"] + fraction["bias"], 0)
+    expected = (psi[:, :, None] * phi) @ head["kernel"] + head["bias"]
+    np.testing.assert_allclose(network.apply(params, x, fractions), expected, rtol=1e-4, atol=1e-5)
+    assert expected.shape == (2, 3, 6, 4)
+    # By default the midpoints are asked for.
+    network = return_network(SPEC, LINEAR, head="implicit_quantile", quantiles=3)
+    params = network.init(KEY)
+    given = jnp.broadcast_to(midpoints(3), (2, 3))
+    np.testing.assert_array_equal(
+        network.apply(params, jnp.ones((2, SIZE))), network.apply(params, jnp.ones((2, SIZE)), given)
+    )
+
+
+# --- the target network, the start of learning, replay -------------------------------------------------
+
+
+def test_the_target_follows_the_online_network():
+    for arguments, share in (({"target_rate": 0.25}, 0.25), ({"target_period": 1}, 1.0), ({"target_period": 2}, 0.0)):
+        agent = agent_of(**arguments)
+        state = with_weights(agent, ONLINE, TARGET)
+        after, _ = jit(agent.update)(state, trajectory_of(), KEY)
+        old, new = state.target["head_advantage"]["kernel"], after.params["online"]["head_advantage"]["kernel"]
+        np.testing.assert_allclose(after.target["head_advantage"]["kernel"], old + share * (new - old), rtol=1e-6)
+    again, _ = jit(agent.update)(after, trajectory_of(), KEY)
+    np.testing.assert_array_equal(*(x["head_advantage"]["kernel"] for x in (again.target, again.params["online"])))
+    assert again.gradient_steps == 2
+
+
+def test_nothing_is_learned_before_enough_is_stored():
+    agent = agent_of(n_step=1, capacity=4, learning_starts=2, updates=3)
+    update = jit(agent.update)
+    state = with_weights(agent, ONLINE, TARGET)
+    waiting, metrics = update(state, trajectory_of(), KEY)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, waiting.params["online"], state.params["online"]))
+    assert (metrics["stored"], metrics["loss"], waiting.gradient_steps) == (1, 0, 0)
+    learning, metrics = update(waiting, trajectory_of(), KEY)
+    assert (metrics["stored"], learning.gradient_steps, learning.params["steps"]) == (2, 3, 2)
+    assert metrics["loss"] > 0
+
+
+def test_priorities_are_the_errors_and_weigh_the_loss():
+    agent = agent_of(
+        capacity=2, data=DataSpec("replay", 2, 1), batch_size=64, prioritised=True, huber=100.0, importance_exponent=1.0
+    )
+    trajectory = trajectory_of(actions=(1, 0), rewards=(2.0, 0.0), terminated=(0, 1), truncated=(0, 0))
+    state = with_weights(agent, ONLINE, TARGET)
+    after, _ = jit(agent.update)(state, trajectory, KEY)
+    # Errors 4 - 1 and 0 - 3.
+    np.testing.assert_allclose(after.replay.priority[:, 0], [3**0.6, 3**0.6], rtol=1e-5)
+    skewed = after.replay._replace(priority=jnp.array([[1.0], [3.0]]))
+    _, index, probability = replay_sample(skewed, KEY, batch=8, length=1)
+    np.testing.assert_allclose(probability, np.where(index == 0, 0.25, 0.75))
+
+
+# --- acting --------------------------------------------------------------------------------------------
+
+
+def frequencies(agent, params, greedy=False, first=0):
+    observation = jnp.broadcast_to(jnp.eye(SIZE)[first], (4000, SIZE))
+    action, carry, extras = jit(partial(agent.act, greedy=greedy))(params, (), observation, KEY)
+    assert carry == () and extras == {} and action.dtype == jnp.int32
+    return np.bincount(action, minlength=ACTIONS) / 4000
+
+
+def test_epsilon_falls_linearly_with_the_steps_of_the_world():
+    agent = agent_of(epsilon_start=0.8, epsilon_end=0.2, epsilon_steps=3.0)
+    state = with_weights(agent, ONLINE, TARGET)
+    standard_error = 0.5 / np.sqrt(4000)
+    for steps, epsilon in ((0, 0.8), (1, 0.6), (3, 0.2), (9, 0.2)):
+        params = state.params | {"steps": jnp.int32(steps)}
+        np.testing.assert_allclose(frequencies(agent, params)[0], epsilon / 2, atol=4 * standard_error)
+    assert frequencies(agent, state.params, greedy=True)[0] == 0
+    _, metrics = jit(agent.update)(state, trajectory_of(), KEY)
+    np.testing.assert_allclose(metrics["epsilon"], 0.6, rtol=1e-6)
+
+
+def test_ties_are_broken_at_random():
+    agent = agent_of()
+    state = with_weights(agent, ONLINE, TARGET)
+    np.testing.assert_allclose(frequencies(agent, state.params, greedy=True, first=5), 0.5, atol=4 * 0.5 / 4000**0.5)
+    utility = jnp.array([[1.0, 1.0 + 1e-7, 0.5], [0.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [1e6, 1e6 + 0.5, 2.0], [1, 1.1, 0]])
+    expected = [[0.5, 0.5, 0], [1 / 3] * 3, [0, 0.5, 0.5], [0.5, 0.5, 0], [0, 1, 0]]
+    np.testing.assert_allclose(best_actions(utility), expected)
+
+
+def test_a_given_action_is_described():
+    agent = agent_of()
+    given = jnp.array([1, 0])
+    action, _, extras = agent.act(agent.init(KEY).params, (), jnp.ones((2, SIZE)), KEY, action=given)
+    assert action is given and extras == {}
+
+
+# --- functionals and stocks ----------------------------------------------------------------------------
+
+ONE_STEP = StockAugmented(ObservationActionReward(), 1.0, -3.0, 1.0)
+
+
+def test_utilities_are_of_stock_plus_scaled_return():
+    network = return_network(ONE_STEP.spec, LINEAR, head="quantile", quantiles=2)
+    outputs = jnp.array([[[-1.0, 3.0], [0.0, 1.0]]] * 2)
+    observation = {"stock": jnp.array([0.0, -2.0])}
+    law = network.law(outputs)
+    np.testing.assert_allclose(utilities(law, observation, None), [[1, 0.5]] * 2)
+    np.testing.assert_allclose(utilities(law, observation, cvar(0.5)), [[-0.5, 0], [-1.5, -1.5]])
+    np.testing.assert_allclose(utilities(law, observation, cvar(0.5), return_scale=2.0), [[-1, 0], [-2, -1]])
+    categorical = return_network(ONE_STEP.spec, LINEAR, head="categorical", atoms=3, value_low=-1.0, value_high=1.0)
+    law = categorical.law(jnp.log(jnp.array([[[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]]])))
+    np.testing.assert_allclose(utilities(law, {"stock": jnp.array([0.5])}, cvar(0.5)), [[-0.25, -0.125]], rtol=1e-6)
+
+
+def test_the_start_stock_of_cvar_is_the_largest_maximiser():
+    # G is 0, 1 or 2 with probabilities 1/4, 1/4 and 1/2 whatever is done: CVaR at 1/2 is 1/2, and the quantile is 1.
+    network = return_network(ONE_STEP.spec, LINEAR, head="categorical", atoms=3, value_low=0.0, value_high=2.0)
+    params = jax.tree.map(jnp.zeros_like, network.init(KEY))
+    params["head_advantage"]["bias"] = jnp.log(jnp.array([0.25, 0.25, 0.5] * 2))
+    _, observation = ONE_STEP.reset(KEY)
+    value, stock = search_stock(network, params, observation, cvar(0.5), jnp.linspace(-3, 1, 9))
+    assert value == pytest.approx(0.5, abs=1e-5) and stock == -1.0
+    value, stock = search_stock(network, params, observation, target_return(1.0), jnp.linspace(-3, 1, 9))
+    assert value == pytest.approx(-0.75, abs=1e-5) and stock == -1.0
+
+
+def test_edited_segments_are_those_of_the_world_from_another_start():
+    # The networks' only input that differs is the stock, and both networks are its identity: target = r + c'.
+    world = StockAugmented(ObservationActionReward(), 0.5, -3.0, 1.0, start=0.0)
+    agent = agent_of(world.spec, stock_edits=400, batch_size=1, huber=100.0)
+    state = jit(agent.init)(KEY)
+    params = jax.tree.map(jnp.zeros_like, state.target)
+    # The encoder joins observation, stock and time.
+    kernel = params["head_advantage"]["kernel"].at[1].set(1.0)
+    params = {"head_advantage": {"bias": params["head_advantage"]["bias"], "kernel": kernel}}
+    state = state._replace(params=state.params | {"online": params}, target=params)
+    rollout = start_unroll(world, KEY, 1, ())
+    policy = lambda carry, observation, key: (jnp.ones(1, jnp.int32), (), {})  # noqa: E731
+    _, trajectory = unroll(world, policy, rollout, KEY, length=1, initial_carry=())
+    # As if the world went on: a terminated step has no stock behind it.
+    trajectory = trajectory._replace(terminated=jnp.zeros((1, 1), bool))
+    _, metrics = jit(agent.update)(state, trajectory, KEY)
+    reward = float(trajectory.rewards["env"][0, 0])
+    # c' = (c + r) / discount: r + discount c' = 2 r + c, so that the error is 2 r whatever the stock.
+    np.testing.assert_allclose(metrics["loss"], 0.5 * (2 * reward) ** 2, rtol=1e-5)
+    # 400 edits uniform between -3 and 1, and the original 0: four standard errors.
+    np.testing.assert_allclose(metrics["value"], -1.0, atol=4 * 4 / np.sqrt(12 * 400))
+
+
+# --- compilation, resuming, members --------------------------------------------------------------------
+
+FULL = {"double": True, "prioritised": True, "n_step": 2, "updates": 2, "batch_size": 4, "learning_starts": 4}
+
+
+def run_of(world, head, updates=3, **arguments):
+    functional = None if head == "expected" else cvar(0.5)
+    data = DataSpec("replay", 4, 2)
+    agent = value_based(
+        world.spec,
+        data=data,
+        network_config=NetworkConfig(hidden=(8,)),
+        head=head,
+        functional=functional,
+        quantiles=4,
+        atoms=5,
+        capacity=16,
+        stock_edits=1,
+        **(FULL | arguments),
+    )
+
+    def step(carry, key):
+        state, rollout = carry
+        act = lambda carry, observation, key: agent.act(state.params, carry, observation, key)  # noqa: E731
+        rollout, trajectory = unroll(world, act, rollout, key, length=4, initial_carry=())
+        state, metrics = agent.update(state, trajectory, key)
+        return (state, rollout), metrics
+
+    def run(key):
+        carry = (agent.init(key), start_unroll(world, key, 2, ()))
+        return jax.lax.scan(step, carry, jax.random.split(key, updates))
+
+    return agent, run, step
+
+
+@pytest.mark.parametrize("head", ["expected", "implicit_quantile"])
+def test_a_member_of_a_vmap_is_the_single_run(head):
+    _, run, _ = run_of(ONE_STEP, head)
+    keys = jax.random.split(KEY, 2)
+    together, alone = jit(jax.vmap(run))(keys), jit(run)(keys[1])
+    for many, one in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(many[1], one, rtol=2e-3, atol=2e-5)
+    assert alone[0][0].gradient_steps == 6
+
+
+def test_a_copied_state_gives_the_same_updates_and_nothing_is_compiled_again():
+    agent, run, step = run_of(ONE_STEP, "implicit_quantile")
+    step = jit(step)
+    carry, copied = (jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), jit(run)(KEY)[0]) for _ in range(2))
+    keys = jax.random.split(jax.random.key(5), 2)
+    ends = []
+    for state in (carry, copied):
+        for key in keys:
+            state, _ = step(state, key)
+        ends.append(jax.tree.leaves(state))
+    assert all(map(np.array_equal, *ends))
+    assert step._cache_size() == 1
+    act = jit(agent.act)
+    observation = jax.tree.map(lambda x: x[None], ONE_STEP.reset(KEY)[1])
+    for key in keys:
+        act(carry[0].params, (), observation, key)
+    assert act._cache_size() == 1
+
+
+def test_numbers_may_be_traced():
+    def run(values):
+        return run_of(ONE_STEP, "quantile", 2, **values)[1](KEY)[1]["loss"]
+
+    values = {"learning_rate": 1e-3, "target_rate": 0.1, "discount": 1.0, "huber": 0.0, "epsilon_end": 0.1}
+    values |= {"epsilon_steps": 5.0, "priority_exponent": 0.5, "importance_exponent": 0.5, "return_scale": 1.0}
+    losses = jit(jax.vmap(run))({name: jnp.array([value, value]) for name, value in values.items()})
+    assert np.isfinite(losses).all()
+
+
+# --- refusals ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"head": "quantiles"}, "head='quantiles': expected one of .* nearest known: quantile"),
+        ({"data": DataSpec("unroll", 1, 1)}, "data.kind='unroll', expected 'replay'"),
+        ({"network_config": NetworkConfig(recurrent_size=4)}, "recurrent_size=4: value_based has no recurrence"),
+        ({"head": "implicit_quantile", "dueling": True}, "dueling=True: expected one of the heads"),
+        ({"head": "categorical", "atoms": 1}, "atoms=1"),
+        ({"updates": 0}, "updates=0: expected at least 1"),
+        ({"target_period": 0}, "target_period=0: expected at least 1"),
+        ({"capacity": 2, "n_step": 3}, "capacity=2 holds 2 rows of batch=1: expected at least 3 rows"),
+        ({"learning_starts": 5}, "learning_starts=5: the buffer never holds more than 1 transitions"),
+        ({"stock_edits": 1}, "stock_edits=1: expected 0 but for a stock-augmented world"),
+        ({"functional": expectation()}, "head='expected' predicts no law"),
+        ({"functional": cvar(0.5), "head": "quantile"}, "depends on the stock"),
+        ({"functional": exponential_utility(1.0), "head": "quantile"}, "not indifferent to discount=0.5"),
+    ],
+)
+def test_refusals(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        agent_of(**({"capacity": 1} | arguments))
+
+
+def test_actions_must_be_discrete_and_a_vector_stock_has_no_functional():
+    with pytest.raises(UnsupportedSpaceError, match="no greedy action in the space Box"):
+        agent_of(ContinuousTarget().spec)
+    world = StockAugmented(ObservationActionReward(), 0.5, 0.0, 1.0, channels=("env",))
+    with pytest.raises(ValueError, match="the stock is a vector"):
+        agent_of(world.spec, head="quantile", functional=cvar(0.5))

@@ -1,0 +1,133 @@
+"""The value-based family learns: probe worlds whose values are known, and a toy whose best risk is known."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agents.base import DataSpec
+from agents.functionals import cvar
+from agents.networks import NetworkConfig
+from agents.value_based import return_network, search_stock, utilities, value_based
+from envs import probes
+from envs.stock import StockAugmented
+from envs.tabular import TabularWorld, one_state
+from experiments.learn import evaluate_episodes, initial_state, run_chunk, start_rollout
+from rewards.base import chain
+
+# The runs take a second; what costs is to compile them.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
+DISCOUNT = 0.9
+DATA = DataSpec("replay", 8, 8)
+COMMON = {"discount": DISCOUNT, "capacity": 2048, "learning_starts": 64, "epsilon_steps": 2000.0, "target_rate": 0.1}
+LEARNING = {"learning_rate": 1e-2, "batch_size": 64, "updates": 4, "network_config": NetworkConfig(hidden=(16,))}
+HEADS = {
+    "dqn": {"head": "expected", "double": True},
+    "dueling, n-step, prioritised": {"head": "expected", "dueling": True, "n_step": 3, "prioritised": True},
+    "c51": {"head": "categorical", "atoms": 31, "value_low": -5.0, "value_high": 15.0},
+    "qr-dqn": {"head": "quantile", "quantiles": 8},
+    "iqn": {"head": "implicit_quantile", "quantiles": 8},
+}
+NETWORK_ARGUMENTS = ("head", "dueling", "quantiles", "atoms", "value_low", "value_high")
+
+
+def train(world, iterations, **arguments):
+    """``iterations`` of the whole loop in one jit; the agent, its network and the online parameters."""
+    arguments = COMMON | LEARNING | arguments
+    agent = value_based(world.spec, data=DATA, **arguments)
+    network = return_network(
+        world.spec,
+        arguments["network_config"],
+        **{name: value for name, value in arguments.items() if name in NETWORK_ARGUMENTS},
+    )
+    reward = chain()
+
+    @partial(jax.jit, compiler_options=FAST_COMPILE)
+    def run(key):
+        state = start_rollout(world, agent, initial_state(agent, reward, key))
+        return run_chunk(world, agent, reward, state, 0, iterations=iterations)
+
+    state, metrics = run(jax.random.key(0))
+    assert metrics["sum/rejected"] == 0
+    return agent, network, state.agent.params
+
+
+def greedy_return(world, agent, params, episodes=256):
+    evaluate = jax.jit(
+        partial(
+            evaluate_episodes, world, agent, num_episodes=episodes, length=world.spec.max_episode_steps, greedy=True
+        ),
+        compiler_options=FAST_COMPILE,
+    )
+    return float(evaluate(params, jax.random.key(99))["return"])
+
+
+def values_of(network, params, observation):
+    law = network.law(network.apply(params["online"], jnp.asarray(observation, jnp.float32)))
+    return np.asarray(utilities(law, observation, None))
+
+
+@pytest.mark.parametrize(
+    ("probe", "observations"),
+    [
+        (probes.ConstantReward(), [[0]]),
+        (probes.ObservedReward(), [[-1], [1]]),
+        (probes.DelayedReward(), [[0], [1]]),
+    ],
+    ids=["constant", "observed", "delayed"],
+)
+def test_the_known_values_are_learned(probe, observations):
+    _, network, params = train(probe, 150, **HEADS["dqn"])
+    expected = [float(probe.optimal_value(jnp.array(o, jnp.float32), DISCOUNT)) for o in observations]
+    np.testing.assert_allclose(values_of(network, params, observations), np.array([expected] * 2).T, atol=0.05)
+
+
+@pytest.mark.parametrize("arguments", HEADS.values(), ids=HEADS)
+def test_a_time_limit_is_bootstrapped_from_the_final_observation(arguments):
+    probe = probes.TruncationProbe(length=5)
+    _, network, params = train(probe, 300, **arguments)
+    values = values_of(network, params, [[1, 0], [0, 1]])
+    # Taken for an end they would be -2.2 and 3.08, and -5.9 and -1.02 from the observation after the reset.
+    np.testing.assert_allclose(values, [[-5 + 9] * 2, [10] * 2], atol=0.5)
+
+
+@pytest.mark.parametrize("arguments", HEADS.values(), ids=HEADS)
+def test_the_policy_looks(arguments):
+    probe = probes.ObservationActionReward()
+    agent, _, params = train(probe, 80, **arguments)
+    assert greedy_return(probe, agent, params) >= 0.99
+
+
+# --- risk ----------------------------------------------------------------------------------------------
+
+# Per step 1 for certain, or 4 or -1 with equal probability, or 10 or -1 with probabilities 1/5 and 4/5. Over two steps
+# the worst quarter of the returns is best with the certain 1 twice, CVaR 2 from the stock -2; the mean is 3 at best.
+TOY = TabularWorld(one_state([[(1.0, 1.0)], [(4.0, 0.5), (-1.0, 0.5)], [(10.0, 0.2), (-1.0, 0.8)]]), "one_hot")
+RISK = {
+    "head": "quantile",
+    "quantiles": 16,
+    "functional": cvar(0.25),
+    "discount": 1.0,
+    "stock_edits": 3,
+    "epsilon_end": 0.5,
+    "learning_rate": 2e-3,
+    "batch_size": 64,
+    "network_config": NetworkConfig(hidden=(64, 64), activation="relu"),
+}
+
+
+def toy(start=None):
+    return StockAugmented(TOY, 1.0, -12.0, 0.0, start=start, horizon=2)
+
+
+def test_the_stock_decides_between_safe_and_risky():
+    agent, network, params = train(toy(), 600, **RISK)
+    _, observation = toy().reset(jax.random.key(0))
+    value, stock = search_stock(network, params["online"], observation, cvar(0.25), jnp.linspace(-4, 0, 17))
+    assert value == pytest.approx(2.0, abs=0.25) and stock == pytest.approx(-2.0, abs=0.51)
+    # From -2 the certain reward twice; so deep down that everything is a loss, the mean alone counts.
+    safe, risky = (greedy_return(toy(start), agent, params, 512) for start in (-2.0, -12.0))
+    assert safe == pytest.approx(2.0, abs=1e-6)
+    assert abs(risky - 3.0) < 4 * np.sqrt(2 * 6.25 / 512)

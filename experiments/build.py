@@ -20,16 +20,21 @@ from ml_collections import ConfigDict
 from agents.base import Agent, DataSpec
 from agents.behaviour_cloning import Demonstrations, behaviour_cloning
 from agents.credit import ESTIMATORS, Credit, Entry
+from agents.functionals import FUNCTIONALS, Functional
 from agents.networks import NetworkConfig
 from agents.policy_gradient import policy_gradient, policy_network
+from agents.value_based import return_network, value_based
 from envs.envpool_host import EnvPoolHost, boxoban_host
 from envs.functional import make_functional
 from envs.gymnasium_host import GymnasiumHost
 from envs.sokoban import Sokoban
 from envs.sokoban_solver import demonstrations
+from envs.stock import StockAugmented, StockHost
+from envs.tabular import TabularWorld, from_gymnasium, gridworld
 from envs.types import Environment, EnvironmentSpec, VectorHost
 from envs.wrappers import TimeLimit
 from experiments.errors import UserError, unknown
+from experiments.objectives import Objectives
 from rewards import transforms
 from rewards.base import RewardTransform, chain
 from rewards.implicit_prm import implicit_prm
@@ -58,7 +63,23 @@ def _sokoban(*, time_limit: int, **arguments) -> Environment:
     return TimeLimit(Sokoban(**arguments), time_limit)
 
 
-PURE_WORLDS: dict[str, Callable[..., Environment]] = {"sokoban": _sokoban, "functional": make_functional}
+def _gridworld(*, layout: str | tuple[str, ...], slip: float, time_limit: int) -> Environment:
+    return TimeLimit(TabularWorld(gridworld(layout, slip=slip)), time_limit)
+
+
+def _gymnasium_table(*, environment_id: str, time_limit: int | None = None, **parameters) -> Environment:
+    model = from_gymnasium(environment_id, **parameters)
+    limit = time_limit or model.horizon
+    world = TabularWorld(model)
+    return world if limit is None else TimeLimit(world, limit)
+
+
+PURE_WORLDS: dict[str, Callable[..., Environment]] = {
+    "sokoban": _sokoban,
+    "functional": make_functional,
+    "gridworld": _gridworld,
+    "gymnasium_table": _gymnasium_table,
+}
 HOST_WORLDS: dict[str, Callable[..., VectorHost]] = {
     "gymnasium": GymnasiumHost,
     "envpool": EnvPoolHost,
@@ -95,14 +116,21 @@ def build_world(config: ConfigDict) -> World:
     """
     arguments = _plain(config.environment)
     kind = arguments.pop("kind")
+    stock = arguments.pop("stock", None)
+    if stock is not None:
+        # One number in two places would be two numbers one day: the stock grows by the agent's discount.
+        stock = dict(stock) | {"discount": config.agent.discount}
     if kind in PURE_WORLDS:
         environment = _call(PURE_WORLDS[kind], "environment", **arguments)
+        if stock is not None:
+            environment = _call(StockAugmented, "environment.stock", environment, **stock)
         return World(environment.spec, environment, None)
     if kind not in HOST_WORLDS:
         raise unknown("environment kind", kind, [*PURE_WORLDS, *HOST_WORLDS])
 
     def make(num_envs: int) -> VectorHost:
-        return _call(HOST_WORLDS[kind], "environment", num_envs=num_envs, **arguments)
+        host = _call(HOST_WORLDS[kind], "environment", num_envs=num_envs, **arguments)
+        return host if stock is None else _call(StockHost, "environment.stock", host, **stock)
 
     probe = make(1)
     spec = probe.spec
@@ -157,9 +185,18 @@ def build_parts(config: ConfigDict, spec: EnvironmentSpec, values: Mapping[str, 
     nested = with_values(config, values or {})
     data = _call(DataSpec, "data", **nested["data"])
     network_config = _call(NetworkConfig, "network", **nested["network"])
-    agent_section = dict(nested["agent"])
-    agent_section["learning_rate"] = _learning_rate(agent_section, config.iterations)
-    credit = build_credit(nested["credit"], agent_section.pop("whiten"))
+    section = dict(nested["agent"])
+    family = section.pop("family")
+    if family not in FAMILIES:
+        raise unknown("agent family", family, FAMILIES)
+    reward, channels = _rewards(nested, spec, data, network_config)
+    context = {"data": data, "network_config": network_config}
+    agent = FAMILIES[family](config, nested, spec, section, channels, context)
+    return Parts(agent, reward, _warm_start(nested, spec, network_config))
+
+
+def _rewards(nested, spec, data, network_config) -> tuple[RewardTransform, list[str]]:
+    """The reward chain, and the channels that there are after it."""
     known_channels = {
         "env",
         *(f"cost/{name}" for name in spec.costs),
@@ -173,24 +210,81 @@ def build_parts(config: ConfigDict, spec: EnvironmentSpec, values: Mapping[str, 
             raise unknown("reward transform", kind, REWARDS, f"in rewards.{name}")
         factory = REWARDS[kind]
         accepted = inspect.signature(factory).parameters
-        context = {"data": data, "network_config": network_config, "continuous": agent_section["continuous"]}
+        context = {"data": data, "network_config": network_config, "continuous": nested["agent"].get("continuous")}
         context = {key: value for key, value in context.items() if key in accepted}
         positional = (spec,) if "spec" in accepted else ()
         transforms_by_name[name] = _call(factory, f"rewards.{name}", *positional, **context, **arguments)
         known_channels.add(arguments.get("channel", name if "spec" in accepted else "env"))
+    return chain(**transforms_by_name), sorted(known_channels)
+
+
+def _policy_gradient(config, nested, spec, section, channels, context) -> Agent:
+    section["learning_rate"] = _learning_rate(section, config.iterations)
+    credit = build_credit(nested["credit"], section.pop("whiten"))
     for name, entry in credit.entries.items():
-        if entry.channel not in known_channels:
-            raise unknown("reward channel", entry.channel, sorted(known_channels), f"in credit.{name}")
-    reward = chain(**transforms_by_name)
-    agent = _call(
-        policy_gradient, "agent", spec, credit=credit, data=data, network_config=network_config, **agent_section
-    )
-    return Parts(agent, reward, _warm_start(nested, spec, network_config))
+        if entry.channel not in channels:
+            raise unknown("reward channel", entry.channel, channels, f"in credit.{name}")
+    return _call(policy_gradient, "agent", spec, credit=credit, **context, **section)
+
+
+def build_functional(section: Mapping[str, Any], where: str = "agent.functional") -> Functional | None:
+    """The objective functional of a section; kind ``mean`` is none: the mean needs no functional.
+
+    Raises:
+      UserError: for an unknown kind, or arguments that it refuses.
+    """
+    arguments = dict(section)
+    kind = arguments.pop("kind")
+    if kind == "mean":
+        return None
+    if kind not in FUNCTIONALS:
+        raise unknown("functional", kind, ["mean", *FUNCTIONALS], f"in {where}")
+    return _call(FUNCTIONALS[kind], where, **arguments)
+
+
+def build_objectives(
+    config: ConfigDict, spec: EnvironmentSpec, values: Mapping[str, Any] | None = None
+) -> Objectives | None:
+    """What ``config.evaluation.objectives`` asks of a stock-augmented agent; ``None`` where it asks nothing.
+
+    Raises:
+      UserError: for an unknown functional, or a world or agent without stock.
+    """
+    nested = with_values(config, values or {})
+    wanted = nested["evaluation"].get("objectives", {})
+    if not wanted:
+        return None
+    stock = nested["environment"].get("stock")
+    if stock is None:
+        raise UserError("evaluation.objectives: the world has no stock; expected a section environment.stock")
+    functionals = {}
+    for name, section in wanted.items():
+        functional = build_functional(section, f"evaluation.objectives.{name}")
+        if functional is None:
+            raise UserError(f"evaluation.objectives.{name}: kind 'mean' is no functional; expected 'expectation'")
+        functionals[name] = functional
+    agent, network_config = nested["agent"], _call(NetworkConfig, "network", **nested["network"])
+    described = {name: agent[name] for name in inspect.signature(return_network).parameters if name in agent}
+    returns = _call(return_network, "agent", spec, network_config, **described)
+    candidates = jnp.linspace(stock["low"], stock["high"], nested["evaluation"]["candidates"])
+    return Objectives(functionals, returns, agent["return_scale"], candidates)
+
+
+def _value_based(config, nested, spec, section, channels, context) -> Agent:
+    del config, nested
+    for name in section["channels"]:
+        if name not in channels:
+            raise unknown("reward channel", name, channels, "in agent.channels")
+    functional = build_functional(section.pop("functional"))
+    return _call(value_based, "agent", spec, functional=functional, **context, **section)
+
+
+FAMILIES: dict[str, Callable[..., Agent]] = {"policy_gradient": _policy_gradient, "value_based": _value_based}
 
 
 def _warm_start(nested: Mapping[str, Any], spec: EnvironmentSpec, network_config: NetworkConfig):
-    section = dict(nested["warm_start"])
-    if section.pop("rooms") == 0:
+    section = dict(nested.get("warm_start", {}))
+    if section.pop("rooms", 0) == 0:
         return None
     policy, distribution = policy_network(spec, network_config, continuous=nested["agent"]["continuous"])
     fit = _call(behaviour_cloning, "warm_start", policy, distribution, **section)
@@ -202,13 +296,18 @@ def _warm_start(nested: Mapping[str, Any], spec: EnvironmentSpec, network_config
     return warm_start
 
 
+def _rooms(config: ConfigDict) -> int:
+    """How many rooms a warm start shows; a family without warm start has no such section."""
+    return config.warm_start.rooms if "warm_start" in config else 0
+
+
 def require_expert(config: ConfigDict, world: World) -> None:
     """Checks that a warm start has an expert to learn from.
 
     Raises:
       UserError: if the world has no solver.
     """
-    rooms = config.warm_start.rooms
+    rooms = _rooms(config)
     if rooms and not isinstance(getattr(world.environment, "environment", None), Sokoban):
         raise UserError(f"warm_start.rooms={rooms}: only Sokoban has an expert; expected warm_start.rooms=0")
 
@@ -220,7 +319,7 @@ def expert_demonstrations(config: ConfigDict, world: World) -> Demonstrations | 
       UserError: if the world has no solver.
     """
     require_expert(config, world)
-    rooms = config.warm_start.rooms
+    rooms = _rooms(config)
     if rooms == 0:
         return None
     # ``require_expert`` saw that this is a time limit around Sokoban.

@@ -21,9 +21,10 @@ from envs.host_rollout import episodes_host, start_host, unroll_host
 from envs.rollout import episode_statistics
 from envs.types import NonFiniteEnvironmentError, VectorHost
 from experiments import learn
-from experiments.build import EVALUATION_SEED, World, build_parts, expert_demonstrations
+from experiments.build import EVALUATION_SEED, World, build_objectives, build_parts, expert_demonstrations
 from experiments.errors import UserError
 from experiments.learn import RunState
+from experiments.objectives import evaluate_objectives
 
 
 class Member(NamedTuple):
@@ -114,18 +115,20 @@ class ScanDriver:
 
         def evaluate(params, values, key):
             agent, _, _ = parts(values)
-            return learn.evaluate_episodes(
-                environment,
-                agent,
-                params,
-                key,
-                num_episodes=config.evaluation.episodes,
-                length=config.evaluation.length,
-                greedy=config.evaluation.greedy,
-            )
+            objectives = build_objectives(config, world.spec, values)
+            settings = {
+                "num_episodes": config.evaluation.episodes,
+                "length": config.evaluation.length,
+                "greedy": config.evaluation.greedy,
+            }
+            metrics = learn.evaluate_episodes(environment, agent, params, key, **settings)
+            if objectives is not None:
+                metrics |= evaluate_objectives(environment, agent, objectives, params, key, **settings)
+            return metrics
 
         # Built once outside jit, with the configuration's own numbers: a refusal is a message, not a traced error.
         parts({})
+        build_objectives(config, world.spec)
         self._start = jax.jit(jax.vmap(start, in_axes=(0, 0, None)))
         self._chunks: dict[int, Callable[..., Any]] = {}
         self._make_chunk = lambda iterations: jax.jit(
@@ -184,6 +187,8 @@ class HostDriver:
         self._config, self._member = config, member
         values = {name: jnp.float32(value) for name, value in member.values.items()}
         parts = build_parts(config, world.spec, values)
+        if config.evaluation.get("objectives"):
+            raise UserError("evaluation.objectives: host worlds are evaluated by their return; expected no objectives")
         if parts.warm_start is not None:
             raise UserError("warm_start.rooms: host worlds have no expert; expected warm_start.rooms=0")
         self._agent, self._reward = parts.agent, parts.reward

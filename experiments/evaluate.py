@@ -122,7 +122,8 @@ def changed_config(config: ConfigDict, kind: str | None, overrides: Mapping[str,
             )
     changed = config.copy_and_resolve_references()
     # Where the policy started from is over; a host world would have no expert.
-    changed.warm_start.rooms = 0
+    if "warm_start" in changed:
+        changed.warm_start.rooms = 0
     if kind is not None:
         given = [key.removeprefix("environment.") for key in overrides if key.startswith("environment.")]
         with changed.unlocked():

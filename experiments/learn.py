@@ -62,6 +62,21 @@ def all_finite(tree: PyTree) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves])) if leaves else jnp.bool_(True)
 
 
+def learned_part(state: PyTree) -> PyTree:
+    """An agent's state without its replay buffer: what a learning step may have to be undone in.
+
+    The buffer holds data, of which the world's part is checked as it comes in; to look through it, or to keep its last
+    version, would copy it at every step.
+    """
+    return state._replace(replay=()) if hasattr(state, "replay") else state
+
+
+def undo_unless(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """The agent's state ``new`` where ``condition`` holds, else ``old`` with the new data in its buffer."""
+    chosen = jax.tree.map(lambda x, y: jnp.where(condition, x, y), learned_part(new), learned_part(old))
+    return chosen._replace(replay=new.replay) if hasattr(new, "replay") else chosen
+
+
 def initial_state(
     agent: Agent, reward: RewardTransform, key: jax.Array, *, warm_start: Callable[..., Any] | None = None
 ) -> RunState:
@@ -93,11 +108,19 @@ def learn(
     reward_key = stream(state.key, REWARD_UPDATE, iteration)
     reward_state, update_metrics = reward.update(state.reward, trajectory, reward_key, policy_params=policy_params)
     relabelled, apply_metrics = reward.apply(reward_state, trajectory, policy_params=policy_params)
-    agent_state, agent_metrics = agent.update(state.agent, relabelled, stream(state.key, AGENT_UPDATE, iteration))
+    update_key = stream(state.key, AGENT_UPDATE, iteration)
+    if agent.data.kind == "replay":
+        # What is kept is raw: it is relabelled by the rewards of the time when it is learned from.
+        def relabel(sampled):
+            return reward.apply(reward_state, sampled, policy_params=policy_params)[0]
+
+        agent_state, agent_metrics = agent.update(state.agent, trajectory, update_key, relabel=relabel)
+    else:
+        agent_state, agent_metrics = agent.update(state.agent, relabelled, update_key)
     # A channel that is not finite must not pass because an estimator made zeros of it.
-    finite = all_finite((agent_state, reward_state, relabelled.rewards))
+    finite = all_finite((learned_part(agent_state), reward_state, relabelled.rewards))
     learns = finite & jnp.any(relabelled.mask > 0)
-    agent_state = jax.tree.map(lambda new, old: jnp.where(learns, new, old), agent_state, state.agent)
+    agent_state = undo_unless(learns, agent_state, state.agent)
     reward_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), reward_state, state.reward)
     rejected = jnp.where(finite, 0, state.rejected + 1)
     metrics = {f"agent/{name}": value for name, value in agent_metrics.items()}

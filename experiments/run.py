@@ -14,7 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments import figures, registry, results
-from experiments.build import DEMONSTRATION_SEED, World, build_parts, build_world, require_expert
+from experiments.build import DEMONSTRATION_SEED, World, build_objectives, build_parts, build_world, require_expert
 from experiments.cache import enable_compilation_cache
 from experiments.command_parser import CommandParser
 from experiments.drivers import Member
@@ -79,8 +79,11 @@ def checked_world(config: ConfigDict) -> World:
     validate(config)
     world = build_world(config)
     build_parts(config, world.spec)
+    build_objectives(config, world.spec)
     require_expert(config, world)
     measured = ["return", "length", *world.spec.info]
+    for name in config.evaluation.get("objectives", {}):
+        measured += ["objective", f"objective/{name}", f"mean/{name}", f"stock/{name}"]
     if config.evaluation.metric not in measured:
         raise unknown("metric", config.evaluation.metric, measured, "in evaluation.metric")
     return world

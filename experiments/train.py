@@ -70,7 +70,7 @@ class Outcome(NamedTuple):
 
 def prolongable(config: ConfigDict) -> tuple[str, ...]:
     """The keys that may differ on resuming; an annealed learning rate depends on the number of iterations."""
-    return () if config.agent.anneal else PROLONGABLE
+    return () if config.agent.get("anneal", False) else PROLONGABLE
 
 
 def prepare_folder(folder: Path, config: ConfigDict, members: Sequence[Member], *, fresh: bool = False) -> None:

@@ -27,6 +27,7 @@ def policy_gradient_config() -> ConfigDict:
                 "layer_norm": False,
             },
             "agent": {
+                "family": "policy_gradient",
                 "shared_critic": False,
                 "continuous": "gaussian",
                 "surrogate": "clip",
@@ -49,6 +50,62 @@ def policy_gradient_config() -> ConfigDict:
             "rewards": {},
             "warm_start": {"rooms": 0, "steps": 100, "batch": 256, "learning_rate": 1e-3},
             "evaluation": {"episodes": 256, "length": 100, "greedy": False, "metric": "return"},
+        }
+    )
+
+
+def value_based_config() -> ConfigDict:
+    """A complete configuration of the value-based family, without world and rewards."""
+    return ConfigDict(
+        {
+            "iterations": 1000,
+            "evaluate_every": 100,
+            "seeds": 1,
+            "environment": {},
+            "rollout": {"start_states": config_dict.placeholder(int)},
+            "data": {"kind": "replay", "length": 4, "batch": 1, "group_size": 1},
+            "network": {
+                "hidden": (128, 128),
+                "activation": "relu",
+                "channels": (),
+                "strides": (),
+                "recurrent_size": 0,
+                "layer_norm": False,
+            },
+            "agent": {
+                "family": "value_based",
+                "head": "expected",
+                "channels": {"env": 1.0},
+                "functional": {"kind": "mean"},
+                "return_scale": 1.0,
+                "stock_edits": 0,
+                "discount": 0.99,
+                "n_step": 1,
+                "double": False,
+                "dueling": False,
+                "quantiles": 32,
+                "atoms": 51,
+                "value_low": -10.0,
+                "value_high": 10.0,
+                "huber": 1.0,
+                "capacity": 100_000,
+                "batch_size": 64,
+                "updates": 1,
+                "learning_starts": 1_000,
+                "prioritised": False,
+                "priority_exponent": 0.6,
+                "importance_exponent": 0.4,
+                "target_rate": 0.005,
+                "target_period": config_dict.placeholder(int),
+                "epsilon_start": 1.0,
+                "epsilon_end": 0.05,
+                "epsilon_steps": 10_000.0,
+                "learning_rate": 1e-3,
+                "adam_epsilon": 1e-5,
+                "max_gradient_norm": 10.0,
+            },
+            "rewards": {},
+            "evaluation": {"episodes": 64, "length": 100, "greedy": True, "metric": "return"},
         }
     )
 

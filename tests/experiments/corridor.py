@@ -17,7 +17,7 @@ from envs.jax_host import JaxHost
 from envs.types import EnvironmentSpec, TimeStep
 from experiments import build, registry, results
 from experiments.checkpoint import Checkpoints
-from experiments.configs._common import entry, policy_gradient_config
+from experiments.configs._common import entry, policy_gradient_config, value_based_config
 from experiments.configs.oprl_sokoban import process_reward
 from experiments.drivers import Member
 
@@ -90,6 +90,18 @@ def with_critic() -> ConfigDict:
     config = base()
     config.data = {"kind": "unroll", "length": 4, "batch": 8, "group_size": 1}
     config.credit.env = entry("gae", discount=0.9, trace=0.9)
+    return config
+
+
+def with_replay() -> ConfigDict:
+    """A value-based agent that learns from its second unroll on, from a buffer that four unrolls fill."""
+    config = value_based_config()
+    config.iterations, config.evaluate_every = 4, 2
+    config.environment = {"kind": "corridor"}
+    config.data = {"kind": "replay", "length": 4, "batch": 4, "group_size": 1}
+    config.network.hidden = (4,)
+    config.agent.update({"capacity": 48, "learning_starts": 32, "batch_size": 8, "updates": 2, "prioritised": True})
+    config.evaluation = {"episodes": 4, "length": 4, "greedy": True, "metric": "return"}
     return config
 
 

@@ -86,6 +86,15 @@ def on_the_host():
     return config
 
 
+def replay_on_the_host():
+    config = registry.load("dqn_cartpole:host,smoke").config.copy_and_resolve_references().unlock()
+    config.network.hidden = (4,)
+    config.agent.update({"learning_starts": 48, "batch_size": 8, "capacity": 160})
+    config.data.update({"length": 12})
+    config.evaluation.update({"episodes": 2, "length": 8})
+    return config
+
+
 def frozen_lake():
     """Observations of 64 bits, which a device does not have."""
     config = on_the_host()
@@ -119,6 +128,8 @@ RUNS = {
         lambda: corridor.process(form="centred", replay=3, updates=2, score="before"),
         (0,),
     ),
+    "prioritised replay, two seeds": (corridor.with_replay, (0, 1)),
+    "replay on the host": (replay_on_the_host, (0,)),
     "host with a snapshot": (on_the_host, (0,)),
     "host with a snapshot, integer observations": (frozen_lake, (0,)),
     "pure world as a host, recurrent": (a_jax_host, (0,)),

@@ -17,7 +17,7 @@ run: setup ## train oprl_sokoban, print its results and draw its learning curve 
 	$(BIN)/python -m experiments.run $(RUN_NAME) --figure=$(FIGURE)
 
 test: lint ## lint, types and every test but the studies
-	$(BIN)/python -m pytest -q -m "not study and not optional"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not study and not optional"
 
 lint: setup ## ruff (rules and format) and mypy
 	$(BIN)/python -m ruff check .

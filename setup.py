@@ -38,7 +38,7 @@ EXTRAS = {
     "bilevel": ["optimistix"],
     "gpu": ["jax[cuda13]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
-    "test": ["pytest", "hypothesis", "ruff", "mypy", *BOX2D, *NOTEBOOKS],
+    "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", *BOX2D, *NOTEBOOKS],
 }
 
 setup(

@@ -152,3 +152,12 @@ def test_the_tuned_values_are_the_best_of_the_committed_sweep(method):
     assert best["variant"].split("+sweep+")[1] == (
         f"agent.entropy_weight={entropy_weight}+agent.learning_rate={learning_rate}"
     )
+
+
+@pytest.mark.parametrize("method", oprl_sokoban.TUNED_ON_RGB)
+def test_the_learning_rate_on_rgb_is_the_best_of_the_committed_sweep(method):
+    rows = results.read_rows(results.committed_file("oprl_sokoban_tuning"))
+    points = [row for row in rows if row["variant"].startswith(f"{method},visual+sweep+")]
+    best = ranking(points, "success", "auc")[0]
+    assert best["seeds"] == 2 and len(results.variants_of(points)) == 3
+    assert best["variant"].endswith(f"+agent.learning_rate={oprl_sokoban.TUNED_ON_RGB[method]}")

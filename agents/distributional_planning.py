@@ -16,9 +16,8 @@ or the support of the laws is counted, per start, in ``left_stock`` and ``left_s
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,50 +27,19 @@ import numpy as np
 
 from agents.functionals import Functional, require
 from agents.planning import lowest_best, resolve_length, tied
+from agents.return_laws import (
+    ON_GRID,
+    Representation,
+    StockGrid,
+    grid_axes,
+    move_particles,
+    stock_moves,
+    stocks_or_zero,
+)
 from envs.tabular import TabularModel
 from envs.types import PyTree
 
-_ON_GRID = 1e-6
 _TIES = ("lowest", "uniform")
-
-
-class Representation(NamedTuple):
-    """How the law of a return is stored, in ``K`` numbers; pure functions.
-
-    Attributes:
-      name: for messages.
-      particles: ``[K]`` or ``[K, m]``, the support of a probability vector; ``None`` where the numbers are
-        particles of equal weight.
-      dimension: 0 for numbers, else ``m``.
-      zero: ``[K]``, the law of the return 0.
-      operators: ``(rewards [U] or [U, m], discount) -> pytree [U, ...]``, what ``transport`` needs for each reward.
-      transport: ``(operator, laws [..., K]) -> (laws [..., K], outside [...])``, the laws of ``r + discount G``, and
-        the mass that was moved to the edge of the support.
-      linear: whether the law of a mixture is the mixture of the numbers.
-      error: ``(spread of the returns) -> `` bound on the 1-Wasserstein error, in the sum norm, that one backup adds
-        inside the support.
-    """
-
-    name: str
-    particles: np.ndarray | None
-    dimension: int
-    zero: np.ndarray
-    operators: Callable[[np.ndarray, float], PyTree]
-    transport: Callable[[PyTree, jax.Array], tuple[jax.Array, jax.Array]]
-    linear: bool
-    error: Callable[[float], float]
-
-
-class StockGrid(NamedTuple):
-    """The stocks a planner tells apart: ``low, low + step, ..., high``; tuples of ``m`` make a product grid.
-
-    Attributes:
-      low, high, step: numbers, or one per component of the reward.
-    """
-
-    low: float | Sequence[float]
-    high: float | Sequence[float]
-    step: float | Sequence[float] = 1.0
 
 
 class DistributionalPlan(NamedTuple):
@@ -105,119 +73,6 @@ class DistributionalPlan(NamedTuple):
     wasserstein: float
     stages: jax.Array | None
     rounds: int
-
-
-def lattice(low: float | Sequence[float], high: float | Sequence[float], step: float | Sequence[float] = 1.0):
-    """Probability vectors on ``low, low + step, ..., high``: exact for discount 1 and rewards that are multiples.
-
-    Tuples of ``m`` make a product lattice for vectors.
-
-    Returns:
-      A ``Representation``; ``operators`` raises ``ValueError`` for a discount below 1 or a reward off the lattice.
-
-    Raises:
-      ValueError: a step that is not positive or does not divide the range, or a lattice without 0.
-    """
-    axes = _axes(low, high, step)
-    dimension = 0 if np.ndim(low) == 0 else len(axes)
-    steps = np.array([axis[1] - axis[0] if len(axis) > 1 else 1.0 for axis in axes])
-    steps = np.where([len(axis) > 1 for axis in axes], steps, np.broadcast_to(np.asarray(step, float), steps.shape))
-    for axis in axes:
-        if not np.isclose(axis, 0.0, atol=_ON_GRID).any():
-            raise ValueError(f"the lattice from {axis[0]:g} to {axis[-1]:g} has no 0: expected the return of no step")
-
-    def operators(rewards: np.ndarray, discount: float) -> PyTree:
-        if discount != 1:
-            raise ValueError(f"discount={discount} leaves the lattice: expected discount 1, or categorical(...)")
-        columns = rewards.reshape(len(rewards), len(axes))
-        shifts = np.rint(columns / steps)
-        off = np.abs(columns / steps - shifts).max(axis=1) > _ON_GRID
-        if off.any():
-            reward = rewards[off.argmax()].tolist()
-            near = (shifts[off.argmax()] * steps + 0.0).reshape(rewards.shape[1:]).tolist()
-            raise ValueError(f"reward {reward} is off the lattice of step {step}; the nearest on it is {near}")
-        return tuple(
-            _Shift(
-                jnp.asarray(np.clip(shifts[:, index], -len(axis), len(axis)), jnp.int32),
-                jnp.broadcast_to(jnp.arange(len(axis)), (len(rewards), len(axis))),
-            )
-            for index, axis in enumerate(axes)
-        )
-
-    zero = _product([np.isclose(axis, 0.0, atol=_ON_GRID).astype(float) for axis in axes])
-    return Representation(
-        "lattice", _points(axes, dimension), dimension, zero, operators, _shift, True, lambda spread: 0.0
-    )
-
-
-def categorical(low: float | Sequence[float], high: float | Sequence[float], atoms: int | Sequence[int] = 51):
-    """Probability vectors on ``atoms`` evenly spaced returns; what falls between two is split so that the mean stays.
-
-    The projection of categorical learning (Bellemare, Dabney and Munos, 2017), any discount. It moves no particle
-    by more than half a step on average. Tuples make a product of ``m`` axes.
-
-    Returns:
-      A ``Representation``.
-
-    Raises:
-      ValueError: fewer than two atoms, or ``low`` not below ``high``.
-    """
-    sizes = np.broadcast_to(np.asarray(atoms), np.shape(low)).ravel()
-    bounds = list(zip(np.ravel(low).astype(float), np.ravel(high).astype(float), sizes, strict=True))
-    for below, above, size in bounds:
-        if size < 2 or not below < above:
-            raise ValueError(f"low={below}, high={above}, atoms={size}: expected low below high and at least 2 atoms")
-    axes = [np.linspace(below, above, int(size)) for below, above, size in bounds]
-    dimension = 0 if np.ndim(low) == 0 else len(axes)
-
-    def operators(rewards: np.ndarray, discount: float) -> PyTree:
-        columns = rewards.reshape(len(rewards), len(axes))
-        parts = []
-        for index, axis in enumerate(axes):
-            images = columns[:, index, None] + discount * axis
-            outside = (images < axis[0] - _ON_GRID) | (images > axis[-1] + _ON_GRID)
-            parts.append(_Projection(jnp.asarray(_hats(axis, images), float), jnp.asarray(outside, float)))
-        return tuple(parts)
-
-    zero = _product([_hats(axis, np.zeros(1))[0] for axis in axes])
-    half_steps = sum((axis[1] - axis[0]) / 2 for axis in axes)
-    return Representation(
-        "categorical", _points(axes, dimension), dimension, zero, operators, _project, True, lambda spread: half_steps
-    )
-
-
-def quantiles(count: int):
-    """``count`` particles of equal weight at the midpoint quantiles ``(2 i + 1) / (2 count)``; for evaluation only.
-
-    The quantiles of a mixture are not the mixture of the quantiles, and they keep neither the mean nor another
-    expected utility, so that actions would be compared by biased numbers: value and policy iteration refuse them.
-    A projection costs at most ``spread / (2 count)`` in 1-Wasserstein distance.
-
-    Returns:
-      A ``Representation``.
-
-    Raises:
-      ValueError: ``count`` below 1.
-    """
-    if count < 1:
-        raise ValueError(f"count={count}: expected at least 1 particle")
-
-    def operators(rewards: np.ndarray, discount: float) -> PyTree:
-        return jnp.asarray(rewards, float), jnp.full(len(rewards), discount, float)
-
-    def error(spread: float) -> float:
-        return spread / (2 * count)
-
-    return Representation("quantiles", None, 0, np.zeros(count), operators, _move, False, error)
-
-
-def stock_points(grid: StockGrid) -> np.ndarray:
-    """The stocks of a grid, ``[C]`` or ``[C, m]``, the last component fastest.
-
-    Raises:
-      ValueError: a step that is not positive or does not divide the range.
-    """
-    return _points(_axes(*grid), 0 if np.ndim(grid.low) == 0 else len(np.ravel(grid.low)))
 
 
 def value_iteration(
@@ -394,14 +249,9 @@ def stock_index(plan: DistributionalPlan, stock: Any = None) -> int:
         return 0
     gaps = np.abs(plan.stocks - np.asarray(stock, np.float64)).reshape(len(plan.stocks), -1).max(axis=1)
     index = int(gaps.argmin())
-    if gaps[index] > _ON_GRID * max(1.0, float(np.abs(stock).max())):
+    if gaps[index] > ON_GRID * max(1.0, float(np.abs(stock).max())):
         raise ValueError(f"stock {stock} is not on the grid; the nearest is {plan.stocks[index].tolist()}")
     return index
-
-
-def next_stock(stock: Any, reward: Any, discount: float | jax.Array) -> Any:
-    """``(stock + reward) / discount``, so that ``C_0 + G_0 = discount ** t (C_t + G_t)`` at every step ``t``."""
-    return (stock + reward) / discount
 
 
 def act(
@@ -416,7 +266,7 @@ def act(
       state, stock: what the agent is in and carries.
       key: for the rounding, and for the action where the plan has probabilities.
     """
-    axes = _axes(*grid)
+    axes = grid_axes(*grid)
     rounding_key, action_key = jax.random.split(key)
     index = jnp.zeros((), jnp.int32)
     for axis, value, part in zip(axes, jnp.ravel(stock), jax.random.split(rounding_key, len(axes)), strict=True):
@@ -429,62 +279,6 @@ def act(
         index = index * len(axis) + (below + up).astype(jnp.int32)
     choice = plan.policy[jnp.minimum(time, plan.policy.shape[0] - 1), state, index]
     return choice if plan.policy.ndim == 3 else jax.random.categorical(action_key, jnp.log(choice)).astype(jnp.int32)
-
-
-# Transports. A law is reshaped to the axes of its support, and each axis is moved on its own.
-
-
-class _Shift(NamedTuple):
-    """Moves one axis by ``offset []`` places; ``atoms [K_i]`` counts them."""
-
-    offset: jax.Array
-    atoms: jax.Array
-
-
-class _Projection(NamedTuple):
-    """Moves one axis by ``matrix [K_i, K_i]`` (from, to); ``outside [K_i]``: whose image is beyond the support."""
-
-    matrix: jax.Array
-    outside: jax.Array
-
-
-def _shift(operator: tuple[_Shift, ...], laws: jax.Array) -> tuple[jax.Array, jax.Array]:
-    def move(laws: jax.Array, part: _Shift, axis: int) -> tuple[jax.Array, jax.Array]:
-        size, target = laws.shape[axis], part.atoms + part.offset
-        padded = jnp.pad(laws, [(size, size) if place == axis else (0, 0) for place in range(laws.ndim)])
-        moved = jax.lax.dynamic_slice_in_dim(padded, size - part.offset, size, axis)
-        # A product is several times as fast as masked sums.
-        ends = jnp.stack([target < 0, target >= size], -1).astype(laws.dtype)
-        beyond = jnp.tensordot(laws, ends, (axis, 0), precision="highest")
-        atoms = part.atoms.reshape(-1, *(1,) * (laws.ndim - 1 - axis))
-        for place, mass in ((0, beyond[..., 0]), (size - 1, beyond[..., 1])):
-            moved = moved + jnp.where(atoms == place, jnp.expand_dims(mass, axis), 0.0)
-        return moved, beyond.sum(-1)
-
-    return _by_axis(move, operator, [part.atoms.shape[-1] for part in operator], laws)
-
-
-def _project(operator: tuple[_Projection, ...], laws: jax.Array) -> tuple[jax.Array, jax.Array]:
-    def move(laws: jax.Array, part: _Projection, axis: int) -> tuple[jax.Array, jax.Array]:
-        last = jnp.moveaxis(laws, axis, -1)
-        moved = jnp.matmul(last, part.matrix, precision="highest")
-        return jnp.moveaxis(moved, -1, axis), jnp.matmul(last, part.outside, precision="highest")
-
-    return _by_axis(move, operator, [part.outside.shape[-1] for part in operator], laws)
-
-
-def _by_axis(move: Callable, operator: tuple, sizes: list[int], laws: jax.Array) -> tuple[jax.Array, jax.Array]:
-    lead, full = laws.shape[:-1], laws.reshape(*laws.shape[:-1], *sizes)
-    outside = jnp.zeros(lead, laws.dtype)
-    for index, part in enumerate(operator):
-        full, beyond = move(full, part, len(lead) + index)
-        outside = outside + beyond.reshape(*lead, -1).sum(-1)
-    return full.reshape(laws.shape), outside
-
-
-def _move(operator: tuple[jax.Array, jax.Array], laws: jax.Array) -> tuple[jax.Array, jax.Array]:
-    reward, discount = operator
-    return reward + discount * laws, jnp.zeros(laws.shape[:-1], laws.dtype)
 
 
 # The backup.
@@ -529,10 +323,10 @@ def _problem(
     rewards, inverse = np.unique(model.reward[possible].reshape(-1, *tail), axis=0, return_inverse=True)
     group = np.zeros(possible.shape, np.int32)
     group[possible] = inverse.ravel()
-    index, weight, outside = _stock_moves(grid, rewards, discount)
+    index, weight, outside = stock_moves(grid, rewards, discount)
     utility = np.zeros((len(rewards), 1, 1))
     if functional is not None and functional.utility is not None and representation.particles is not None:
-        stocks = _stocks(grid, model.reward_dimension)
+        stocks = stocks_or_zero(grid, model.reward_dimension)
         totals = stocks[:, None] + discount * representation.particles
         # One reward at a time: vectors would need m times the memory of the result.
         utility = np.stack([np.asarray(functional.utility(jnp.asarray(reward + totals, float))) for reward in rewards])
@@ -697,7 +491,7 @@ def _evaluate_particles(problem: _Problem, policy: jax.Array, *, length: int, ke
 
     def backup(carry, actions):
         laws, left = carry
-        blocks, gone = _blocks(problem, laws, left, _move)
+        blocks, gone = _blocks(problem, laws, left, move_particles)
         shares = actions if actions.ndim == 3 else jax.nn.one_hot(actions, num_actions, dtype=laws.dtype)
         weight = (shares[..., None] * problem.probability[:, None]).reshape(num_states, len(stocks), -1)
         group, following = (x.reshape(num_states, 1, -1) for x in (problem.group, problem.next_state))
@@ -727,77 +521,6 @@ def _passes(problem: _Problem, policy: jax.Array, length: int, keep_stages: bool
     if keep_stages:
         stages = jnp.concatenate([stages, start[0][None, :-1]])
     return laws[:-1], left[:-1], stages
-
-
-# Grids.
-
-
-def _axes(low: Any, high: Any, step: Any) -> list[np.ndarray]:
-    size = np.shape(low)
-    axes = []
-    for below, above, gap in zip(
-        *(np.broadcast_to(np.asarray(x, float), size).ravel() for x in (low, high, step)), strict=True
-    ):
-        if not gap > 0 or not below <= above or not math.isfinite(above - below):
-            raise ValueError(f"low={below}, high={above}, step={gap}: expected low at most high and a positive step")
-        places = (above - below) / gap
-        if abs(places - round(places)) > _ON_GRID * max(1.0, places):
-            raise ValueError(f"low={below}, high={above}, step={gap}: expected a step that divides the range")
-        axes.append(below + gap * np.arange(round(places) + 1))
-    return axes
-
-
-def _points(axes: list[np.ndarray], dimension: int) -> np.ndarray:
-    return np.stack([part.ravel() for part in np.meshgrid(*axes, indexing="ij")], -1) if dimension else axes[0]
-
-
-def _product(factors: list[np.ndarray]) -> np.ndarray:
-    result = np.ones(1)
-    for factor in factors:
-        result = np.outer(result, factor).ravel()
-    return result
-
-
-def _hats(axis: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """``[..., K_i]``, the interpolation weights of ``images [...]`` on an even axis, clipped to its ends."""
-    inside = np.clip(images, axis[0], axis[-1])
-    return np.maximum(0.0, 1 - np.abs(inside[..., None] - axis) / (axis[1] - axis[0]))
-
-
-def _stocks(grid: StockGrid | None, dimension: int) -> np.ndarray:
-    return np.zeros((1, dimension) if dimension else 1) if grid is None else stock_points(grid)
-
-
-def _stock_moves(grid: StockGrid | None, rewards: np.ndarray, discount: float):
-    """Where the stocks go: index and weight ``[U, C, J]``, and whether beyond the grid, ``[U, C]``."""
-    if grid is None:
-        shape = (len(rewards), 1, 1)
-        return np.zeros(shape, int), np.ones(shape), np.zeros(shape[:2], bool)
-    axes, stocks = _axes(*grid), stock_points(grid)
-    columns = stocks.reshape(len(stocks), -1)
-    following = (columns + rewards.reshape(len(rewards), 1, -1)) / discount
-    outside = np.zeros(following.shape[:2], bool)
-    parts = []
-    for index, axis in enumerate(axes):
-        gap = axis[1] - axis[0] if len(axis) > 1 else 1.0
-        position = (following[..., index] - axis[0]) / gap
-        outside |= (position < -_ON_GRID) | (position > len(axis) - 1 + _ON_GRID)
-        position = np.clip(position, 0, len(axis) - 1)
-        position = np.where(np.abs(position - np.rint(position)) < _ON_GRID, np.rint(position), position)
-        below = np.minimum(np.floor(position).astype(int), max(len(axis) - 2, 0))
-        share = position - below
-        if (share == np.rint(share)).all():
-            parts.append([(np.rint(position).astype(int), np.ones_like(share))])
-        else:
-            parts.append([(below, 1 - share), (below + 1, share)])
-    indices, weights = [], []
-    for corner in itertools.product(*parts):
-        place, weight = np.zeros(outside.shape, int), np.ones(outside.shape)
-        for axis, (position, share) in zip(axes, corner, strict=True):
-            place, weight = place * len(axis) + position, weight * share
-        indices.append(place)
-        weights.append(weight)
-    return np.stack(indices, -1), np.stack(weights, -1), outside
 
 
 # Checks and results.
@@ -869,7 +592,7 @@ def _plan(
     stages: jax.Array | None,
     rounds: int,
 ) -> DistributionalPlan:
-    stocks = _stocks(grid, model.reward_dimension)
+    stocks = stocks_or_zero(grid, model.reward_dimension)
     if functional is None:
         values = jnp.full(laws.shape[:2], jnp.nan)
     elif representation.particles is None:

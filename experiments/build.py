@@ -23,7 +23,8 @@ from agents.credit import ESTIMATORS, Credit, Entry
 from agents.functionals import FUNCTIONALS, Functional
 from agents.networks import NetworkConfig
 from agents.policy_gradient import policy_gradient, policy_network
-from agents.value_based import return_network, value_based
+from agents.return_networks import return_network
+from agents.value_based import value_based
 from envs.envpool_host import EnvPoolHost, boxoban_host
 from envs.functional import make_functional
 from envs.gymnasium_host import GymnasiumHost

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from agents.base import Agent
 from agents.functionals import FIXED, LARGEST, Functional
-from agents.value_based import ReturnNetwork, utilities
+from agents.return_networks import ReturnNetwork, utilities
 from envs.rollout import episodes
 from envs.stock import StartingAt, StockAugmented
 from envs.types import PyTree

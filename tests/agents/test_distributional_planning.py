@@ -16,17 +16,11 @@ from scipy.stats import wasserstein_distance
 
 from agents import planning
 from agents.distributional_planning import (
-    StockGrid,
     act,
-    categorical,
-    lattice,
-    next_stock,
     policy_evaluation,
     policy_iteration,
-    quantiles,
     return_law,
     stock_index,
-    stock_points,
     value_iteration,
 )
 from agents.functionals import (
@@ -42,6 +36,7 @@ from agents.functionals import (
     soft_constraints,
     target_return,
 )
+from agents.return_laws import StockGrid, categorical, lattice, next_stock, quantiles
 from envs.rollout import episodes
 from envs.tabular import TabularModel, TabularWorld, from_gymnasium, gridworld, one_state, validated
 from envs.types import Environment
@@ -294,23 +289,6 @@ def test_projected_laws_stay_within_the_stated_distance(model):
     law = markov_law(model, policy, 3)
     particles, weights = return_law(exact, 0)
     assert wasserstein_distance(list(law), particles, list(law.values()), weights) < 1e-6
-
-
-@given(
-    rewards=st.lists(st.floats(-10, 10), min_size=1, max_size=20),
-    stock=st.floats(-20, 20),
-    discount=st.sampled_from([0.5, 0.9, 0.997, 1.0]),
-)
-def test_stock_plus_return_is_kept_along_a_path(rewards, stock, discount):
-    returns = [0.0]
-    for reward in reversed(rewards):
-        returns.append(reward + discount * returns[-1])
-    returns, now = returns[::-1], stock
-    for time, later in enumerate(returns):
-        scale = abs(stock) + 10 * len(returns)
-        assert discount**time * (now + later) == pytest.approx(stock + returns[0], abs=1e-13 * scale)
-        if time < len(rewards):
-            now = next_stock(now, rewards[time], discount)
 
 
 # Vectors.
@@ -578,12 +556,6 @@ def test_what_evaluation_and_look_ups_refuse():
         policy_evaluation(model, [0], representation, functional=homeostasis((0, 0)))
     with pytest.raises(ValueError, match="a stock falls between two grid points"):
         policy_evaluation(model, np.zeros((1, 2), int), quantiles(5), StockGrid(0, 2, 2))
-    with pytest.raises(ValueError, match="has no 0"):
-        lattice(1, 2)
-    with pytest.raises(ValueError, match="at least 2 atoms"):
-        categorical(0, 1, 1)
-    with pytest.raises(ValueError, match="count=0"):
-        quantiles(0)
     plan = value_iteration(model, cvar(0.5), representation, grid)
     with pytest.raises(ValueError, match=r"stock 0\.4 is not on the grid; the nearest is 0\.0"):
         return_law(plan, 0, 0.4)
@@ -591,4 +563,3 @@ def test_what_evaluation_and_look_ups_refuse():
         return_law(plan, 0)
     with pytest.raises(ValueError, match="state=1: expected a state from 0 to 0"):
         return_law(plan, 1, 0)
-    assert stock_points(StockGrid((0, 0), (1, 2))).tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]

@@ -12,14 +12,8 @@ from agents.base import DataSpec
 from agents.functionals import cvar, expectation, exponential_utility, target_return
 from agents.networks import Head, NetworkConfig, implicit_quantile_network
 from agents.replay import replay_sample
-from agents.value_based import (
-    best_actions,
-    n_step_return,
-    return_network,
-    search_stock,
-    utilities,
-    value_based,
-)
+from agents.return_networks import best_actions, return_network, search_stock, utilities
+from agents.value_based import n_step_return, value_based
 from agents.value_losses import midpoints
 from envs.probes import ContinuousTarget, ObservationActionReward
 from envs.rollout import start_unroll, unroll

@@ -10,7 +10,8 @@ import pytest
 from agents.base import DataSpec
 from agents.functionals import cvar
 from agents.networks import NetworkConfig
-from agents.value_based import return_network, search_stock, utilities, value_based
+from agents.return_networks import return_network, search_stock, utilities
+from agents.value_based import value_based
 from envs import probes
 from envs.stock import StockAugmented
 from envs.tabular import TabularWorld, one_state

@@ -177,7 +177,8 @@ def policy_gradient(
 
         def ask_some(state):
             first, asked = state
-            index = jax.lax.dynamic_slice_in_dim(boundaries_first, first, rows)
+            wanted = first + 1 + jnp.arange(rows)
+            index = jnp.argmax(boundary & (rank == wanted[:, None, None]), axis=1)
             columns = jnp.arange(boundary.shape[1])[None]
             some = ask(index)
             return first + rows, {name: asked[name].at[index, columns].set(some[name]) for name in critics}
@@ -185,8 +186,9 @@ def policy_gradient(
         if rows == length:
             asked = ask(None)
         else:
-            boundaries_first = jnp.argsort(~boundary, axis=0, stable=True)
-            most = jnp.max(jnp.sum(boundary, axis=0))
+            # Counted, not sorted: sorting is slow on every device.
+            rank = jnp.cumsum(boundary, axis=0)
+            most = jnp.max(rank[-1])
             asked = {name: jnp.zeros_like(trajectory.mask) for name in critics}
             _, asked = jax.lax.while_loop(lambda state: state[0] < most, ask_some, (0, asked))
         return {

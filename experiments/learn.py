@@ -210,6 +210,28 @@ def reduce_metric(name: str, values: Any) -> Any:
     return values.mean(axis=0)
 
 
+def evaluation_rollout(
+    environment: Environment,
+    agent: Agent,
+    params: PyTree,
+    key: jax.Array,
+    *,
+    num_episodes: int,
+    length: int,
+    greedy: bool,
+) -> Trajectory:
+    """``num_episodes`` whole episodes, each from a start state of its own; ``[T, B]``."""
+    return episodes(
+        environment,
+        acting_policy(agent, params, greedy=greedy),
+        key,
+        length=length,
+        batch=num_episodes,
+        group_size=1,
+        initial_carry=agent.initial_carry(num_episodes),
+    )
+
+
 def evaluate_episodes(
     environment: Environment,
     agent: Agent,
@@ -222,14 +244,8 @@ def evaluate_episodes(
 ) -> dict[str, jax.Array]:
     """Means over ``num_episodes`` whole episodes, each from a start state of its own: ``return``, ``length`` and the
     entries of the world's ``info`` (``success``)."""
-    trajectory = episodes(
-        environment,
-        acting_policy(agent, params, greedy=greedy),
-        key,
-        length=length,
-        batch=num_episodes,
-        group_size=1,
-        initial_carry=agent.initial_carry(num_episodes),
+    trajectory = evaluation_rollout(
+        environment, agent, params, key, num_episodes=num_episodes, length=length, greedy=greedy
     )
     sums = episode_statistics(trajectory)
     count = jnp.maximum(sums["episodes"], 1.0)

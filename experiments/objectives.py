@@ -15,10 +15,9 @@ import jax.numpy as jnp
 from agents.base import Agent
 from agents.functionals import FIXED, LARGEST, Functional
 from agents.return_networks import ReturnNetwork, utilities
-from envs.rollout import episodes
 from envs.stock import StartingAt, StockAugmented
 from envs.types import PyTree
-from experiments.learn import acting_policy
+from experiments.learn import evaluation_rollout
 
 # Start states over which the utility of an initial stock is averaged.
 START_STATES = 32
@@ -112,14 +111,14 @@ def evaluate_objectives(
         return searched_stock(functional, objectives.candidates, predicted)
 
     def returns_from(stock: jax.Array) -> jax.Array:
-        trajectory = episodes(
+        trajectory = evaluation_rollout(
             StartingAt(environment, stock),
-            acting_policy(agent, params, greedy=greedy),
+            agent,
+            params,
             key,
+            num_episodes=num_episodes,
             length=length,
-            batch=num_episodes,
-            group_size=1,
-            initial_carry=agent.initial_carry(num_episodes),
+            greedy=greedy,
         )
         powers = environment.discount ** jnp.arange(length, dtype=jnp.float32)
         return jnp.sum(powers[:, None] * trajectory.rewards["env"] * trajectory.mask, axis=0)

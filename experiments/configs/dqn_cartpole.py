@@ -1,4 +1,4 @@
-"""The DQN family on CartPole-v1: one agent, heads and targets as variants.
+"""The DQN family on CartPole-v1: one agent, heads and targets as variants. No rows of it are committed yet.
 
 Command:
     python -m experiments.run dqn_cartpole[:double,dueling,...] --seeds=10

@@ -1,8 +1,8 @@
 """The eta-network on 4x4 gridworlds: one agent, many objectives, beside the exact planner.
 
-Shows: the figure family of "Optimizing return distributions with distributional dynamic programming" (Pires et al.,
-2025, JMLR 26(185)): a greedy agent that carries a stock reaches any target return, and trades the mean for the tail.
-The layouts are ours (``envs.tabular.LAYOUTS``), not the paper's.
+For the figure family of "Optimizing return distributions with distributional dynamic programming" (Pires et al., 2025,
+JMLR 26(185)): target returns, and the mean against the tail. The layouts are ours (``envs.tabular.LAYOUTS``), not the
+paper's. No rows of it are committed yet, so that nothing is claimed here.
 
 Command:
     python -m experiments.run eta_gridworld[:cvar] --seeds=10

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs.stock import next_stock
 from envs.types import PyTree
 
 # What is this close to a grid point is on it.
@@ -174,11 +175,6 @@ def stock_points(grid: StockGrid) -> np.ndarray:
     return _points(grid_axes(*grid), 0 if np.ndim(grid.low) == 0 else len(np.ravel(grid.low)))
 
 
-def next_stock(stock: Any, reward: Any, discount: float | jax.Array) -> Any:
-    """``(stock + reward) / discount``, so that ``C_0 + G_0 = discount ** t (C_t + G_t)`` at every step ``t``."""
-    return (stock + reward) / discount
-
-
 # Transports. A law is reshaped to the axes of its support, and each axis is moved on its own.
 
 
@@ -288,7 +284,7 @@ def stock_moves(grid: StockGrid | None, rewards: np.ndarray, discount: float):
         return np.zeros(shape, int), np.ones(shape), np.zeros(shape[:2], bool)
     axes, stocks = grid_axes(*grid), stock_points(grid)
     columns = stocks.reshape(len(stocks), -1)
-    following = (columns + rewards.reshape(len(rewards), 1, -1)) / discount
+    following = next_stock(columns, rewards.reshape(len(rewards), 1, -1), discount)
     outside = np.zeros(following.shape[:2], bool)
     parts = []
     for index, axis in enumerate(axes):

@@ -66,6 +66,11 @@ def with_start(observation: dict[str, Array], start: Array, discount: float | ja
     return observation | {"stock": observation["stock"] + growth * change, "start_stock": start}
 
 
+def next_stock(stock: Any, reward: Any, discount: float | jax.Array) -> Any:
+    """``(stock + reward) / discount``, so that ``C_0 + G_0 = discount ** t (C_t + G_t)`` at every step ``t``."""
+    return (stock + reward) / discount
+
+
 @dataclass(frozen=True)
 class _Augmentation:
     """What both wrappers share: checked arguments and the spec.
@@ -213,7 +218,7 @@ class StockAugmented:
         """One step; the observation carries the stock after it."""
         inside, time_step = self.environment.step(key, state.environment, action)
         steps = state.steps + 1
-        stock = (state.stock + self._augmentation.paid(time_step, jnp)) / self.discount
+        stock = next_stock(state.stock, self._augmentation.paid(time_step, jnp), self.discount)
         state = StockState(inside, stock, state.start, steps)
         observation = self._observe(time_step.observation, state)
         terminated, truncated = time_step.terminated, time_step.truncated
@@ -309,7 +314,7 @@ class StockHost:
             raise RuntimeError("the worlds have not been started: call reset first")
         time_step = self._host.step(action)
         paid = np.asarray(self._augmentation.paid(time_step, np), np.float32)
-        self._stock = (self._stock + paid) / np.float32(self._augmentation.discount)
+        self._stock = next_stock(self._stock, paid, np.float32(self._augmentation.discount))
         self._steps = self._steps + 1
         final = self._observe(time_step.final_observation)
         terminated, truncated = time_step.terminated, time_step.truncated

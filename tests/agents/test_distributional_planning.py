@@ -36,8 +36,9 @@ from agents.functionals import (
     soft_constraints,
     target_return,
 )
-from agents.return_laws import StockGrid, categorical, lattice, next_stock, quantiles
+from agents.return_laws import StockGrid, categorical, lattice, quantiles
 from envs.rollout import episodes
+from envs.stock import next_stock
 from envs.tabular import TabularModel, TabularWorld, from_gymnasium, gridworld, one_state, validated
 from envs.types import Environment
 from envs.wrappers import TimeLimit

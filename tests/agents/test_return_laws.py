@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.return_laws import StockGrid, categorical, lattice, next_stock, quantiles, stock_points
+from agents.return_laws import StockGrid, categorical, lattice, quantiles, stock_points
+from envs.stock import next_stock
 
 
 @given(

@@ -329,6 +329,21 @@ def initial_stock(
     return float(objective[index]), index
 
 
+def statistic(functional: Functional, particles: jax.Array, weights: jax.Array) -> jax.Array:
+    """The objective of laws of the return ``[..., K]``, whose stock is the one its rule chooses; ``[...]``, traced.
+
+    ``E f(stock + G)`` for a fixed stock. Where the stock is searched, the extremum of ``-c + scale E f(c + G)``, which
+    is at ``c = -particles_i`` for one of the particles: between two of them, ``f`` being linear on either side of 0,
+    the objective is linear.
+    """
+    start = functional.start
+    if start.kind == FIXED:
+        return functional.value(jnp.asarray(start.stock) + particles, weights)
+    totals = particles[..., None, :] - particles[..., :, None]
+    objective = particles + start.scale * functional.value(totals, weights[..., None, :])
+    return jnp.max(objective, axis=-1) if start.kind == LARGEST else jnp.min(objective, axis=-1)
+
+
 def quantile(particles: Any, weights: Any, level: float) -> jax.Array:
     """``inf {x : P(X <= x) >= level}`` of laws ``[..., K]``; ``[...]``.
 

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import gymnasium
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from agents.functionals import Functional, initial_stock
+from agents.functionals import Functional, initial_stock, statistic
 from agents.networks import Head, NetworkConfig, implicit_quantile_network, network
 from agents.value_losses import midpoints
 from envs.spaces import nearest
@@ -55,11 +56,14 @@ def return_network(
     atoms: int = 51,
     value_low: float | jax.Array = -10.0,
     value_high: float | jax.Array = 10.0,
+    use_stock: bool = True,
+    stock_features: int = 0,
 ) -> ReturnNetwork:
     """The network of ``agents.value_based``; see there for the arguments.
 
     Raises:
-      ValueError: unknown head; a recurrent network; a dueling implicit head; fewer than 1 quantile or 2 atoms.
+      ValueError: unknown head; a recurrent network; a dueling implicit head; fewer than 1 quantile or 2 atoms; one
+        stock feature, or features of a stock that is not there or not used.
       UnsupportedSpaceError: actions that are not Discrete, or an observation without encoder.
     """
     if head not in HEADS:
@@ -74,15 +78,13 @@ def return_network(
         raise ValueError(f"dueling=True: expected one of the heads {HEADS[:3]}, got {head!r}")
     if quantiles < 1 or atoms < 2:
         raise ValueError(f"quantiles={quantiles}, atoms={atoms}: expected at least 1 and 2")
-    space = spec.observation_space
-    augmented = is_augmented(space)
-    space = visible(space) if augmented else space
+    see, space = _stock_encoder(spec.observation_space, use_stock, stock_features)
     actions = int(spec.action_space.n)
     size = {"expected": 1, "categorical": atoms}.get(head, quantiles)
     support = jnp.linspace(value_low, value_high, atoms) if head == "categorical" else None
 
     def time_major(observation):
-        return jax.tree.map(lambda x: jnp.asarray(x)[None], visible(observation) if augmented else observation)
+        return jax.tree.map(lambda x: jnp.asarray(x)[None], see(observation))
 
     def law(outputs):
         if head == "categorical":
@@ -117,13 +119,63 @@ def return_network(
     return ReturnNetwork(explicit.init, apply_explicit, law, support)
 
 
+def _stock_encoder(
+    space: gymnasium.Space, use_stock: bool, features: int
+) -> tuple[Callable[[Observation], Observation], gymnasium.Space]:
+    """What the network sees of an observation, and its space."""
+    if not is_augmented(space):
+        if features:
+            raise ValueError(f"stock_features={features}: expected 0 but for a stock-augmented world (envs.stock)")
+        return lambda observation: observation, space
+    if features == 1 or features < 0 or (features and not use_stock):
+        raise ValueError(f"stock_features={features}, use_stock={use_stock}: expected 0, or at least 2 of a used stock")
+    parts = dict(visible(space).spaces)
+    start = space["start_stock"]
+    if not use_stock:
+        del parts["stock"]
+    elif features:
+        parts["stock"] = gymnasium.spaces.Box(-np.inf, np.inf, (*start.shape, features + 1), np.float32)
+
+    def see(observation):
+        seen = {name: part for name, part in observation.items() if name in parts}
+        if use_stock and features:
+            seen["stock"] = stock_hats(seen["stock"], start.low, start.high, features)
+        return seen
+
+    return see, gymnasium.spaces.Dict(parts)
+
+
+def stock_hats(stock: jax.Array, low: np.ndarray, high: np.ndarray, count: int) -> jax.Array:
+    """``count`` hat functions of a stock and the stock itself, scaled; ``[...]`` to ``[..., count + 1]``.
+
+    ``max(0, 1 - |stock - z_i| / step)`` at ``count`` points z, ``step`` apart from ``low`` to ``high``: all that a
+    function of the stock with kinks at the z needs is a linear layer, where a network on the bare number first has to
+    make the kinks. Beyond the range the outermost hat stays 1 and the scaled stock goes on, ``2 (stock - low) / (high - low) - 1``.
+    """
+    low, width = jnp.asarray(low), jnp.maximum(jnp.asarray(high) - low, 1e-6)
+    place = (jnp.asarray(stock) - low) / width
+    inside = jnp.clip(place, 0.0, 1.0)[..., None] * (count - 1)
+    hats = jnp.clip(1 - jnp.abs(inside - jnp.arange(count)), 0.0, 1.0)
+    return jnp.concatenate([hats, 2 * place[..., None] - 1], axis=-1)
+
+
 def utilities(
-    law: Law, observation: Observation, functional: Functional | None, *, return_scale: float | jax.Array = 1.0
+    law: Law,
+    observation: Observation,
+    functional: Functional | None,
+    *,
+    return_scale: float | jax.Array = 1.0,
+    use_stock: bool = True,
 ) -> jax.Array:
-    """What each action is worth, ``[B, A]``: the mean of its law, or the functional of stock plus return."""
+    """What each action is worth, ``[B, A]``: the mean of its law, or the functional of stock plus return.
+
+    Without ``use_stock``: the objective of the law of the return to come alone, as if the episode began here.
+    """
     if functional is None:
         return jnp.sum(law.weights * law.particles, axis=-1)
     particles = return_scale * law.particles
+    if not use_stock:
+        return statistic(functional, particles, jnp.broadcast_to(law.weights, particles.shape))
     if isinstance(observation, Mapping) and "stock" in observation:
         particles = particles + jnp.asarray(observation["stock"])[:, None, None]
     return functional.value(particles, law.weights)

@@ -78,6 +78,8 @@ def value_based(
     channels: Mapping[str, float] | None = None,
     functional: Functional | None = None,
     return_scale: float = 1.0,
+    use_stock: bool = True,
+    stock_features: int = 0,
     stock_edits: int = 0,
     discount: float = 0.99,
     n_step: int = 1,
@@ -126,6 +128,10 @@ def value_based(
         are mixed in the target. Without it, a target takes the first of the best.
       return_scale: a return of the network times this is in units of the stock: the inverse of a factor that scales
         the rewards.
+      use_stock: without it the network sees no stock and the greedy rule asks the functional of the return to come
+        alone, as if the episode began at every step: a comparison, which optimises no functional but the mean.
+      stock_features: so many hat functions of the stock in the network's input, see ``return_networks.stock_hats``; 0
+        for the bare number.
       stock_edits: so many copies of each sampled segment get another start stock, uniform over the world's range.
       discount: in [0, 1]; that of the stock where there is one.
       n_step: rows per segment.
@@ -160,10 +166,12 @@ def value_based(
         atoms=atoms,
         value_low=value_low,
         value_high=value_high,
+        use_stock=use_stock,
+        stock_features=stock_features,
     )
     augmented = is_augmented(spec.observation_space)
     _validate_data(data, capacity, learning_starts, n_step, batch_size, updates, target_period)
-    _validate_functional(functional, spec, head, discount, augmented, stock_edits)
+    _validate_functional(functional, spec, head, discount, augmented and use_stock, stock_edits, use_stock)
     weights = {"env": 1.0} if channels is None else dict(channels)
     steps = [] if max_gradient_norm is None else [optax.clip_by_global_norm(max_gradient_norm)]
     optimiser = optax.flatten(optax.chain(*steps, optax.adam(learning_rate, eps=adam_epsilon)))
@@ -190,7 +198,8 @@ def value_based(
         return epsilon_start + (epsilon_end - epsilon_start) * done
 
     def greedy_policy(outputs, observation):
-        return best_actions(utilities(returns.law(outputs), observation, functional, return_scale=return_scale))
+        law = returns.law(outputs)
+        return best_actions(utilities(law, observation, functional, return_scale=return_scale, use_stock=use_stock))
 
     def act_fn(params, carry, observation, key, *, greedy=False, action=None):
         if action is None:
@@ -200,37 +209,39 @@ def value_based(
             action = jax.random.categorical(key, jnp.log(probabilities)).astype(jnp.int32)
         return action, carry, {}
 
-    def target_law(target_outputs, chooser_outputs, observation):
-        """The law at ``a*``, by outputs ``[B, A, N]``: particles and probabilities ``[B, M]``."""
+    def target_law(key, target_outputs, chooser_outputs, observation):
+        """The law at ``a*``, by outputs ``[B, A, N]``: particles and probabilities ``[B, N]``.
+
+        Where actions tie, as they do wherever a functional is flat, it is that of their uniform mixture: itself for the
+        heads whose actions share their particles, and in expectation, by drawing one, for quantiles. Their loss is
+        linear in the target's law, and the particles of all actions would cost as many times the pairs.
+        """
         policy = greedy_policy(chooser_outputs, observation)
         if functional is None:
             policy = jax.nn.one_hot(jnp.argmax(policy, axis=-1), actions)
+        elif head not in ("expected", "categorical"):
+            policy = jax.nn.one_hot(jax.random.categorical(key, jnp.log(policy)), actions)
         law = returns.law(target_outputs)
-        if head in ("expected", "categorical"):
-            # Every action has the same particles, or only its mean counts: the mixture is a mean.
-            mixed = law.weights if head == "categorical" else law.particles
-            return law.particles[:, 0], jnp.sum(policy[..., None] * mixed, axis=1)
-        if functional is None:
-            particles = jnp.sum(policy[..., None] * law.particles, axis=1)
-            return particles, jnp.broadcast_to(law.weights, particles.shape)
-        probabilities = policy[..., None] * law.weights
-        return law.particles.reshape(policy.shape[0], -1), probabilities.reshape(policy.shape[0], -1)
+        if head == "categorical":
+            return law.particles[:, 0], jnp.sum(policy[..., None] * law.weights, axis=1)
+        particles = jnp.sum(policy[..., None] * law.particles, axis=1)
+        return particles, jnp.broadcast_to(law.weights, particles.shape)
 
-    def targets_of(target, online, following, segment, fractions):
+    def targets_of(key, target, online, following, segment, fractions):
         """The target of each segment, in the shape that the head's loss takes, and its mean ``[B]``."""
         target_outputs = chooser_outputs = returns.apply(target, following, fractions)
         if double or fractions is not None:
             # Never chosen by the fractions that were sampled for the target: a maximum over noise is biased upwards.
             chooser_outputs = returns.apply(online if double else target, following)
-        particles, probabilities = target_law(target_outputs, chooser_outputs, following)
+        particles, probabilities = target_law(key, target_outputs, chooser_outputs, following)
         if head == "expected":
-            value = segment.reward + segment.discount * probabilities[:, 0]
+            value = segment.reward + segment.discount * particles[:, 0]
             return value, value
         if head == "categorical":
             projected = categorical_projection(returns.atoms, segment.reward, segment.discount, probabilities)
             return projected, jnp.sum(returns.atoms * projected, axis=-1)
         shifted = segment.reward[:, None] + segment.discount[:, None] * particles
-        return (shifted, probabilities), jnp.sum(probabilities * shifted, axis=-1)
+        return shifted, jnp.mean(shifted, axis=-1)
 
     def losses_of(outputs, target, fractions):
         """Loss and priority ``[B]`` of the taken actions' outputs ``[B, N]``."""
@@ -241,7 +252,7 @@ def value_based(
             loss = categorical_cross_entropy(outputs, target)
         else:
             fractions = midpoints(quantiles) if fractions is None else fractions
-            loss = quantile_huber_loss(outputs, fractions, *target, kappa=huber)
+            loss = quantile_huber_loss(outputs, fractions, target, kappa=huber)
         return loss, loss
 
     def edited(observation, start):
@@ -261,7 +272,7 @@ def value_based(
 
     def gradient_step(replay, relabel, carry, key):
         params, target, optimiser_state, count, priority, largest = carry
-        sample_key, edit_key, fraction_key = jax.random.split(key, 3)
+        sample_key, edit_key, fraction_key, tie_key = jax.random.split(key, 4)
         replay = replay._replace(priority=priority, largest=largest)
         rows, index, probability = replay_sample(replay, sample_key, batch=batch_size, length=n_step)
         rows = rows if relabel is None else relabel(rows)
@@ -279,7 +290,7 @@ def value_based(
         fractions = target_fractions = None
         if head == "implicit_quantile":
             fractions, target_fractions = jax.random.uniform(fraction_key, (2, action.shape[0], quantiles))
-        goal, goal_mean = targets_of(target, params, following, segment, target_fractions)
+        goal, goal_mean = targets_of(tie_key, target, params, following, segment, target_fractions)
         valid = segment.weight
 
         def loss_fn(params):
@@ -399,15 +410,20 @@ def _validate_data(data, capacity, learning_starts, n_step, batch_size, updates,
         )
 
 
-def _validate_functional(functional, spec, head, discount, augmented, stock_edits):
+def _validate_functional(functional, spec, head, discount, augmented, stock_edits, use_stock):
     if stock_edits < 0 or (stock_edits and not augmented):
-        raise ValueError(f"stock_edits={stock_edits}: expected 0 but for a stock-augmented world (envs.stock)")
+        raise ValueError(
+            f"stock_edits={stock_edits}: expected 0 but for a stock-augmented world (envs.stock) whose stock is used"
+        )
     if functional is None:
         return
     if head == "expected":
         raise ValueError(f"{functional.name}: head='expected' predicts no law, expected one of {HEADS[1:]}")
     # A traced discount is a sweep's; the configuration's own number was checked before.
     known = 1.0 if isinstance(discount, jax.core.Tracer) else float(discount)
+    if not use_stock:
+        # Greedy steps that ignore the stock optimise nothing: they are what the stock is compared with.
+        return
     require(functional, discount=known, dimension=0, stock=augmented)
     if augmented and spec.observation_space["stock"].shape != ():
         raise ValueError(f"{functional.name}: the stock is a vector and the return a number: expected a scalar stock")

@@ -56,13 +56,12 @@ def quantile_huber_loss(
     quantiles: jax.Array,
     fractions: jax.Array,
     targets: jax.Array,
-    weights: jax.Array | None = None,
     *,
     kappa: float | jax.Array,
 ) -> jax.Array:
     """Quantile regression with a Huber core (Dabney et al., 2018a, equation 10; Dabney et al., 2018b, equation 3).
 
-    ``L = sum_i sum_j w_j |tau_i - 1{u_ij < 0}| L_kappa(u_ij) / kappa`` with ``u_ij = target_j - quantile_i`` and
+    ``L = sum_i mean_j |tau_i - 1{u_ij < 0}| L_kappa(u_ij) / kappa`` with ``u_ij = target_j - quantile_i`` and
     ``L_kappa`` the Huber loss; ``kappa = 0`` is the quantile loss itself, ``|u_ij|`` in place of
     ``L_kappa / kappa``. With midpoints as fractions it is QR-DQN's loss, with sampled ones IQN's.
 
@@ -70,7 +69,6 @@ def quantile_huber_loss(
       quantiles: ``[..., N]``, the prediction at ``fractions``.
       fractions: ``[N]`` or ``[..., N]``, each in (0, 1).
       targets: ``[..., M]``, samples of the target law.
-      weights: ``[..., M]``, their probabilities; ``None`` is ``1 / M`` each.
       kappa: at least 0; may be traced.
 
     Returns:
@@ -83,5 +81,4 @@ def quantile_huber_loss(
     core = jnp.where(size < kappa, 0.5 * jnp.square(error) / width, size - 0.5 * kappa)
     side = jnp.abs(fractions[..., :, None] - (jax.lax.stop_gradient(error) < 0))
     loss = side * core
-    per_quantile = jnp.mean(loss, axis=-1) if weights is None else jnp.sum(weights[..., None, :] * loss, axis=-1)
-    return jnp.sum(per_quantile, axis=-1)
+    return jnp.sum(jnp.mean(loss, axis=-1), axis=-1)

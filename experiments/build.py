@@ -268,7 +268,7 @@ def build_objectives(
     described = {name: agent[name] for name in inspect.signature(return_network).parameters if name in agent}
     returns = _call(return_network, "agent", spec, network_config, **described)
     candidates = jnp.linspace(stock["low"], stock["high"], nested["evaluation"]["candidates"])
-    return Objectives(functionals, returns, agent["return_scale"], candidates)
+    return Objectives(functionals, returns, agent["return_scale"], candidates, agent["use_stock"])
 
 
 def _value_based(config, nested, spec, section, channels, context) -> Agent:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from agents.base import Agent
-from agents.functionals import FIXED, LARGEST, Functional
+from agents.functionals import FIXED, LARGEST, Functional, statistic
 from agents.return_networks import ReturnNetwork, utilities
 from envs.stock import StartingAt, StockAugmented
 from envs.types import PyTree
@@ -33,12 +33,14 @@ class Objectives(NamedTuple):
       returns: the network that predicts returns, and what one of its returns is in units of the stock.
       return_scale: see ``agents.value_based``.
       candidates: ``[C]``, initial stocks that are searched.
+      use_stock: whether the agent does; without, the stock that an episode starts with does not matter.
     """
 
     functionals: Mapping[str, Functional]
     returns: ReturnNetwork
     return_scale: float
     candidates: jax.Array
+    use_stock: bool = True
 
 
 def predicted_utilities(
@@ -66,22 +68,6 @@ def searched_stock(functional: Functional, stocks: jax.Array, predicted: jax.Arr
     return jnp.max(jnp.where(ties, stocks, -jnp.inf))
 
 
-def realised(functional: Functional, stock: jax.Array, returns: jax.Array) -> jax.Array:
-    """The objective of the empirical law of ``returns [N]``.
-
-    ``mean f(stock + G)`` for a fixed stock. Where the stock is searched, the law's own extremum of
-    ``-c + scale mean f(c + G)``, which is at ``c = -G_i`` for one of the returns, so that a badly chosen stock is
-    judged by what it led to and not by itself.
-    """
-    weights = jnp.full(returns.shape, 1 / returns.shape[0])
-    if functional.start.kind == FIXED:
-        return functional.value(stock + returns, weights)
-    stocks = -returns
-    values = jax.vmap(lambda c: functional.value(c + returns, weights))(stocks)
-    objective = -stocks + functional.start.scale * values
-    return jnp.max(objective) if functional.start.kind == LARGEST else jnp.min(objective)
-
-
 def evaluate_objectives(
     environment: StockAugmented,
     agent: Agent,
@@ -107,6 +93,8 @@ def evaluate_objectives(
     def initial(functional: Functional) -> jax.Array:
         if functional.start.kind == FIXED:
             return jnp.asarray(functional.start.stock, jnp.float32)
+        if not objectives.use_stock:
+            return jnp.zeros(())
         predicted = predicted_utilities(environment, objectives, functional, params["online"], key)
         return searched_stock(functional, objectives.candidates, predicted)
 
@@ -126,7 +114,9 @@ def evaluate_objectives(
     functionals = objectives.functionals
     stocks = jnp.stack([initial(functional) for functional in functionals.values()])
     returns = jax.vmap(returns_from)(stocks)
-    values = [realised(*each) for each in zip(functionals.values(), stocks, returns, strict=True)]
+    # By the law's own best stock where it is searched: a badly chosen one is judged by what it led to, not by itself.
+    weights = jnp.full(num_episodes, 1 / num_episodes)
+    values = [statistic(each, paid, weights) for each, paid in zip(functionals.values(), returns, strict=True)]
     metrics = {"objective": jnp.mean(jnp.stack(values))}
     for name, value, stock, paid in zip(functionals, values, stocks, returns, strict=True):
         metrics |= {f"objective/{name}": value, f"mean/{name}": jnp.mean(paid), f"stock/{name}": stock}

@@ -7,6 +7,19 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+# Head of the value-based agent and what it predicts, by the name of the method.
+HEADS = {
+    "dqn": ("expected", "one value per action"),
+    "c51": ("categorical", "a categorical law of the return"),
+    "qrdqn": ("quantile", "quantiles of the return"),
+    "iqn": ("implicit_quantile", "quantiles at sampled fractions"),
+}
+SWITCHES = {
+    "double": "the online network chooses the target's action",
+    "dueling": "value and advantage as two heads",
+    "prioritised": "surprising transitions are replayed more often",
+}
+
 
 def policy_gradient_config() -> ConfigDict:
     """A complete configuration of the policy-gradient family, without world, credit and rewards."""
@@ -78,6 +91,8 @@ def value_based_config() -> ConfigDict:
                 "channels": {"env": 1.0},
                 "functional": {"kind": "mean"},
                 "return_scale": 1.0,
+                "use_stock": True,
+                "stock_features": 0,
                 "stock_edits": 0,
                 "discount": 0.99,
                 "n_step": 1,
@@ -108,6 +123,26 @@ def value_based_config() -> ConfigDict:
             "evaluation": {"episodes": 64, "length": 100, "greedy": True, "metric": "return"},
         }
     )
+
+
+def value_based_variants(default: str) -> dict[str, str]:
+    """The variants that choose among the value-based methods, described; ``default`` is marked as such."""
+    heads = {name: description for name, (_, description) in HEADS.items()}
+    return heads | {default: f"{heads[default]} (the default)"} | SWITCHES
+
+
+def choose_value_based(config: ConfigDict, tokens: Iterable[str], default: str) -> str:
+    """Sets the head and the switches that ``tokens`` name in ``config.agent``; returns the method's name.
+
+    Raises:
+      ValueError: if there are two heads.
+    """
+    tokens = tuple(tokens)
+    method = one_of(tokens, HEADS, default)
+    config.agent.head = HEADS[method][0]
+    for switch in SWITCHES:
+        config.agent[switch] = switch in tokens
+    return method
 
 
 def entry(estimator: str, channel: str = "env", weight: float = 1.0, **arguments: Any) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from agents.functionals import (
     quantile,
     require,
     soft_constraints,
+    statistic,
     target_return,
 )
 
@@ -127,6 +128,17 @@ def test_what_is_allowed():
     require(expected_utility(lambda x: x[..., 0], dimension=None), discount=1.0, dimension=3, stock=True)
     for functional in VECTOR:
         require(functional, discount=0.9, dimension=2, stock=True)
+
+
+@pytest.mark.parametrize("level", [0.1, 0.25, 0.6, 1.0])
+def test_the_statistic_of_a_law_is_its_value_at_its_own_best_stock(level):
+    particles = jnp.asarray(np.random.default_rng(0).normal(size=(3, 20)), jnp.float32)
+    weights = jnp.asarray(np.random.default_rng(1).dirichlet(np.ones(20), size=3), jnp.float32)
+    found = [statistic(each, particles, weights) for each in (cvar(level), optimistic_cvar(level))]
+    expected = cvar_of(particles, weights, level), optimistic_cvar_of(particles, weights, level)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    missed = -jnp.sum(weights * jnp.abs(particles - 1), axis=-1)
+    np.testing.assert_allclose(statistic(target_return(1.0), particles, weights), missed, rtol=1e-5)
 
 
 def test_initial_stock_rules():

@@ -83,18 +83,6 @@ def test_quantile_loss_by_hand():
         np.testing.assert_allclose(loss(quantiles, midpoints(2), targets, kappa=kappa), expected, rtol=1e-6)
 
 
-def test_weights_are_the_probabilities_of_the_targets():
-    key = jax.random.key(0)
-    quantiles, targets, fractions = jax.random.uniform(key, (3, 5, 4))
-    doubled = jnp.concatenate([targets, targets[:, :2]], axis=1)
-    weights = jnp.concatenate([jnp.full((5, 2), 1 / 8), jnp.full((5, 2), 1 / 4), jnp.full((5, 2), 1 / 8)], axis=1)
-    np.testing.assert_allclose(
-        quantile_huber_loss(quantiles, fractions, doubled, weights, kappa=1.0),
-        quantile_huber_loss(quantiles, fractions, targets, kappa=1.0),
-        rtol=1e-6,
-    )
-
-
 @pytest.mark.parametrize("kappa", [0.0, 1.0])
 def test_the_loss_with_sampled_fractions_is_the_formula(kappa):
     quantiles, fractions, targets = np.asarray(jax.random.uniform(jax.random.key(1), (3, 6, 5))) * [[[3]], [[1]], [[3]]]

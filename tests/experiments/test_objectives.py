@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents.functionals import cvar, cvar_of, initial_stock, optimistic_cvar, optimistic_cvar_of, target_return
+from agents.functionals import cvar, initial_stock, optimistic_cvar
 from experiments import registry
 from experiments.build import build_objectives, build_parts, build_world
 from experiments.errors import UserError
-from experiments.objectives import evaluate_objectives, realised, searched_stock
+from experiments.objectives import evaluate_objectives, searched_stock
 
 KEY = jax.random.key(0)
 
@@ -21,18 +21,6 @@ def test_the_searched_stock_is_that_of_the_planner(functional):
     utilities = jnp.mean(functional.utility(stocks[:, None] + returns), axis=1)
     _, index = initial_stock(functional, stocks, utilities)
     assert jax.jit(lambda u: searched_stock(functional, stocks, u))(utilities) == stocks[index]
-
-
-@pytest.mark.parametrize("level", [0.1, 0.25, 0.6, 1.0])
-def test_what_is_realised_is_the_statistic_of_the_returns(level):
-    returns = jnp.asarray(np.random.default_rng(0).normal(size=20), jnp.float32)
-    weights = jnp.full(20, 0.05)
-    # Whatever stock was chosen, the returns are judged by themselves.
-    for stock in (-3.0, 2.0):
-        found = realised(cvar(level), stock, returns), realised(optimistic_cvar(level), stock, returns)
-        expected = cvar_of(returns, weights, level), optimistic_cvar_of(returns, weights, level)
-        np.testing.assert_allclose(found, expected, atol=1e-5)
-    np.testing.assert_allclose(realised(target_return(1.0), -1.0, returns), -jnp.mean(jnp.abs(returns - 1)), rtol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ EXTRAS = {
     "mo": ["mo-gymnasium", "moocore"],
     "fast": ["envpool"],
     # Under the GPL, and therefore never in the core.
-    "atari": ["ale-py"],
+    "atari": ["ale-py", "opencv-python-headless"],
     "box2d": BOX2D,
     "sweep": ["submitit", "ray"],
     "notebooks": NOTEBOOKS,

@@ -287,27 +287,21 @@ def require(functional: Functional, *, discount: float, dimension: int, stock: b
         raise ValueError(f"{functional.name} depends on the stock: expected a stock grid, got none")
 
 
-def initial_stock(
-    functional: Functional, stocks: Any, utilities: Any, tolerance: float | None = None
-) -> tuple[float, int]:
+def initial_stock(functional: Functional, stocks: Any, utilities: Any) -> tuple[float, int]:
     """The initial stock by the functional's rule, and what the functional comes to.
 
     Args:
       functional: the objective.
       stocks: ``[C]`` or ``[C, m]``, the candidates, concrete.
       utilities: ``[C]``, ``E f(c + G)`` at each of them.
-      tolerance: stocks whose values are within ``tolerance max(1, |best|)`` of the best tie, and the largest of them
-        is taken. By default 1e-9 for ``utilities`` of 64 bits and 1e-5 for others.
 
     Returns:
-      The value (for ``"fixed"``, the utility) and the index of the stock.
+      The value (for ``"fixed"``, the utility) and the index of the stock; see ``searched_stock``.
 
     Raises:
       ValueError: a fixed stock that is none of ``stocks``, or a search over vectors.
     """
-    dtype = np.asarray(utilities).dtype
-    points, values = np.asarray(stocks, np.float64), np.asarray(utilities, np.float64)
-    start = functional.start
+    points, start = np.asarray(stocks, np.float64), functional.start
     if start.kind == FIXED:
         wanted = np.broadcast_to(np.asarray(start.stock, np.float64), points.shape[1:])
         gaps = np.abs(points - wanted).reshape(len(points), -1).max(axis=1)
@@ -317,16 +311,31 @@ def initial_stock(
                 f"{functional.name} starts from the stock {start.stock}, which is not on the grid; the nearest stock "
                 f"is {points[index].tolist()}"
             )
-        return float(values[index]), index
+        return float(np.asarray(utilities)[index]), index
     if points.ndim != 1:
         raise ValueError(f"{functional.name} searches for its initial stock: expected stocks [C], got {points.shape}")
-    objective = -points + start.scale * values
-    best = objective.max() if start.kind == LARGEST else objective.min()
-    if tolerance is None:
-        tolerance = 1e-9 if dtype == np.float64 else 1e-5
-    ties = np.flatnonzero(np.abs(objective - best) <= tolerance * max(1.0, abs(best)))
-    index = int(ties[points[ties].argmax()])
-    return float(objective[index]), index
+    value, place = searched_stock(functional, points, utilities)
+    return float(value), int(place)
+
+
+def searched_stock(functional: Functional, stocks: Any, utilities: Any) -> tuple[jax.Array, jax.Array]:
+    """The best ``-c + scale U(c)`` of a functional that searches, and the index of its stock; traced.
+
+    Stocks tie within ``tolerance max(1, |best|)``, 1e-9 for 64 bits and 1e-5 for others, and the largest is taken.
+
+    Args:
+      functional: whose rule is ``"largest"`` or ``"smallest"``.
+      stocks: ``[C]``.
+      utilities: ``[C]``, ``U(c) = E f(c + G)``.
+    """
+    points, start = jnp.asarray(stocks, float), functional.start
+    objective = -points + start.scale * jnp.asarray(utilities, float)
+    better = objective if start.kind == LARGEST else -objective
+    best = jnp.max(better)
+    tolerance = 1e-9 if objective.dtype == jnp.float64 else 1e-5
+    ties = better >= best - tolerance * jnp.maximum(1.0, jnp.abs(best))
+    index = jnp.argmax(jnp.where(ties, points, -jnp.inf))
+    return objective[index], index
 
 
 def statistic(functional: Functional, particles: jax.Array, weights: jax.Array) -> jax.Array:

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs.rollout import bounded_action
+from envs.spaces import from_indices
 from envs.types import PyTree, UnsupportedSpaceError
 
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "elu": jax.nn.elu, "gelu": jax.nn.gelu, "silu": jax.nn.silu}
@@ -335,3 +337,84 @@ def implicit_quantile_network(
         return module.apply({"params": params}, observation, fractions)
 
     return QuantileNetwork(init_fn, apply_fn)
+
+
+class Recurrence(NamedTuple):
+    """A recurrent cell as pure functions, in two halves: what does not wait for the carry is computed for all steps at
+    once, outside the loop over time.
+
+    Attributes:
+      init: ``(key) -> params``.
+      project: ``(params, inputs [..., features]) -> projected [..., 3 * size]``.
+      step: ``(params, carry [..., size], projected [..., 3 * size]) -> carry``.
+    """
+
+    init: Callable[[jax.Array], PyTree]
+    project: Callable[[PyTree, jax.Array], jax.Array]
+    step: Callable[[PyTree, jax.Array, jax.Array], jax.Array]
+
+
+def gated_recurrence(features: int, size: int) -> Recurrence:
+    """A gated recurrent unit (Cho et al., 2014) of ``size`` numbers over inputs of ``features``.
+
+        r, z, n' = split(W_i x + b_i),   hr, hz, hn = split(W_h h)
+        r, z = sigmoid(r + hr), sigmoid(z + hz);   n = tanh(n' + r (hn + b_n));   h <- (1 - z) n + z h
+
+    Input weights are Gaussian with deviation ``1 / sqrt(features)``, the three recurrent matrices orthogonal, biases 0.
+    """
+
+    def init_fn(key):
+        input_key, recurrent_key = jax.random.split(key)
+        matrices = [orthogonal(1.0)(gate_key, (size, size)) for gate_key in jax.random.split(recurrent_key, 3)]
+        return {
+            "input": jax.random.normal(input_key, (features, 3 * size)) / math.sqrt(features),
+            "input_bias": jnp.zeros(3 * size),
+            "recurrent": jnp.concatenate(matrices, axis=-1),
+            "recurrent_bias": jnp.zeros(size),
+        }
+
+    def project(params, inputs):
+        return inputs @ params["input"] + params["input_bias"]
+
+    def step(params, carry, projected):
+        reset, update, candidate = jnp.split(projected, 3, axis=-1)
+        from_reset, from_update, from_candidate = jnp.split(carry @ params["recurrent"], 3, axis=-1)
+        reset, update = jax.nn.sigmoid(reset + from_reset), jax.nn.sigmoid(update + from_update)
+        candidate = jnp.tanh(candidate + reset * (from_candidate + params["recurrent_bias"]))
+        return (1.0 - update) * candidate + update * carry
+
+    return Recurrence(init_fn, project, step)
+
+
+def action_features(space: gymnasium.Space, action: PyTree) -> jax.Array:
+    """Actions ``[T, B, ...]`` as the world gets them, as floats ``[T, B, features]``: discrete parts one-hot, Box parts
+    clipped to their bounds and flat, the parts of a Dict or Tuple joined.
+
+    Raises:
+      UnsupportedSpaceError: for a part that is not Box, Discrete, MultiDiscrete or MultiBinary.
+    """
+    return observation_features(space, from_indices(space, bounded_action(space, action)))
+
+
+def observation_features(space: gymnasium.Space, observation: PyTree) -> jax.Array:
+    """Observations ``[T, B, ...]`` as floats ``[T, B, features]``, as a network gets them, with images flat.
+
+    Raises:
+      UnsupportedSpaceError: if a leaf of the space cannot be encoded.
+    """
+    leaves = zip(_encodable_leaves(space), jax.tree.leaves(observation), strict=True)
+    parts = [_encode_leaf(leaf, x) for leaf, x in leaves]
+    return jnp.concatenate([part.reshape(*part.shape[:2], -1) for part in parts], axis=-1)
+
+
+def action_size(space: gymnasium.Space) -> int:
+    """The number of features of ``action_features``."""
+
+    def size(leaf):
+        if isinstance(leaf, gymnasium.spaces.Discrete):
+            return int(leaf.n)
+        if isinstance(leaf, gymnasium.spaces.MultiDiscrete):
+            return int(np.sum(leaf.nvec))
+        return math.prod(leaf.shape)
+
+    return sum(map(size, _encodable_leaves(space)))

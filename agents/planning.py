@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.tabular import TabularModel
+from envs.tabular import TabularModel, validated
 
 TIE_TOLERANCE = 1e-6
 
@@ -99,8 +99,9 @@ def value_iteration(
     ``discount / (1 - discount) max |V_n - V_(n-1)|``, and some units in the last place for rounding.
 
     Raises:
-      ValueError: see ``resolve_length``; vector rewards.
+      ValueError: see ``resolve_length`` and ``envs.tabular.validated``; vector rewards.
     """
+    model = validated(model)
     length, finite = resolve_length(model, discount, horizon, iterations)
     tables = _tables(model)
     policy, values, previous, action_values = _optimal(tables, jnp.asarray(discount, float), length)
@@ -124,8 +125,10 @@ def policy_evaluation(
       discount, horizon, iterations: of the problem.
 
     Raises:
-      ValueError: see ``resolve_length``; vector rewards; a policy of another shape or whose rows do not sum to one.
+      ValueError: see ``resolve_length`` and ``envs.tabular.validated``; vector rewards; a policy of another shape or
+        whose rows do not sum to one.
     """
+    model = validated(model)
     length, finite = resolve_length(model, discount, horizon, iterations)
     probabilities = np.asarray(policy, np.float64)
     shape = (model.num_states, model.num_actions)
@@ -159,9 +162,10 @@ def policy_iteration(
       rounds: at most so many evaluations.
 
     Raises:
-      ValueError: see ``resolve_length``; vector rewards.
+      ValueError: see ``resolve_length`` and ``envs.tabular.validated``; vector rewards.
       RuntimeError: actions still change after ``rounds`` evaluations.
     """
+    model = validated(model)
     length, finite = resolve_length(model, discount, horizon, iterations)
     tables, factor = _tables(model), jnp.asarray(discount, float)
     policy = jnp.zeros((length if finite else 1, model.num_states), jnp.int32)

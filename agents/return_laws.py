@@ -197,13 +197,15 @@ def _shift(operator: tuple[_Shift, ...], laws: jax.Array) -> tuple[jax.Array, ja
         size, target = laws.shape[axis], part.atoms + part.offset
         padded = jnp.pad(laws, [(size, size) if place == axis else (0, 0) for place in range(laws.ndim)])
         moved = jax.lax.dynamic_slice_in_dim(padded, size - part.offset, size, axis)
-        # A product is several times as fast as masked sums.
-        ends = jnp.stack([target < 0, target >= size], -1).astype(laws.dtype)
-        beyond = jnp.tensordot(laws, ends, (axis, 0), precision="highest")
-        atoms = part.atoms.reshape(-1, *(1,) * (laws.ndim - 1 - axis))
-        for place, mass in ((0, beyond[..., 0]), (size - 1, beyond[..., 1])):
-            moved = moved + jnp.where(atoms == place, jnp.expand_dims(mass, axis), 0.0)
-        return moved, beyond.sum(-1)
+        # Products are several times as fast as masked sums, and writes to the two edges as a masked addition.
+        beyond = [
+            jnp.tensordot(laws, outside.astype(laws.dtype), (axis, 0), precision="highest")
+            for outside in (target < 0, target >= size)
+        ]
+        ends = [(*(slice(None),) * axis, place) for place in (0, size - 1)]
+        for end, mass in zip(ends, beyond, strict=True):
+            moved = moved.at[end].add(mass)
+        return moved, beyond[0] + beyond[1]
 
     return _by_axis(move, operator, [part.atoms.shape[-1] for part in operator], laws)
 

@@ -1,4 +1,4 @@
-"""Networks that predict returns, and what is greedy by their predictions: actions, and the start stock."""
+"""Networks that predict returns, and which actions are greedy by their predictions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agents.functionals import Functional, initial_stock, statistic
+from agents.functionals import Functional, statistic
 from agents.networks import Head, NetworkConfig, implicit_quantile_network, network
 from agents.value_losses import midpoints
 from envs.spaces import nearest
@@ -150,10 +150,11 @@ def stock_hats(stock: jax.Array, low: np.ndarray, high: np.ndarray, count: int) 
 
     ``max(0, 1 - |stock - z_i| / step)`` at ``count`` points z, ``step`` apart from ``low`` to ``high``: all that a
     function of the stock with kinks at the z needs is a linear layer, where a network on the bare number first has to
-    make the kinks. Beyond the range the outermost hat stays 1 and the scaled stock goes on, ``2 (stock - low) / (high - low) - 1``.
+    make the kinks. Beyond the range the outermost hat stays 1 and the scaled stock, ``2 (stock - low) / (high - low) -
+    1``, goes on for the width of the range once more: a discounted stock grows without bound.
     """
     low, width = jnp.asarray(low), jnp.maximum(jnp.asarray(high) - low, 1e-6)
-    place = (jnp.asarray(stock) - low) / width
+    place = jnp.clip((jnp.asarray(stock) - low) / width, -1.0, 2.0)
     inside = jnp.clip(place, 0.0, 1.0)[..., None] * (count - 1)
     hats = jnp.clip(1 - jnp.abs(inside - jnp.arange(count)), 0.0, 1.0)
     return jnp.concatenate([hats, 2 * place[..., None] - 1], axis=-1)
@@ -186,36 +187,3 @@ def best_actions(utility: jax.Array) -> jax.Array:
     scale = jnp.max(jnp.abs(utility), axis=-1, keepdims=True)
     tied = utility >= jnp.max(utility, axis=-1, keepdims=True) - TIE_TOLERANCE * scale
     return tied / jnp.sum(tied, axis=-1, keepdims=True)
-
-
-def search_stock(
-    returns: ReturnNetwork,
-    params: PyTree,
-    observation: Observation,
-    functional: Functional,
-    grid: jax.Array,
-    *,
-    return_scale: float = 1.0,
-) -> tuple[float, float]:
-    """The start stock that the functional's rule takes from ``grid``, by what the network predicts.
-
-    ``U(c) = max_a K(law of c + G at (s_0, c, a))`` at every ``c`` of the grid, and then
-    ``agents.functionals.initial_stock``. Concrete arrays only.
-
-    Args:
-      returns, params: the network and its parameters, ``state.params["online"]`` of an agent.
-      observation: one observation of a stock-augmented world at its start, without batch axis.
-      functional: the objective.
-      grid: ``[C]``, candidates.
-      return_scale: see ``agents.value_based``.
-
-    Returns:
-      The value of the functional and the stock.
-    """
-    grid = jnp.asarray(grid, jnp.float32)
-    batch = jax.tree.map(lambda x: jnp.broadcast_to(x, (grid.shape[0], *jnp.shape(x))), observation)
-    batch = batch | {"stock": grid, "start_stock": grid}
-    law = returns.law(returns.apply(params, batch))
-    best = jnp.max(utilities(law, batch, functional, return_scale=return_scale), axis=-1)
-    value, index = initial_stock(functional, grid, best)
-    return value, float(grid[index])

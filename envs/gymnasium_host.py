@@ -50,10 +50,26 @@ class _StateLostError(Exception):
     """An object would come back from a pickle without its state."""
 
 
+def _emulator(kind: type, arguments: tuple, options: dict, attributes: dict, state: Any) -> Any:
+    """An emulator made anew and set to a saved state."""
+    world = kind(*arguments, **options)
+    vars(world).update(attributes)
+    world.restore_state(state)
+    return world
+
+
 class _StatePickler(pickle.Pickler):
-    """Refuses objects that pickle their constructor arguments in place of their state (Box2D, MuJoCo, Atari)."""
+    """Refuses objects that pickle their constructor arguments in place of their state (Box2D, MuJoCo).
+
+    Atari's do, too, but their emulator can be asked for its state, random generators included.
+    """
 
     def reducer_override(self, obj):
+        if isinstance(obj, EzPickle) and hasattr(obj, "clone_state") and hasattr(obj, "restore_state"):
+            hidden = ("ale", "_ezpickle_args", "_ezpickle_kwargs")
+            attributes = {name: value for name, value in vars(obj).items() if name not in hidden}
+            state = obj.clone_state(include_rng=True)
+            return _emulator, (type(obj), obj._ezpickle_args, obj._ezpickle_kwargs, attributes, state)
         if isinstance(obj, EzPickle) and type(obj).__getstate__ is EzPickle.__getstate__:
             raise _StateLostError(type(obj).__name__)
         return NotImplemented
@@ -258,7 +274,7 @@ class GymnasiumHost:
         """The whole state of every world, random generators and time limits included.
 
         Returns ``None`` where a world cannot be saved: in another process, not picklable, or pickled by
-        constructor arguments only (Box2D, MuJoCo, Atari).
+        constructor arguments only (Box2D, MuJoCo).
 
         Raises:
           RuntimeError: before the first ``reset``.

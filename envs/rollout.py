@@ -234,7 +234,8 @@ def episode_statistics(trajectory: Trajectory) -> dict[str, jax.Array]:
     """Sums over the episodes that ended in ``trajectory``; ``[]`` each.
 
     ``episodes`` (count), ``return`` (sum of undiscounted ``env`` returns), ``length``, every entry of the world's
-    ``info`` at the last step (``success``, ...), and ``env_steps`` (real steps, ended or not).
+    ``info`` at the last step (``success``, ...) that is one number per step, and ``env_steps`` (real steps, ended or
+    not).
     """
     ended = ((trajectory.terminated | trajectory.truncated) & (trajectory.mask > 0)).astype(jnp.float32)
     sums = {
@@ -243,4 +244,5 @@ def episode_statistics(trajectory: Trajectory) -> dict[str, jax.Array]:
         "return": jnp.sum(ended * trajectory.extras["episode_return"]),
         "length": jnp.sum(ended * trajectory.extras["episode_length"]),
     }
-    return sums | {name: jnp.sum(ended * value) for name, value in trajectory.extras["info"].items()}
+    numbers = {name: value for name, value in trajectory.extras["info"].items() if value.ndim == ended.ndim}
+    return sums | {name: jnp.sum(ended * value) for name, value in numbers.items()}

@@ -33,6 +33,8 @@ from envs.types import Action, Array, Environment, EnvironmentSpec, EnvState, Ob
 
 # Parts of the observation that no network sees.
 HIDDEN = ("start_stock", "steps")
+# Stocks grow by 1 / discount a step. From here on no return can matter any more, and infinity must not come of it.
+LARGEST_STOCK = 1e30
 # The stream of a reset's key that draws the stock; the world inside gets the key unchanged.
 _STOCK = 0x570C
 
@@ -61,14 +63,16 @@ def with_start(observation: dict[str, Array], start: Array, discount: float | ja
     """
     steps = observation["steps"].astype(jnp.float32)
     change = start - observation["start_stock"]
-    growth = jnp.asarray(discount) ** -steps
+    growth = jnp.minimum(jnp.asarray(discount) ** -steps, LARGEST_STOCK)
     growth = growth.reshape(*growth.shape, *(1,) * (change.ndim - growth.ndim))
-    return observation | {"stock": observation["stock"] + growth * change, "start_stock": start}
+    stock = jnp.clip(observation["stock"] + growth * change, -LARGEST_STOCK, LARGEST_STOCK)
+    return observation | {"stock": stock, "start_stock": start}
 
 
 def next_stock(stock: Any, reward: Any, discount: float | jax.Array) -> Any:
-    """``(stock + reward) / discount``, so that ``C_0 + G_0 = discount ** t (C_t + G_t)`` at every step ``t``."""
-    return (stock + reward) / discount
+    """``(stock + reward) / discount``, so that ``C_0 + G_0 = discount ** t (C_t + G_t)`` at every step ``t``, up to
+    ``LARGEST_STOCK`` in size."""
+    return ((stock + reward) / discount).clip(-LARGEST_STOCK, LARGEST_STOCK)
 
 
 @dataclass(frozen=True)
@@ -303,6 +307,10 @@ class StockHost:
         observation = self._host.reset(seed)
         self._begin(np.ones(self.num_envs, bool))
         return self._observe(observation)
+
+    def start_at(self, stock: float | tuple[float, ...] | None) -> None:
+        """Every episode from the next reset on starts with this stock; ``None`` for stocks that are drawn."""
+        self._augmentation = replace(self._augmentation, start=stock)
 
     def step(self, action: Action) -> TimeStep:
         """Steps every world.

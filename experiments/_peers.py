@@ -148,11 +148,51 @@ def sbx(job: dict) -> tuple[Callable[[], int], dict]:
     return piece, _versions("sbx-rl", "stable-baselines3", "jax", "jaxlib", "gymnasium", "numpy")
 
 
+def _off_policy(job: dict, model) -> Callable[[], int]:
+    """Gradient steps alone, ``updates`` a call, on a replay buffer with ``stored`` transitions of random play."""
+    model.learn(job["stored"])
+
+    def piece() -> int:
+        for _ in range(job["calls"]):
+            model.train(gradient_steps=job["updates"], batch_size=job["batch_size"])
+        return job["calls"] * job["updates"]
+
+    return piece
+
+
+def _replay_arguments(job: dict) -> dict:
+    arguments = {"buffer_size": job["capacity"], "gamma": job["discount"]}
+    arguments |= {key: job[key] for key in ("learning_rate", "batch_size")}
+    # Nothing is learned while the buffer is filled.
+    return arguments | {"policy": "MlpPolicy", "env": "CartPole-v1", "seed": 0, "learning_starts": job["stored"] + 1}
+
+
+def sbx_dqn(job: dict) -> tuple[Callable[[], int], dict]:
+    """sbx's DQN, whose network has as many units in both of its layers."""
+    from sbx import DQN
+
+    model = DQN(**_replay_arguments(job), policy_kwargs={"net_arch": list(job["hidden"])})
+    return _off_policy(job, model), _versions("sbx-rl", "stable-baselines3", "jax", "jaxlib", "gymnasium", "numpy")
+
+
+def sb3_qrdqn(job: dict) -> tuple[Callable[[], int], dict]:
+    """sb3-contrib's QR-DQN on the CPU."""
+    import torch
+    from sb3_contrib import QRDQN
+
+    torch.set_num_threads(job["threads"])
+    network = {"net_arch": list(job["hidden"]), "n_quantiles": job["quantiles"]}
+    model = QRDQN(**_replay_arguments(job), device="cpu", policy_kwargs=network)
+    return _off_policy(job, model), _versions("sb3-contrib", "stable-baselines3", "torch", "gymnasium", "numpy")
+
+
 PEERS = {
     "purejaxrl": purejaxrl,
     "gymnax_world": gymnax_world,
     "stable_baselines3": stable_baselines3,
     "sbx": sbx,
+    "sbx_dqn": sbx_dqn,
+    "sb3_qrdqn": sb3_qrdqn,
 }
 
 

@@ -79,3 +79,10 @@ def peer_job(config: ConfigDict, name: str, steps: int, **more: Any) -> dict[str
     }
     keys = ("learning_rate", "epochs", "minibatches", "clip", "entropy_weight", "value_weight", "max_gradient_norm")
     return job | {key: agent[key] for key in keys} | more
+
+
+def replay_job(config: ConfigDict, name: str, **more: Any) -> dict[str, Any]:
+    """The same for a configuration of the value-based family."""
+    agent = config.agent
+    keys = ("learning_rate", "discount", "capacity", "batch_size", "updates", "quantiles")
+    return {"peer": name, "hidden": config.network.hidden} | {key: agent[key] for key in keys} | more

@@ -25,9 +25,14 @@ from agents.networks import NetworkConfig
 from agents.policy_gradient import policy_gradient, policy_network
 from agents.return_networks import return_network
 from agents.value_based import value_based
+from envs.atari_host import atari_host
+from envs.breakout import Breakout
 from envs.envpool_host import EnvPoolHost, boxoban_host
 from envs.functional import make_functional
 from envs.gymnasium_host import GymnasiumHost
+from envs.maze import Maze
+from envs.minigrid_host import MiniGridHost
+from envs.noisy_line import noisy_line
 from envs.sokoban import Sokoban
 from envs.sokoban_solver import demonstrations
 from envs.stock import StockAugmented, StockHost
@@ -38,7 +43,11 @@ from experiments.errors import UserError, unknown
 from experiments.objectives import Objectives
 from rewards import transforms
 from rewards.base import RewardTransform, chain
+from rewards.count_bonus import count_bonus
+from rewards.icm import icm
 from rewards.implicit_prm import implicit_prm
+from rewards.latent_prediction import byol_explore, byol_hindsight
+from rewards.rnd import rnd
 
 # Keys of everything that must not depend on a training seed.
 EVALUATION_SEED, DEMONSTRATION_SEED = 2**31 - 2, 2**31 - 3
@@ -64,8 +73,20 @@ def _sokoban(*, time_limit: int, **arguments) -> Environment:
     return TimeLimit(Sokoban(**arguments), time_limit)
 
 
+def _breakout(*, time_limit: int, **arguments) -> Environment:
+    return TimeLimit(Breakout(**arguments), time_limit)
+
+
 def _gridworld(*, layout: str | tuple[str, ...], slip: float, time_limit: int) -> Environment:
     return TimeLimit(TabularWorld(gridworld(layout, slip=slip)), time_limit)
+
+
+def _maze(*, time_limit: int, **arguments) -> Environment:
+    return TimeLimit(Maze(**arguments), time_limit)
+
+
+def _noisy_line(*, time_limit: int, observation: str = "index", **arguments) -> Environment:
+    return TimeLimit(TabularWorld(noisy_line(**arguments), observation), time_limit)
 
 
 def _gymnasium_table(*, environment_id: str, time_limit: int | None = None, **parameters) -> Environment:
@@ -77,17 +98,27 @@ def _gymnasium_table(*, environment_id: str, time_limit: int | None = None, **pa
 
 PURE_WORLDS: dict[str, Callable[..., Environment]] = {
     "sokoban": _sokoban,
+    "breakout": _breakout,
     "functional": make_functional,
     "gridworld": _gridworld,
     "gymnasium_table": _gymnasium_table,
+    "maze": _maze,
+    "noisy_line": _noisy_line,
 }
 HOST_WORLDS: dict[str, Callable[..., VectorHost]] = {
     "gymnasium": GymnasiumHost,
     "envpool": EnvPoolHost,
     "boxoban": boxoban_host,
+    "minigrid": MiniGridHost,
+    "atari": atari_host,
 }
 REWARDS: dict[str, Callable[..., RewardTransform]] = {
     "implicit_prm": implicit_prm,
+    "count_bonus": count_bonus,
+    "rnd": rnd,
+    "icm": icm,
+    "byol_explore": byol_explore,
+    "byol_hindsight": byol_hindsight,
     "scale": transforms.scale,
     "clip": transforms.clip,
     "normalise": transforms.normalise,
@@ -215,7 +246,7 @@ def _rewards(nested, spec, data, network_config) -> tuple[RewardTransform, list[
         context = {key: value for key, value in context.items() if key in accepted}
         positional = (spec,) if "spec" in accepted else ()
         transforms_by_name[name] = _call(factory, f"rewards.{name}", *positional, **context, **arguments)
-        known_channels.add(arguments.get("channel", name if "spec" in accepted else "env"))
+        known_channels.add(arguments.get("channel", accepted["channel"].default))
     return chain(**transforms_by_name), sorted(known_channels)
 
 

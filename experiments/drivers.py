@@ -24,7 +24,7 @@ from experiments import learn
 from experiments.build import EVALUATION_SEED, World, build_objectives, build_parts, expert_demonstrations
 from experiments.errors import UserError
 from experiments.learn import RunState
-from experiments.objectives import evaluate_objectives
+from experiments.objectives import discounted_returns, evaluate_objectives, initial_stocks, objective_metrics
 
 
 class Member(NamedTuple):
@@ -187,8 +187,6 @@ class HostDriver:
         self._config, self._member = config, member
         values = {name: jnp.float32(value) for name, value in member.values.items()}
         parts = build_parts(config, world.spec, values)
-        if config.evaluation.get("objectives"):
-            raise UserError("evaluation.objectives: host worlds are evaluated by their return; expected no objectives")
         if parts.warm_start is not None:
             raise UserError("warm_start.rooms: host worlds have no expert; expected warm_start.rooms=0")
         self._agent, self._reward = parts.agent, parts.reward
@@ -196,8 +194,10 @@ class HostDriver:
         self._make_host: Callable[[int], VectorHost] = make_host
         self._host = make_host(self._agent.data.batch)
         self._evaluation_host: VectorHost | None = None
-        self._world = world
+        self._objectives = build_objectives(config, world.spec, values)
         agent, reward = parts.agent, parts.reward
+        # Asked only where there are any.
+        objectives: Any = self._objectives
 
         def act(params, carry, observation, key, t, *, greedy):
             action, carry, _ = agent.act(params, carry, observation, jax.random.fold_in(key, t), greedy=greedy)
@@ -217,6 +217,7 @@ class HostDriver:
         self._act = jax.jit(functools.partial(act, greedy=False))
         self._act_evaluation = jax.jit(functools.partial(act, greedy=config.evaluation.greedy))
         self._learn = jax.jit(learn_step, donate_argnums=0)
+        self._initial_stocks = jax.jit(lambda online, observation: initial_stocks(objectives, online, observation))
         self._rollout_key = jax.jit(lambda key, iteration: learn.stream(key, learn.ROLLOUT, iteration))
         self._carry = jax.device_get(agent.initial_carry(agent.data.batch))
 
@@ -281,23 +282,43 @@ class HostDriver:
         settings = self._config.evaluation
         if self._evaluation_host is None:
             self._evaluation_host = self._make_host(settings.episodes)
+        sums = jax.device_get(episode_statistics(self._evaluation_episodes(state)))
+        count = max(float(sums["episodes"]), 1.0)
+        metrics = {name: value / count for name, value in sums.items() if name not in ("episodes", "env_steps")}
+        if self._objectives is not None:
+            metrics |= self._evaluate_objectives(state, self._objectives)
+        return {name: np.asarray([value]) for name, value in metrics.items()}
+
+    @property
+    def _evaluation_seeds(self) -> list[int]:
         # Held-out start states: consecutive seeds from the top of the range, where training's random ones hardly are.
-        seeds = [EVALUATION_SEED - index for index in range(settings.episodes)]
+        return [EVALUATION_SEED - index for index in range(self._config.evaluation.episodes)]
+
+    def _evaluation_episodes(self, state):
+        settings, host = self._config.evaluation, self._evaluation_host
+        assert host is not None
         trajectory = episodes_host(
-            self._evaluation_host,
+            host,
             self._act_evaluation,
             state.agent.params,
             evaluation_key(),
-            seeds=seeds,
+            seeds=self._evaluation_seeds,
             group_size=1,
             length=settings.length,
             initial_carry=jax.device_get(self._agent.initial_carry(settings.episodes)),
         )
-        sums = jax.device_get(episode_statistics(jax.tree.map(jnp.asarray, trajectory)))
-        count = max(float(sums["episodes"]), 1.0)
-        return {
-            name: np.asarray([value / count]) for name, value in sums.items() if name not in ("episodes", "env_steps")
-        }
+        return jax.tree.map(jnp.asarray, trajectory)
+
+    def _evaluate_objectives(self, state, objectives):
+        # Objectives need a stock, and a world with one is a ``StockHost``.
+        host: Any = self._evaluation_host
+        stocks = self._initial_stocks(state.agent.params["online"], host.reset(self._evaluation_seeds))
+        returns = []
+        for stock in np.asarray(stocks):
+            host.start_at(float(stock))
+            returns.append(discounted_returns(self._evaluation_episodes(state), self._config.agent.discount))
+        host.start_at(self._config.environment.stock.get("start"))
+        return jax.device_get(objective_metrics(objectives, stocks, jnp.stack(returns)))
 
     def snapshot(self):
         return self._host.snapshot() if self._agent.data.kind != "episodes" else None

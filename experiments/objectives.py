@@ -13,16 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from agents.base import Agent
-from agents.functionals import FIXED, LARGEST, Functional, statistic
+from agents.functionals import FIXED, Functional, searched_stock, statistic
 from agents.return_networks import ReturnNetwork, utilities
-from envs.stock import StartingAt, StockAugmented
-from envs.types import PyTree
+from envs.stock import StartingAt, StockAugmented, with_start
+from envs.types import Observation, PyTree, Trajectory
 from experiments.learn import evaluation_rollout
 
 # Start states over which the utility of an initial stock is averaged.
 START_STATES = 32
-# Stocks whose objective is this close to the best, relative to it, tie: predictions in 32 bits.
-TIE_TOLERANCE = 1e-5
 
 
 class Objectives(NamedTuple):
@@ -44,28 +42,55 @@ class Objectives(NamedTuple):
 
 
 def predicted_utilities(
-    environment: StockAugmented, objectives: Objectives, functional: Functional, online: PyTree, key: jax.Array
+    objectives: Objectives, functional: Functional, online: PyTree, observation: Observation
 ) -> jax.Array:
-    """``U(c) = mean over start states of max_a E f(c + G)`` at every candidate, by the network; ``[C]``."""
+    """``U(c) = mean over start states of max_a E f(c + G)`` at every candidate, by the network; ``[C]``.
 
-    def at(start_key, stock):
-        return environment.reset_at(start_key, stock)[1]
+    ``observation [S, ...]`` is of episodes at their start, whatever their stocks.
+    """
+    count = observation["stock"].shape[0]
 
-    keys = jax.random.split(key, START_STATES)
-    observation = jax.vmap(lambda stock: jax.vmap(at, (0, None))(keys, stock))(objectives.candidates)
-    observation = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), observation)
-    law = objectives.returns.law(objectives.returns.apply(online, observation))
-    best = jnp.max(utilities(law, observation, functional, return_scale=objectives.return_scale), axis=-1)
-    return jnp.mean(best.reshape(-1, START_STATES), axis=1)
+    def at(stock):
+        # At the start no discount has made the stock grow.
+        return with_start(observation, jnp.full(count, stock), 1.0)
+
+    candidates = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.vmap(at)(objectives.candidates))
+    law = objectives.returns.law(objectives.returns.apply(online, candidates))
+    best = jnp.max(utilities(law, candidates, functional, return_scale=objectives.return_scale), axis=-1)
+    return jnp.mean(best.reshape(-1, count), axis=1)
 
 
-def searched_stock(functional: Functional, stocks: jax.Array, predicted: jax.Array) -> jax.Array:
-    """The largest stock of those that tie for the best ``-c + scale U(c)``; ``[]``, traced."""
-    objective = -stocks + functional.start.scale * predicted
-    objective = objective if functional.start.kind == LARGEST else -objective
-    best = jnp.max(objective)
-    ties = objective >= best - TIE_TOLERANCE * jnp.maximum(1.0, jnp.abs(best))
-    return jnp.max(jnp.where(ties, stocks, -jnp.inf))
+def initial_stocks(objectives: Objectives, online: PyTree, observation: Observation) -> jax.Array:
+    """The stock that each objective starts with, ``[K]``, traced; ``observation`` as in ``predicted_utilities``."""
+
+    def initial(functional: Functional) -> jax.Array:
+        if functional.start.kind == FIXED:
+            return jnp.asarray(functional.start.stock, jnp.float32)
+        if not objectives.use_stock:
+            return jnp.zeros(())
+        predicted = predicted_utilities(objectives, functional, online, observation)
+        return objectives.candidates[searched_stock(functional, objectives.candidates, predicted)[1]]
+
+    return jnp.stack([initial(functional) for functional in objectives.functionals.values()])
+
+
+def discounted_returns(trajectory: Trajectory, discount: float) -> jax.Array:
+    """``sum_t discount^t r_t`` of whole episodes ``[T, B]``; ``[B]``."""
+    powers = discount ** jnp.arange(trajectory.mask.shape[0], dtype=jnp.float32)
+    return jnp.sum(powers[:, None] * trajectory.rewards["env"] * trajectory.mask, axis=0)
+
+
+def objective_metrics(objectives: Objectives, stocks: jax.Array, returns: jax.Array) -> dict[str, jax.Array]:
+    """``objective/NAME``, ``mean/NAME`` (of the return) and ``stock/NAME`` (the initial one) of every objective, and
+    ``objective``, the mean of the first over the names; from ``stocks [K]`` and the realised ``returns [K, N]``."""
+    # By the law's own best stock where it is searched: a badly chosen one is judged by what it led to, not by itself.
+    weights = jnp.full(returns.shape[1], 1 / returns.shape[1])
+    functionals = objectives.functionals
+    values = [statistic(each, paid, weights) for each, paid in zip(functionals.values(), returns, strict=True)]
+    metrics = {"objective": jnp.mean(jnp.stack(values))}
+    for name, value, stock, paid in zip(functionals, values, stocks, returns, strict=True):
+        metrics |= {f"objective/{name}": value, f"mean/{name}": jnp.mean(paid), f"stock/{name}": stock}
+    return metrics
 
 
 def evaluate_objectives(
@@ -79,8 +104,7 @@ def evaluate_objectives(
     length: int,
     greedy: bool,
 ) -> dict[str, jax.Array]:
-    """``objective/NAME``, ``mean/NAME`` (of the return) and ``stock/NAME`` (the initial one) of every objective, and
-    ``objective``, the mean of the first over the names.
+    """``objective_metrics`` of ``num_episodes`` episodes for each objective, in a pure world.
 
     Args:
       environment: the world that was trained in.
@@ -89,14 +113,6 @@ def evaluate_objectives(
       key: of the evaluation; every objective sees the same start states.
       num_episodes, length, greedy: as in ``learn.evaluate_episodes``.
     """
-
-    def initial(functional: Functional) -> jax.Array:
-        if functional.start.kind == FIXED:
-            return jnp.asarray(functional.start.stock, jnp.float32)
-        if not objectives.use_stock:
-            return jnp.zeros(())
-        predicted = predicted_utilities(environment, objectives, functional, params["online"], key)
-        return searched_stock(functional, objectives.candidates, predicted)
 
     def returns_from(stock: jax.Array) -> jax.Array:
         trajectory = evaluation_rollout(
@@ -108,16 +124,8 @@ def evaluate_objectives(
             length=length,
             greedy=greedy,
         )
-        powers = environment.discount ** jnp.arange(length, dtype=jnp.float32)
-        return jnp.sum(powers[:, None] * trajectory.rewards["env"] * trajectory.mask, axis=0)
+        return discounted_returns(trajectory, environment.discount)
 
-    functionals = objectives.functionals
-    stocks = jnp.stack([initial(functional) for functional in functionals.values()])
-    returns = jax.vmap(returns_from)(stocks)
-    # By the law's own best stock where it is searched: a badly chosen one is judged by what it led to, not by itself.
-    weights = jnp.full(num_episodes, 1 / num_episodes)
-    values = [statistic(each, paid, weights) for each, paid in zip(functionals.values(), returns, strict=True)]
-    metrics = {"objective": jnp.mean(jnp.stack(values))}
-    for name, value, stock, paid in zip(functionals, values, stocks, returns, strict=True):
-        metrics |= {f"objective/{name}": value, f"mean/{name}": jnp.mean(paid), f"stock/{name}": stock}
-    return metrics
+    _, observation = jax.vmap(environment.reset)(jax.random.split(key, START_STATES))
+    stocks = initial_stocks(objectives, params["online"], observation)
+    return objective_metrics(objectives, stocks, jax.vmap(returns_from)(stocks))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
 from agents.base import DataSpec
-from agents.credit import from_groups, masked_mean, to_groups
+from agents.credit import from_groups, to_groups
 from envs.types import Trajectory
 from rewards.base import RewardTransform, stateless
+from rewards.moments import merge_moments, no_moments
 
 
 def _channel(trajectory: Trajectory, channel: str) -> jax.Array:
@@ -39,14 +38,6 @@ def clip(channel: str = "env", *, low: float = -1.0, high: float = 1.0) -> Rewar
     return stateless(lambda trajectory: _write(trajectory, channel, jnp.clip(_channel(trajectory, channel), low, high)))
 
 
-class NormaliseState(NamedTuple):
-    """Running count, mean and sum of squared deviations of the values seen; ``[]`` each."""
-
-    count: jax.Array
-    mean: jax.Array
-    squares: jax.Array
-
-
 def normalise(
     channel: str = "env", *, centred: bool = False, minimum_std: float = 1e-4, limit: float | None = 10.0
 ) -> RewardTransform:
@@ -59,33 +50,20 @@ def normalise(
 
     def init_fn(key, **extra):
         del key, extra
-        return NormaliseState(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
+        return no_moments()
 
     def apply_fn(state, trajectory, **extra):
         del extra
         rewards = _channel(trajectory, channel)
-        std = jnp.sqrt(state.squares / jnp.maximum(state.count, 1.0))
         shifted = rewards - state.mean if centred else rewards
-        value = shifted / jnp.maximum(std, minimum_std) * trajectory.mask
+        value = shifted / jnp.maximum(state.std, minimum_std) * trajectory.mask
         if limit is not None:
             value = jnp.clip(value, -limit, limit)
-        return _write(trajectory, channel, value), {"std": std, "mean": state.mean}
+        return _write(trajectory, channel, value), {"std": state.std, "mean": state.mean}
 
     def update_fn(state, trajectory, key, **extra):
         del key, extra
-        rewards, mask = _channel(trajectory, channel), trajectory.mask
-        count = jnp.sum(mask)
-        mean = masked_mean(rewards, mask)
-        squares = jnp.sum(mask * jnp.square(rewards - mean))
-        total = state.count + count
-        delta = mean - state.mean
-        safe = jnp.maximum(total, 1.0)
-        merged = NormaliseState(
-            total,
-            state.mean + delta * count / safe,
-            state.squares + squares + jnp.square(delta) * state.count * count / safe,
-        )
-        return merged, {}
+        return merge_moments(state, _channel(trajectory, channel), trajectory.mask), {}
 
     return RewardTransform(init_fn, apply_fn, update_fn)
 

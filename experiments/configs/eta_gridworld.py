@@ -2,11 +2,28 @@
 
 For the figure family of "Optimizing return distributions with distributional dynamic programming" (Pires et al., 2025,
 JMLR 26(185)): target returns, and the mean against the tail. The layouts are ours (``envs.tabular.LAYOUTS``), not the
-paper's. No rows of it are committed yet, so that nothing is claimed here.
+paper's.
 
 Command:
     python -m experiments.run eta_gridworld[:cvar] --seeds=10
-    python -m experiments.summary eta_gridworld --metric=objective
+    python -m experiments.run eta_gridworld:cvar,stockless,tau_10 --seeds=10
+    python -m experiments.summary eta_gridworld --results --metric=objective
+
+Found after 64,000 environment steps, interquartile mean of 10 seeds, each on 512 episodes, beside the planner's optimum
+(``agents.distributional_planning``); returns spread over 14 (target) and 23 (the others), from smallest to largest
+possible:
+    target           all 11 targets hit exactly, 10 of them by every seed; planner: exactly
+    cvar             tau .1: 0.38, .25: 1.32, .5: 2.47, 1: 3.94; planner 0.60, 1.43, 2.45, 3.86
+    optimistic_cvar  tau .1: 5.97, .25: 5.95, .5: 5.34, 1: 3.94; planner 6.28, 5.92, 5.30, 3.86 (an upper bound); one
+                     seed of ten is far below
+    mean_cvar        2.67; planner 2.61
+    homeostasis      -0.022 [-0.034, -0.012]
+    cvar,stockless   tau .1: -1.06, .25: 0.40, .5: 2.47, 1: 3.94: without the stock the tail is lost, the mean is not
+    target,stockless -3 and 3 are hit, too: in a world without chance whose rewards can be had until the end, an agent
+                     that forgets what it got can put all of it off to the last steps
+A value above the planner's is the draw of the 512 episodes, which all seeds share: its standard error is about 0.1.
+
+Time: 3 to 6 minutes for 10 seeds on 2 cores.
 """
 
 from __future__ import annotations

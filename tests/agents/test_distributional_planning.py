@@ -543,6 +543,25 @@ def test_what_planning_refuses(change, message):
         value_iteration(one_state(TOY, 2), **(PLAIN | change))
 
 
+@pytest.mark.parametrize(
+    ("probability", "message"),
+    [
+        ([0.5, 0.4], r"state 0, action 0: the probabilities sum to 0\.9, expected 1"),
+        ([1.5, -0.5], r"probability\[0, 0, 1\]=-0\.5: expected at least 0"),
+    ],
+)
+def test_no_planner_takes_probabilities_that_are_none(probability, message):
+    model = one_state([[(1, 0.5), (2, 0.5)]], horizon=2)._replace(probability=np.array([[probability]]))
+    arguments = lattice(0, 4), StockGrid(-4, 4)
+    for plan in (
+        partial(value_iteration, model, cvar(0.5)),
+        partial(policy_iteration, model, cvar(0.5)),
+        partial(policy_evaluation, model, np.zeros((1, 9), int)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plan(*arguments)
+
+
 def test_what_evaluation_and_look_ups_refuse():
     model, representation, grid = toy(2)
     with pytest.raises(

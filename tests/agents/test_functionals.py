@@ -1,6 +1,7 @@
 """Objective functionals against hand numbers, their dual forms and the conditions they claim."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from agents.functionals import (
     optimistic_cvar_of,
     quantile,
     require,
+    searched_stock,
     soft_constraints,
     statistic,
     target_return,
@@ -148,6 +150,11 @@ def test_initial_stock_rules():
     assert STOCKS[index] == -4 and value == index
     grid = np.array([[-1.0, -2.0], [-1.0, 0.0]])
     assert initial_stock(homeostasis((1.0, 0.0)), grid, [7.0, 8.0]) == (8.0, 1)
+    # The same rule inside jit; -c + U is 1 where U = c + 1, and the largest of those four stocks is the last.
+    for functional, sign in ((mean_cvar(1.0, 1.0), 1), (optimistic_cvar(1.0), -1)):
+        utilities = STOCKS + sign * (np.arange(21) % 5 == 0)
+        value, place = jax.jit(partial(searched_stock, functional, STOCKS))(utilities)
+        assert (float(value), int(place)) == initial_stock(functional, STOCKS, utilities) == (sign, 20)
     with pytest.raises(
         ValueError, match=r"starts from the stock -4\.5, which is not on the grid; the nearest .* -5\.0"
     ):

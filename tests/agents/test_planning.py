@@ -121,6 +121,20 @@ def test_bad_problems(problem, message):
         value_iteration(one_state([[(1, 1.0)]]), **problem)
 
 
+@pytest.mark.parametrize("plan", [value_iteration, policy_iteration, lambda model: policy_evaluation(model, [[1.0]])])
+@pytest.mark.parametrize(
+    ("probability", "message"),
+    [
+        ([[[0.5, 0.4]]], r"state 0, action 0: the probabilities sum to 0\.9, expected 1"),
+        ([[[1.5, -0.5]]], r"probability\[0, 0, 1\]=-0\.5: expected at least 0"),
+    ],
+)
+def test_probabilities_that_are_none(plan, probability, message):
+    model = one_state([[(1, 0.5), (2, 0.5)]], horizon=2)
+    with pytest.raises(ValueError, match=message):
+        plan(model._replace(probability=np.array(probability)))
+
+
 def test_bad_models_and_policies():
     with pytest.raises(ValueError, match=r"vectors of 2: expected numbers; scalarised"):
         value_iteration(one_state([[((1, 2), 1.0)]], 2))

@@ -1,5 +1,6 @@
 """Stocks along a path and on their grid, and what no law of the return can be stored as."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ def test_stock_plus_return_is_kept_along_a_path(rewards, stock, discount):
     returns = [0.0]
     for reward in reversed(rewards):
         returns.append(reward + discount * returns[-1])
-    returns, now = returns[::-1], stock
+    returns, now = returns[::-1], np.float64(stock)
     for time, later in enumerate(returns):
         scale = abs(stock) + 10 * len(returns)
         assert discount**time * (now + later) == pytest.approx(stock + returns[0], abs=1e-13 * scale)

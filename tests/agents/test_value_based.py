@@ -12,7 +12,7 @@ from agents.base import DataSpec
 from agents.functionals import cvar, expectation, exponential_utility, target_return
 from agents.networks import Head, NetworkConfig, implicit_quantile_network
 from agents.replay import replay_sample
-from agents.return_networks import best_actions, return_network, search_stock, stock_hats, utilities
+from agents.return_networks import best_actions, return_network, stock_hats, utilities
 from agents.value_based import n_step_return, value_based
 from agents.value_losses import midpoints
 from envs.probes import ContinuousTarget, ObservationActionReward
@@ -373,18 +373,6 @@ def test_hats_of_the_stock_by_hand():
     vector = StockAugmented(ObservationActionReward(), 1.0, (-1.0,), (1.0,), channels=("env",))
     params = return_network(vector.spec, LINEAR, stock_features=2).init(KEY)
     assert params["head_advantage"]["kernel"].shape == (1 + 3 + 1, 2)
-
-
-def test_the_start_stock_of_cvar_is_the_largest_maximiser():
-    # G is 0, 1 or 2 with probabilities 1/4, 1/4 and 1/2 whatever is done: CVaR at 1/2 is 1/2, and the quantile is 1.
-    network = return_network(ONE_STEP.spec, LINEAR, head="categorical", atoms=3, value_low=0.0, value_high=2.0)
-    params = jax.tree.map(jnp.zeros_like, network.init(KEY))
-    params["head_advantage"]["bias"] = jnp.log(jnp.array([0.25, 0.25, 0.5] * 2))
-    _, observation = ONE_STEP.reset(KEY)
-    value, stock = search_stock(network, params, observation, cvar(0.5), jnp.linspace(-3, 1, 9))
-    assert value == pytest.approx(0.5, abs=1e-5) and stock == -1.0
-    value, stock = search_stock(network, params, observation, target_return(1.0), jnp.linspace(-3, 1, 9))
-    assert value == pytest.approx(-0.75, abs=1e-5) and stock == -1.0
 
 
 def test_edited_segments_are_those_of_the_world_from_another_start():

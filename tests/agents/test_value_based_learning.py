@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from agents.base import DataSpec
-from agents.functionals import cvar
+from agents.functionals import cvar, initial_stock
 from agents.networks import NetworkConfig
-from agents.return_networks import return_network, search_stock, utilities
+from agents.return_networks import return_network, utilities
 from agents.value_based import value_based
 from envs import probes
 from envs.stock import StockAugmented
@@ -125,9 +125,11 @@ def toy(start=None):
 
 def test_the_stock_decides_between_safe_and_risky():
     agent, network, params = train(toy(), 600, **RISK)
-    _, observation = toy().reset(jax.random.key(0))
-    value, stock = search_stock(network, params["online"], observation, cvar(0.25), jnp.linspace(-4, 0, 17))
-    assert value == pytest.approx(2.0, abs=0.25) and stock == pytest.approx(-2.0, abs=0.51)
+    stocks = jnp.linspace(-4, 0, 17)
+    _, observation = jax.vmap(toy().reset_at, (None, 0))(jax.random.key(0), stocks)
+    law = network.law(network.apply(params["online"], observation))
+    value, index = initial_stock(cvar(0.25), stocks, utilities(law, observation, cvar(0.25)).max(-1))
+    assert value == pytest.approx(2.0, abs=0.25) and stocks[index] == pytest.approx(-2.0, abs=0.51)
     # From -2 the certain reward twice; so deep down that everything is a loss, the mean alone counts.
     safe, risky = (greedy_return(toy(start), agent, params, 512) for start in (-2.0, -12.0))
     assert safe == pytest.approx(2.0, abs=1e-6)

@@ -1,4 +1,4 @@
-"""The benchmark: taking turns, ratios by hand, mistakes, tiny cases, and that both fused loops do the house's work."""
+"""The benchmark: taking turns, ratios by hand, mistakes, tiny cases, and that the other sides do the house's work."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import benchmark
+from agents.distributional_planning import value_iteration
+from agents.functionals import cvar
+from agents.return_laws import StockGrid, categorical, lattice
+from envs.tabular import gridworld
+from experiments import _numpy_planner, benchmark
 from experiments._fused import fused_chunk, fused_state
-from experiments.benchmark_cases import CASES, loaded, scan_driver
-from experiments.benchmark_peers import peer, peer_job
+from experiments.benchmark_cases import CASES, gradient_steps, loaded, scan_driver
+from experiments.benchmark_peers import peer, peer_job, replay_job
 from experiments.benchmark_timing import Comparison, Sample, compared, in_turns, timed
 from experiments.drivers import seed_key
 from experiments.errors import UserError
@@ -224,6 +228,18 @@ def test_a_peer_gets_the_houses_numbers(checkout):
             raise AssertionError("it is not ready")
 
 
+def test_a_peer_that_replays_gets_the_houses_numbers():
+    config = loaded("dqn_cartpole:qrdqn", agent__batch_size=8, agent__quantiles=5, network__hidden=(4, 4))
+    job = replay_job(config, "sb3_qrdqn", calls=3)
+    numbers = {"batch_size": 8, "quantiles": 5, "hidden": (4, 4), "calls": 3, "capacity": 100_000, "discount": 0.99}
+    assert job["peer"] == "sb3_qrdqn" and numbers.items() <= job.items() and job["updates"] == config.agent.updates
+
+
+def test_gradient_steps_are_counted_over_the_seeds():
+    config = loaded("dqn_cartpole", agent__updates=3, agent__batch_size=4, agent__learning_starts=16)
+    assert gradient_steps(config, steps=6, stored=64, seeds=5)().steps == 5 * 6
+
+
 # --- cases ---------------------------------------------------------------------------------------------
 
 
@@ -232,7 +248,14 @@ def test_a_peer_gets_the_houses_numbers(checkout):
     [
         ("fused_grpo", ["grpo"], 0.9, {"iterations", "slots_per_iteration"}),
         ("host", ["share_of_raw_world"], None, set()),
+        ("replay", ["seeds"], None, set()),
         ("compile", ["ppo_cartpole:native,smoke"], None, {"seconds_cold", "seconds_warm", "peak_mebibytes"}),
+        (
+            "planner",
+            ["lattice", "categorical"],
+            None,
+            {"backups", "bytes_per_backup", "copied_gigabytes_per_second", "share_of_bandwidth"},
+        ),
     ],
 )
 def test_a_tiny_case_prints_one_object(case, names, target, details, capsys, tmp_path, monkeypatch):
@@ -247,10 +270,10 @@ def test_a_tiny_case_prints_one_object(case, names, target, details, capsys, tmp
     assert record["case"] == case and record["tiny"] is True
     assert {"commit", "versions", "device", "device_count", "cores", "load_average"} <= set(record["machine"])
     assert [comparison["name"] for comparison in record["comparisons"]] == names
-    [comparison] = record["comparisons"]
-    assert comparison["pairs"] == 1 and comparison["target"] == target and set(comparison["details"]) == details
-    assert comparison["ours_median"] > 0 and comparison["reference_median"] > 0
-    assert comparison["ratio"] == comparison["ours_median"] / comparison["reference_median"]
+    for comparison in record["comparisons"]:
+        assert comparison["pairs"] == 1 and comparison["target"] == target and set(comparison["details"]) == details
+        assert comparison["ours_median"] > 0 and comparison["reference_median"] > 0
+        assert comparison["ratio"] == comparison["ours_median"] / comparison["reference_median"]
 
 
 # --- the same work -------------------------------------------------------------------------------------
@@ -278,6 +301,29 @@ def test_the_fused_loop_learns_what_the_house_learns(method):
     assert min(solved) > 0
     for before, after in zip(jax.tree.leaves(start), jax.tree.leaves(fused.params), strict=True):
         assert np.max(np.abs(after - before)) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("representation", "discount"),
+    [(lattice(-6, 9), 1.0), (categorical(-6, 9, 16), 1.0), (categorical(-6, 9, 16), 0.9)],
+)
+def test_the_planner_in_numpy_finds_the_houses_policy_and_laws(representation, discount):
+    """Several outcomes, episodes that end, rewards of both signs, stocks and returns beyond their grids."""
+    model = gridworld(["S-+", "+-G"], slip=0.3, horizon=4)
+    model, grid = model._replace(reward=3 * model.reward - 1), StockGrid(-9, 7)
+    plan = value_iteration(model, cvar(0.3), representation, grid, discount=discount)
+    policy, laws, values = _numpy_planner.value_iteration(
+        model,
+        lambda x: np.minimum(x, 0),
+        plan.stocks,
+        plan.particles,
+        discount=discount,
+        horizon=model.horizon,
+    )
+    assert (plan.left_support > 0.01).any() and (plan.left_stock > 0.1).any()
+    np.testing.assert_array_equal(plan.policy, policy)
+    np.testing.assert_allclose(plan.laws, laws, atol=1e-6)
+    np.testing.assert_allclose(plan.values, values, atol=1e-5)
 
 
 def test_the_fused_loop_refuses_another_algorithm():

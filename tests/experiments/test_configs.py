@@ -10,13 +10,21 @@ import pytest
 
 from experiments import learn, registry, results
 from experiments.build import build_parts, build_world
-from experiments.configs import oprl_sokoban
+from experiments.configs import dqn_cartpole, oprl_sokoban
 from experiments.list import main as list_main
 from experiments.run import checked_world, main
 from experiments.sweep import ranking
 
 NAMES = registry.names()
 VARIANTS = [f"{name}:{token}" for name in NAMES for token in ("", *registry.module_of(name).VARIANTS)]
+
+
+@pytest.fixture(autouse=True)
+def packages_of_worlds(request):
+    """Skips what needs a package of an extra that is not there."""
+    name = getattr(request.node, "callspec", None) and request.node.callspec.params.get("name", "")
+    if name and name.startswith("qrdqn_lunarlander"):
+        pytest.importorskip("Box2D", reason="the extra box2d is not installed")
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -161,3 +169,13 @@ def test_the_learning_rate_on_rgb_is_the_best_of_the_committed_sweep(method):
     best = ranking(points, "success", "auc")[0]
     assert best["seeds"] == 2 and len(results.variants_of(points)) == 3
     assert best["variant"].endswith(f"+agent.learning_rate={oprl_sokoban.TUNED_ON_RGB[method]}")
+
+
+@pytest.mark.parametrize("method", dqn_cartpole.TUNED)
+def test_the_values_on_cartpole_are_the_best_of_the_committed_sweep(method):
+    rows = results.read_rows(results.committed_file("dqn_cartpole_tuning"))
+    points = [row for row in rows if row["variant"].startswith(f"{method}+sweep+")]
+    best = ranking(points, "return", "auc")[0]
+    learning_rate, n_step = dqn_cartpole.TUNED[method]
+    assert best["seeds"] == 2 and len(results.variants_of(points)) == 4
+    assert best["variant"].split("+sweep+")[1] == f"agent.learning_rate={learning_rate}+agent.n_step={n_step}"

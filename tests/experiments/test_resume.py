@@ -17,6 +17,7 @@ import pytest
 
 from experiments import registry, run, train
 from experiments.build import build_world
+from experiments.configs._common import entry
 from experiments.drivers import HostDriver, ScanDriver, drivers
 from experiments.errors import UserError
 from experiments.train import PROLONGABLE, StopRequested
@@ -115,6 +116,15 @@ def normalised():
     return config
 
 
+def curious(kind, **arguments):
+    """A curiosity beside the reward, with a value head of its own that does not end with the episodes."""
+    config = corridor.with_critic()
+    config.credit.curiosity = entry("gae", "curiosity", 0.5, discount=0.9, trace=0.9, episodic=False)
+    config.rewards.curiosity = {"kind": kind, **arguments}
+    return config
+
+
+SIZES = {"embedding_size": 4, "memory_size": 4, "hidden_size": 4, "latent_size": 2, "noise_size": 2, "horizon": 2}
 RUNS = {
     "without a critic, two seeds": (corridor.without_critic, (0, 1)),
     "critic, normalised reward": (normalised, (0,)),
@@ -128,6 +138,9 @@ RUNS = {
         lambda: corridor.process(form="centred", replay=3, updates=2, score="before"),
         (0,),
     ),
+    "episodic counts": (lambda: curious("count_bonus", identify="hash", bits=6, episodic=True), (0,)),
+    "random network distillation": (lambda: curious("rnd", embedding_size=4), (0,)),
+    "curiosity in hindsight, two seeds": (lambda: curious("byol_hindsight", **SIZES), (0, 1)),
     "prioritised replay, two seeds": (corridor.with_replay, (0, 1)),
     "replay on the host": (replay_on_the_host, (0,)),
     "host with a snapshot": (on_the_host, (0,)),

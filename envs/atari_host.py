@@ -1,0 +1,78 @@
+"""Atari games as a host, by the protocol with sticky actions (Machado et al., 2018); needs the extra ``atari``."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import gymnasium
+import numpy as np
+
+from envs.gymnasium_host import GymnasiumHost
+
+
+class _ChannelsLast(gymnasium.ObservationWrapper):
+    """Stacked frames ``[frames, height, width]`` as the image ``[height, width, frames]``."""
+
+    def __init__(self, env: gymnasium.Env):
+        super().__init__(env)
+        space = env.observation_space
+        assert isinstance(space, gymnasium.spaces.Box)
+        self.observation_space = gymnasium.spaces.Box(
+            np.moveaxis(space.low, 0, -1), np.moveaxis(space.high, 0, -1), dtype=np.uint8
+        )
+
+    def observation(self, observation):
+        return np.moveaxis(np.asarray(observation), 0, -1)
+
+
+def atari_host(
+    game: str,
+    num_envs: int,
+    *,
+    sticky: float = 0.25,
+    frame_skip: int = 4,
+    frames: int = 4,
+    size: int = 84,
+    time_limit: int = 27_000,
+) -> GymnasiumHost:
+    """``num_envs`` worlds of ``game``.
+
+    A step is ``frame_skip`` frames, of which the pixel-wise maximum of the last two is seen, in grey, ``size`` pixels
+    wide and high; an observation is the last ``frames`` of these, ``uint8 [size, size, frames]``. Before every frame
+    the emulator repeats the action before with probability ``sticky``. The loss of a life ends nothing.
+
+    Args:
+      game: as in the identifier ``ALE/Pong-v5``, without what is around it.
+      num_envs: ``B``.
+      sticky, frame_skip, frames, size: see above.
+      time_limit: steps after which an episode is truncated.
+
+    Raises:
+      ValueError: an unknown game, or numbers out of range.
+      ImportError: the extra ``atari`` is not installed.
+    """
+    for name, value in {"frame_skip": frame_skip, "frames": frames, "size": size, "time_limit": time_limit}.items():
+        if value < 1:
+            raise ValueError(f"{name}={value}: expected at least 1")
+    if not 0 <= sticky <= 1:
+        raise ValueError(f"sticky={sticky}: expected a probability from 0 to 1")
+    try:
+        import ale_py
+        import cv2  # noqa: F401  (what resizes the frames)
+    except ImportError as error:
+        hint = "it comes with the extra 'atari': pip install -e '.[atari]'"
+        raise ImportError(f"game={game!r}: {error}; {hint}") from error
+    gymnasium.register_envs(ale_py)
+    wrappers = gymnasium.wrappers
+    return GymnasiumHost(
+        f"ALE/{game}-v5",
+        num_envs,
+        make_kwargs={"frameskip": 1, "repeat_action_probability": sticky},
+        wrappers=(
+            partial(wrappers.AtariPreprocessing, noop_max=0, frame_skip=frame_skip, screen_size=size),
+            partial(wrappers.FrameStackObservation, stack_size=frames),
+            _ChannelsLast,
+            partial(wrappers.TimeLimit, max_episode_steps=time_limit),
+        ),
+        finite=False,
+    )

@@ -1,0 +1,331 @@
+"""MiniGrid's worlds as a ``VectorHost`` (extra ``text``), with messages about what happened and noise on demand.
+
+gymnasium runs the worlds (``GymnasiumHost``). Two wrappers around each of them add what MiniGrid does not have: a line
+of text for every event, such as "You picked up the yellow key", and a layer of random bits. The mission is dropped: in
+the worlds of ``TASKS`` it is the same in every episode, or names the only ball there is.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from envs.gymnasium_host import GymnasiumHost
+from envs.spaces import nearest
+from envs.types import Action, Array, EnvironmentSpec, Observation, TimeStep
+
+TASKS = {
+    "KeyCorridorS3R3": "MiniGrid-KeyCorridorS3R3-v0",
+    "DoorKey-8x8": "MiniGrid-DoorKey-8x8-v0",
+    # MiniGrid's own v0 has six rooms.
+    "MultiRoom-N4-S5": "MiniGrid-MultiRoom-N4-S5-v1",
+    "Dynamic-Obstacles-8x8": "MiniGrid-Dynamic-Obstacles-8x8-v0",
+}
+"""MiniGrid's identifiers by the names of the worlds here."""
+
+MESSAGE_LENGTH = 64
+"""Bytes of a message; shorter ones are filled with 0."""
+
+NOISES = ("none", "pixel", "on_demand")
+IMAGES = ("one_hot", "integers")
+# How many types, colours and states of a cell there are.
+_SIZES = (11, 6, 3)
+_FORWARD, _DONE = 2, 6
+
+
+def encode_message(text: str) -> np.ndarray:
+    """``text`` as ``uint8 [MESSAGE_LENGTH]``, filled with 0; all 0 for no message.
+
+    Raises:
+      ValueError: more than ``MESSAGE_LENGTH`` bytes.
+    """
+    data = text.encode()
+    if len(data) > MESSAGE_LENGTH:
+        raise ValueError(f"message {text!r} has {len(data)} bytes: expected at most {MESSAGE_LENGTH}")
+    return np.frombuffer(data.ljust(MESSAGE_LENGTH, b"\0"), np.uint8).copy()
+
+
+def decode_message(message: Array) -> str:
+    """The text of one message, ``uint8 [MESSAGE_LENGTH]``."""
+    return np.asarray(message, np.uint8).tobytes().rstrip(b"\0").decode()
+
+
+class _Events(gymnasium.Wrapper):
+    """Says what happened in ``observation["message"]`` and drops the mission; ``info`` gets ``success``.
+
+    An episode is a success where it ends with a positive reward. A world that ends in the last step of its time is
+    terminated, not truncated.
+    """
+
+    def __init__(self, env: gymnasium.Env):
+        super().__init__(env)
+        parts = dict(env.observation_space.spaces)
+        del parts["mission"]
+        message = spaces.Box(0, 255, (MESSAGE_LENGTH,), np.uint8)
+        self.observation_space = spaces.Dict(parts | {"message": message})
+
+    def reset(self, *, seed=None, options=None):
+        observation, info = self.env.reset(seed=seed, options=options)
+        return self._observed(observation, ""), info
+
+    def step(self, action):
+        world = self.env.unwrapped
+        ahead, carried = world.grid.get(*world.front_pos), world.carrying
+        door = (ahead.is_open, ahead.is_locked) if ahead is not None and ahead.type == "door" else None
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        text = _event(world, int(action), ahead, carried, door, reward, terminated)
+        success = bool(terminated and reward > 0)
+        return (
+            self._observed(observation, text),
+            reward,
+            terminated,
+            truncated and not terminated,
+            info | {"success": success},
+        )
+
+    def _observed(self, observation, text):
+        return {
+            "image": observation["image"],
+            "direction": observation["direction"],
+            "message": encode_message(text),
+        }
+
+
+def _event(
+    world: Any,
+    action: int,
+    ahead: Any,
+    carried: Any,
+    door: tuple[bool, bool] | None,
+    reward: float,
+    terminated: bool,
+) -> str:
+    """What a step did, in words; ``""`` where it was a walk, a turn or nothing.
+
+    Args:
+      world: after the step.
+      action: of the step.
+      ahead, carried: what was in front of the agent and in its hands before the step, or ``None``.
+      door: whether the door ahead was open and locked before the step; ``None`` where there was none.
+      reward, terminated: of the step.
+    """
+    if world.carrying is not carried:
+        if carried is None:
+            return f"You picked up the {world.carrying.color} {world.carrying.type}"
+        return f"You dropped the {carried.color} {carried.type}"
+    if ahead is None:
+        return ""
+    if action == _FORWARD and terminated:
+        if ahead.type == "lava":
+            return "You fell into the lava"
+        return f"You reached the {ahead.color} goal" if reward > 0 else f"You ran into the {ahead.color} {ahead.type}"
+    toggles = action == world.actions.toggle
+    if door is not None and toggles:
+        was_open, was_locked = door
+        if was_locked:
+            return f"The {ahead.color} door is locked" if ahead.is_locked else f"You unlocked the {ahead.color} door"
+        return f"The {ahead.color} door closes" if was_open else f"The {ahead.color} door opens"
+    if ahead.type == "box" and toggles:
+        return f"The {ahead.color} box opens"
+    return ""
+
+
+class _Noise(gymnasium.Wrapper):
+    """Adds ``observation["noise"]``, a layer of random bits where it is shown and 0 elsewhere.
+
+    The bits are drawn from a generator of the wrapper's own, seeded with the world, which plays the same game with
+    and without it.
+    """
+
+    def __init__(self, env: gymnasium.Env, noise: str, probability: float):
+        super().__init__(env)
+        self._noise, self._probability = noise, probability
+        self._shape = env.observation_space["image"].shape[:2]
+        layer = spaces.Box(0, 1, self._shape, np.uint8)
+        self.observation_space = spaces.Dict(dict(env.observation_space.spaces) | {"noise": layer})
+        self._generator = np.random.default_rng()
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            # Another stream than the world's, which is seeded with the same number.
+            self._generator = np.random.default_rng((seed, 1))
+        observation, info = self.env.reset(seed=seed, options=options)
+        return self._observed(observation, on_demand=False), info
+
+    def step(self, action):
+        observation, *rest = self.env.step(action)
+        return self._observed(observation, on_demand=int(action) == _DONE), *rest
+
+    def _observed(self, observation, on_demand):
+        shown = on_demand if self._noise == "on_demand" else self._generator.random() < self._probability
+        bits = (
+            self._generator.integers(2, size=self._shape, dtype=np.uint8) if shown else np.zeros(self._shape, np.uint8)
+        )
+        return observation | {"noise": bits}
+
+
+class MiniGridHost:
+    """``num_envs`` worlds of one task of MiniGrid, in numpy; resets in the same step.
+
+    Observation: ``image``, what the agent sees of the 7x7 cells ahead of it, and ``direction``, ``Discrete(4)``.
+
+    ``info["success"]`` is 1 in the step that ends an episode with a positive reward. With ``messages``,
+    ``info["message"]`` is the text of the step's event, ``uint8 [B, MESSAGE_LENGTH]``, for a reward transform to read
+    from ``trajectory.extras["info"]``; no policy sees it, and it is no measure of an episode, so that ``spec.info``
+    does not name it. The messages: "You picked up the COLOUR THING", "You dropped the COLOUR THING", "The COLOUR door
+    opens", "... closes", "... is locked", "You unlocked the COLOUR door", "The COLOUR box opens", "You reached the
+    COLOUR goal", "You ran into the COLOUR THING" (where that ends the episode) and "You fell into the lava".
+
+    Args:
+      num_envs: ``B``.
+      task: a name of ``TASKS``, or an identifier of MiniGrid, whose mission must not matter.
+      image: ``one_hot``: ``uint8 [7, 7, 20]``, type, colour and state of a cell; ``integers``: ``uint8 [7, 7, 3]``,
+        as MiniGrid has it, with the bounds of each, by which networks divide.
+      noise: ``none``; ``pixel``: one more channel of the image shows fair random bits with ``pixel_probability``,
+        independently in every frame, and 0 otherwise; ``on_demand``: it shows them whenever the action is ``done``,
+        which does nothing else.
+      pixel_probability: of a noisy frame where ``noise`` is ``pixel``.
+      messages: whether there is ``info["message"]``.
+      max_episode_steps: another time limit than MiniGrid's own.
+
+    Raises:
+      ImportError: MiniGrid is missing.
+      TypeError, ValueError: an argument out of its range, or noise on demand in a world without the action ``done``.
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        *,
+        task: str = "KeyCorridorS3R3",
+        image: str = "one_hot",
+        noise: str = "none",
+        pixel_probability: float = 0.25,
+        messages: bool = False,
+        max_episode_steps: int | None = None,
+    ):
+        for name, value, known in (("image", image, IMAGES), ("noise", noise, NOISES)):
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}: {nearest(value, known)}; all: {', '.join(known)}")
+        if not 0 <= pixel_probability <= 1:
+            raise ValueError(f"pixel_probability={pixel_probability}: expected a probability from 0 to 1")
+        if task not in TASKS and not task.startswith("MiniGrid-"):
+            raise ValueError(f"unknown task {task!r}: {nearest(task, TASKS)}; all: {', '.join(TASKS)}")
+        _import_minigrid()
+        make_kwargs: dict[str, Any] = {"disable_env_checker": True}
+        if max_episode_steps is not None:
+            if isinstance(max_episode_steps, bool) or not isinstance(max_episode_steps, int):
+                raise TypeError(f"max_episode_steps={max_episode_steps!r}: expected an integer, at least 1")
+            if max_episode_steps < 1:
+                raise ValueError(f"max_episode_steps={max_episode_steps}: expected at least 1")
+            make_kwargs["max_steps"] = max_episode_steps
+        wrappers: list[Callable[[gymnasium.Env], gymnasium.Env]] = [_Events]
+        if noise != "none":
+            wrappers.append(partial(_Noise, noise=noise, probability=pixel_probability))
+        limits: set[int] = set()
+
+        def note_limit(env: gymnasium.Env) -> gymnasium.Env:
+            # MiniGrid counts its steps itself, so that gymnasium's registry does not know the limit.
+            limits.add(env.unwrapped.max_steps)
+            return env
+
+        self._worlds = GymnasiumHost(
+            TASKS.get(task, task),
+            num_envs,
+            make_kwargs=make_kwargs,
+            wrappers=[note_limit, *wrappers],
+            info_keys={"success": "success"},
+        )
+        self._one_hot, self._messages = image == "one_hot", messages
+        spec = self._worlds.spec
+        if noise == "on_demand" and spec.action_space.n <= _DONE:
+            raise ValueError(
+                f"noise='on_demand': {task} has {spec.action_space.n} actions and not the action done; "
+                "the nearest choice is 'pixel'"
+            )
+        side = spec.observation_space["image"].shape[:2]
+        high = np.ones(sum(_SIZES), np.uint8) if self._one_hot else np.array(_SIZES, np.uint8) - 1
+        if noise != "none":
+            high = np.append(high, np.uint8(1))
+        box = spaces.Box(
+            np.zeros((*side, len(high)), np.uint8), np.broadcast_to(high, (*side, len(high))), dtype=np.uint8
+        )
+        self._spec = replace(
+            spec,
+            observation_space=spaces.Dict({"image": box, "direction": spec.observation_space["direction"]}),
+            max_episode_steps=limits.pop(),
+        )
+
+    @property
+    def spec(self) -> EnvironmentSpec:
+        return self._spec
+
+    @property
+    def num_envs(self) -> int:
+        return self._worlds.num_envs
+
+    def reset(self, seed: int | Sequence[int]) -> Observation:
+        """Starts every world; an integer seeds world i with ``seed + i``, a sequence seeds each."""
+        return self._observe(self._worlds.reset(seed))
+
+    def step(self, action: Action) -> TimeStep:
+        """Steps every world; arrays ``[B, ...]``.
+
+        Raises:
+          ValueError: an action of another shape.
+        """
+        timestep = self._worlds.step(action)
+        observation, final = self._observe(timestep.observation), timestep.final_observation
+        # What was said in this step is in the final observation; the next one may follow a reset.
+        message = {"message": final["message"]} if self._messages else {}
+        return timestep._replace(
+            observation=observation,
+            final_observation=observation if final is timestep.observation else self._observe(final),
+            info=timestep.info | message,
+        )
+
+    def _observe(self, batch: dict[str, np.ndarray]) -> Observation:
+        image = batch["image"]
+        if self._one_hot:
+            image = np.concatenate(
+                [np.eye(size, dtype=np.uint8)[image[..., part]] for part, size in enumerate(_SIZES)], axis=-1
+            )
+        if "noise" in batch:
+            image = np.concatenate([image, batch["noise"][..., None]], axis=-1)
+        return {"image": image, "direction": batch["direction"]}
+
+    def snapshot(self) -> bytes | None:
+        """The whole state of every world, random generators and time limits included.
+
+        Raises:
+          RuntimeError: before the first ``reset``.
+        """
+        return self._worlds.snapshot()
+
+    def restore(self, snapshot: bytes) -> Observation:
+        """Continues from ``snapshot``; returns the observation the policy sees next.
+
+        Raises:
+          ValueError: the snapshot is of another task or another number of worlds.
+        """
+        return self._observe(self._worlds.restore(snapshot))
+
+    def close(self) -> None:
+        self._worlds.close()
+
+
+def _import_minigrid() -> None:
+    """Registers MiniGrid's worlds."""
+    try:
+        importlib.import_module("minigrid")
+    except ImportError as error:
+        raise ImportError(
+            f"MiniGrid is missing ({error}); it comes with the extra 'text': pip install -e '.[text]'"
+        ) from error

@@ -1,0 +1,68 @@
+"""The eta-network on gymnasium's slippery CliffWalking: the mean against the tail where a safe way exists.
+
+For the risk figures of "Optimizing return distributions with distributional dynamic programming" (Pires et al., 2025,
+JMLR 26(185)), on a world of gymnasium's. Its slips go sideways only, so that a way without falls exists, and the
+planner finds one policy that is optimal for the mean and for every share down to 0.1
+(``notebooks/distributional_dp.ipynb``). No rows of it are committed yet, so that nothing is claimed of the agent.
+
+Command:
+    python -m experiments.run eta_cliffwalking --seeds=5
+    python -m experiments.summary eta_cliffwalking --metric=objective
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from experiments.configs._common import one_of, value_based_config
+
+LEVELS = (0.1, 0.25, 0.5, 1.0)
+HORIZON = 100
+VARIANTS = {
+    "cvar": "the mean of the worst share of the returns (the default)",
+    "stockless": "for comparison: greedy for the worst tenth of the return to come, without stock",
+    "smoke": "seconds: a few iterations of a small batch",
+}
+REPRODUCES = "Pires et al. 2025 (JMLR 26(185)): risk on gymnasium's CliffWalking-v1, slippery"
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The configuration of ``variant``; 512,000 environment steps."""
+    tokens = [token for token in variant.split(",") if token]
+    one_of(tokens, ("cvar",), "cvar")
+    config = value_based_config()
+    config.iterations, config.evaluate_every = 2000, 200
+    config.environment = {
+        "kind": "gymnasium_table",
+        "environment_id": "CliffWalking-v1",
+        "is_slippery": True,
+        "time_limit": HORIZON,
+    }
+    # What a return may lack of 0 before the tail alone counts: a fall costs 100.
+    config.environment.stock = {"low": 0.0, "high": 120.0, "horizon": HORIZON}
+    config.data = {"kind": "replay", "length": 16, "batch": 16, "group_size": 1}
+    config.rewards.env = {"kind": "scale", "channel": "env", "factor": 0.05}
+    agent = config.agent
+    agent.functional = {"kind": "cvar", "level": 0.1}
+    agent.return_scale = 20.0
+    agent.head, agent.quantiles, agent.huber = "quantile", 32, 0.1
+    agent.discount = 1.0
+    agent.stock_features, agent.stock_edits = 25, 7
+    agent.updates, agent.batch_size, agent.target_rate = 8, 64, 0.01
+    agent.epsilon_steps = 200_000.0
+    config.evaluation = {"episodes": 512, "length": HORIZON, "greedy": True, "metric": "objective"}
+    config.evaluation.candidates = 121
+    config.evaluation.objectives = {f"tau_{level:.0%}"[:-1]: {"kind": "cvar", "level": level} for level in LEVELS}
+    if "stockless" in tokens:
+        agent.use_stock, agent.stock_features, agent.stock_edits = False, 0, 0
+        config.evaluation.objectives = {"tau_10": {"kind": "cvar", "level": 0.1}}
+    if "smoke" in tokens:
+        config.iterations, config.evaluate_every = 4, 2
+        agent.learning_starts, agent.updates, agent.batch_size = 256, 2, 16
+        config.evaluation.episodes = 16
+    return config
+
+
+def get_sweep() -> dict[str, list]:
+    """Learning rates and how fast the target network follows."""
+    return {"agent.learning_rate": [3e-4, 1e-3], "agent.target_rate": [0.005, 0.02]}

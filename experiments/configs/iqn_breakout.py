@@ -1,0 +1,44 @@
+"""The DQN family on Breakout by MinAtar's rules, inside jit, through a convolution. No rows of it are committed yet.
+
+Command:
+    python -m experiments.run iqn_breakout[:dqn,double,...] --seeds=5
+    python -m experiments.summary iqn_breakout --metric=return --threshold=10
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from experiments.configs._common import choose_value_based, value_based_config, value_based_variants
+
+# An implicit head has no dueling form.
+VARIANTS = {name: about for name, about in value_based_variants("iqn").items() if name != "dueling"}
+VARIANTS |= {"smoke": "seconds: a few iterations of a small batch"}
+REPRODUCES = "IQN (Dabney et al., 2018), DQN, C51 and QR-DQN on MinAtar's Breakout (arXiv 1903.03176), rebuilt in JAX"
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The configuration of ``variant``; 512,000 environment steps."""
+    tokens = [token for token in variant.split(",") if token]
+    config = value_based_config()
+    config.iterations, config.evaluate_every = 8000, 800
+    config.data = {"kind": "replay", "length": 4, "batch": 16, "group_size": 1}
+    config.environment = {"kind": "breakout", "sticky": 0.1, "time_limit": 1000}
+    config.network.channels, config.network.strides, config.network.hidden = (16,), (1,), (128,)
+    agent = config.agent
+    choose_value_based(config, tokens, "iqn")
+    agent.updates, agent.batch_size, agent.learning_rate = 16, 32, 3e-4
+    agent.quantiles, agent.n_step, agent.learning_starts = 16, 3, 5_000
+    agent.value_low, agent.value_high = 0.0, 20.0
+    agent.epsilon_steps, agent.epsilon_end = 100_000.0, 0.02
+    config.evaluation = {"episodes": 64, "length": 1000, "greedy": True, "metric": "return"}
+    if "smoke" in tokens:
+        config.iterations, config.evaluate_every = 4, 2
+        agent.learning_starts, agent.updates, agent.batch_size = 64, 2, 8
+        config.evaluation.episodes, config.evaluation.length = 4, 100
+    return config
+
+
+def get_sweep() -> dict[str, list]:
+    """Learning rates and how fast the target network follows."""
+    return {"agent.learning_rate": [1e-4, 3e-4, 1e-3], "agent.target_rate": [0.005, 0.02]}

@@ -1,0 +1,81 @@
+"""The DQN family on LunarLander-v3 (extra box2d): quantiles of the return on a host world. No rows of it are committed
+yet.
+
+Command:
+    python -m experiments.run qrdqn_lunarlander[:dqn,double,...] --seeds=5
+    python -m experiments.peers qrdqn_lunarlander:sb3_dqn --peer-python=PYTHON --seeds=5     (sb3_qrdqn: sb3-contrib's)
+    python -m experiments.summary qrdqn_lunarlander --metric=return --threshold=200
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from experiments.configs._common import choose_value_based, value_based_config, value_based_variants
+
+VARIANTS = value_based_variants("qrdqn") | {"smoke": "seconds: a few iterations of a small batch"}
+REPRODUCES = "QR-DQN (Dabney et al., 2018), DQN, C51 and IQN on gymnasium LunarLander-v3: return above 200"
+# What rl-baselines3-zoo documents as tuned for stable-baselines3 on this world (version 2 of it).
+PEERS = {
+    "sb3_dqn": {
+        "learning_rate": 6.3e-4,
+        "batch_size": 128,
+        "buffer_size": 50_000,
+        "learning_starts": 0,
+        "gamma": 0.99,
+        "target_update_interval": 250,
+        "train_freq": 4,
+        "gradient_steps": -1,
+        "exploration_fraction": 0.12,
+        "exploration_final_eps": 0.1,
+        "net_arch": (256, 256),
+    },
+    "sb3_qrdqn": {
+        "learning_rate": 1.5e-3,
+        "anneal": True,
+        "batch_size": 128,
+        "buffer_size": 100_000,
+        "learning_starts": 10_000,
+        "gamma": 0.995,
+        "target_update_interval": 1,
+        "train_freq": 256,
+        "gradient_steps": -1,
+        "exploration_fraction": 0.24,
+        "exploration_final_eps": 0.18,
+        "net_arch": (256, 256),
+        "n_quantiles": 170,
+    },
+}
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The configuration of ``variant``; 102,400 environment steps."""
+    tokens = [token for token in variant.split(",") if token]
+    config = value_based_config()
+    config.iterations, config.evaluate_every = 6400, 640
+    config.data = {"kind": "replay", "length": 4, "batch": 4, "group_size": 1}
+    config.environment = {"kind": "gymnasium", "environment_id": "LunarLander-v3"}
+    # Returns of hundreds: the heads start near 0 and learn steps of about 1.
+    config.rewards.env = {"kind": "scale", "channel": "env", "factor": 0.1}
+    agent = config.agent
+    choose_value_based(config, tokens, "qrdqn")
+    config.network.layer_norm = True
+    agent.updates, agent.batch_size, agent.learning_rate, agent.n_step = 16, 64, 1e-3, 3
+    agent.value_low, agent.value_high = -40.0, 40.0
+    agent.epsilon_steps = 20_000.0
+    config.evaluation = {"episodes": 32, "length": 1000, "greedy": True, "metric": "return"}
+    if "smoke" in tokens:
+        config.iterations, config.evaluate_every = 4, 2
+        agent.learning_starts, agent.updates = 32, 2
+        config.evaluation.episodes, config.evaluation.length = 4, 100
+    return config
+
+
+def get_sweep() -> dict[str, list]:
+    """Learning rates, with and without n-step returns."""
+    return {"agent.learning_rate": [5e-4, 1e-3], "agent.n_step": [1, 3]}
+
+
+def get_peer_sweep() -> dict[str, list]:
+    """The same for the peers: what the zoo documents for either of them, with and without n-step returns."""
+    return {"learning_rate": [6.3e-4, 1.5e-3], "n_steps": [1, 3]}

@@ -1,0 +1,71 @@
+"""What the run card of eta_gridworld says of the committed rows, against the exact planner."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agents.distributional_planning import value_iteration
+from agents.functionals import FUNCTIONALS, initial_stock
+from agents.return_laws import StockGrid, lattice
+from envs.tabular import gridworld
+from experiments import results
+from experiments.configs.eta_gridworld import PROBLEMS, objectives
+from experiments.statistics import interquartile_mean
+
+HORIZON = 16
+
+
+@pytest.fixture(scope="module")
+def finals():
+    """``{variant: {metric: [values of the last evaluation by seed]}}`` of the committed rows."""
+    rows = results.read_rows(results.committed_file("eta_gridworld"))
+    found: dict = {}
+    for variant in {row["variant"] for row in rows}:
+        own = [row for row in rows if row["variant"] == variant]
+        last = max(row["env_steps"] for row in own)
+        at_end = [row for row in own if row["env_steps"] == last]
+        found[variant] = {name: [row[name] for row in at_end] for name in at_end[0] if name.startswith("objective/")}
+    return found
+
+
+def planned(problem, objectives):
+    """The best value of each objective on the problem's world, by the planner; the world."""
+    _, layout, slip, _ = PROBLEMS[problem]
+    model = gridworld(layout, slip=slip)
+    best = {}
+    for name, section in objectives.items():
+        arguments = dict(section)
+        objective = FUNCTIONALS[arguments.pop("kind")](**arguments)
+        plan = value_iteration(model, objective, lattice(-16, 16), StockGrid(-40, 40), horizon=HORIZON)
+        best[name], _ = initial_stock(objective, plan.stocks, jnp.asarray(model.initial, float) @ plan.values)
+    return best, model
+
+
+def spread(model):
+    """The largest possible return less the smallest."""
+    possible = model.probability > 0
+    bounds = []
+    for sign in (1, -1):
+        values = np.zeros(model.num_states)
+        for _ in range(HORIZON):
+            later = sign * model.reward + np.where(model.terminated, 0.0, values[model.next_state])
+            values = np.where(possible, later, -np.inf).max(axis=(1, 2))
+        bounds.append(values[model.initial > 0].max())
+    return sum(bounds)
+
+
+def test_targets_are_hit_and_shares_come_near_the_planner(finals):
+    best, model = planned("target", objectives("target"))
+    gaps = {name: best[name] - interquartile_mean(finals["target"][f"objective/{name}"]) for name in best}
+    assert sum(abs(gap) < 0.05 * spread(model) for gap in gaps.values()) >= 10, gaps
+    best, model = planned("cvar", objectives("cvar"))
+    gaps = {name: best[name] - interquartile_mean(finals["cvar"][f"objective/{name}"]) for name in best}
+    assert all(abs(gap) < 0.05 * spread(model) for gap in gaps.values()), gaps
+    assert len(finals["target"]["objective/target_0"]) == len(finals["cvar"]["objective/tau_10"]) == 10
+
+
+def test_without_the_stock_the_tail_is_worse(finals):
+    for level in ("tau_10", "tau_25"):
+        name = f"objective/{level}"
+        without, stocked = finals[f"cvar,stockless,{level}"][name], finals["cvar"][name]
+        assert interquartile_mean(without) < interquartile_mean(stocked) - 0.5, level

@@ -42,6 +42,9 @@ PROBLEMS = {
     "mean_cvar": ({"kind": "mean_cvar", "level": 0.25, "mean_weight": 0.5}, "short_and_risky", 0.25, 1.0),
     "homeostasis": ({"kind": "target_return", "target": 0.0}, "open", 0.25, 0.99),
 }
+ONLY = {f"target_{target}": "trained and evaluated for this target alone" for target in TARGETS} | {
+    f"tau_{level:.0%}"[:-1]: "trained and evaluated for this share alone" for level in LEVELS
+}
 VARIANTS = {
     "target": "a given return, no more and no less (the default)",
     "cvar": "the mean of the worst share of the returns, in a slippery world",
@@ -49,8 +52,7 @@ VARIANTS = {
     "mean_cvar": "half the mean, half the mean of the worst quarter",
     "homeostasis": "a stock that stays near its set point 0, whatever the world adds",
     "stockless": "for comparison: greedy for the functional of the return to come, without stock",
-    **{f"target_{target}": "trained and evaluated for this target alone" for target in TARGETS},
-    **{f"tau_{level:.0%}"[:-1]: "trained and evaluated for this share alone" for level in LEVELS},
+    **ONLY,
     "smoke": "seconds: a few iterations of a small batch",
 }
 REPRODUCES = "Pires et al. 2025 (JMLR 26(185)): eta-networks on small gridworlds, on layouts of our own"
@@ -59,7 +61,8 @@ REPRODUCES = "Pires et al. 2025 (JMLR 26(185)): eta-networks on small gridworlds
 def get_config(variant: str = "") -> ConfigDict:
     """The configuration of ``variant``; 64,000 environment steps."""
     tokens = [token for token in variant.split(",") if token]
-    problem = one_of(tokens, PROBLEMS, "target")
+    only = one_of(tokens, ONLY, "")
+    problem = one_of(tokens, PROBLEMS, "cvar" if only.startswith("tau") else "target")
     functional, layout, slip, discount = PROBLEMS[problem]
     config = value_based_config()
     config.iterations, config.evaluate_every = 250, 25
@@ -76,7 +79,8 @@ def get_config(variant: str = "") -> ConfigDict:
     agent.stock_features, agent.stock_edits = 19, 7
     config.evaluation.candidates = 181
     wanted = objectives(problem)
-    only = one_of(tokens, wanted, "")
+    if only and only not in wanted:
+        raise ValueError(f"{problem} has no objective {only}: expected one of {', '.join(wanted)}")
     if only:
         agent.functional = wanted[only]
         wanted = {only: wanted[only]}

@@ -18,13 +18,17 @@ from experiments.sweep import ranking
 NAMES = registry.names()
 VARIANTS = [f"{name}:{token}" for name in NAMES for token in ("", *registry.module_of(name).VARIANTS)]
 
+# What a world needs beside the core: a package, by the extra that installs it.
+NEEDED = {"qrdqn_lunarlander": ("Box2D", "box2d"), "eta_pong": ("ale_py", "atari")}
+
 
 @pytest.fixture(autouse=True)
 def packages_of_worlds(request):
     """Skips what needs a package of an extra that is not there."""
     name = getattr(request.node, "callspec", None) and request.node.callspec.params.get("name", "")
-    if name and name.startswith("qrdqn_lunarlander"):
-        pytest.importorskip("Box2D", reason="the extra box2d is not installed")
+    package, extra = NEEDED.get((name or "").partition(":")[0], (None, None))
+    if package:
+        pytest.importorskip(package, reason=f"the extra {extra} is not installed")
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -8,8 +8,9 @@ from agents.distributional_planning import value_iteration
 from agents.functionals import FUNCTIONALS, initial_stock
 from agents.return_laws import StockGrid, lattice
 from envs.tabular import gridworld
-from experiments import results
+from experiments import registry, results
 from experiments.configs.eta_gridworld import PROBLEMS, objectives
+from experiments.errors import UserError
 from experiments.statistics import interquartile_mean
 
 HORIZON = 16
@@ -69,3 +70,9 @@ def test_without_the_stock_the_tail_is_worse(finals):
         name = f"objective/{level}"
         without, stocked = finals[f"cvar,stockless,{level}"][name], finals["cvar"][name]
         assert interquartile_mean(without) < interquartile_mean(stocked) - 0.5, level
+
+
+def test_one_objective_alone_must_be_one_of_the_problem():
+    assert registry.load("eta_gridworld:tau_10").config.agent.functional.kind == "cvar"
+    with pytest.raises(UserError, match="target has no objective tau_10"):
+        registry.load("eta_gridworld:target,tau_10")

@@ -252,14 +252,21 @@ def policy_gradient(
         start_carry = jax.tree.map(lambda x: x[0], trajectory.extras["carry"]) if recurrent else None
         length, width = trajectory.mask.shape
         items = width if recurrent else length * width
-        if not recurrent and minibatches > 1:
-            batch = jax.tree.map(lambda x: x.reshape(1, items, *x.shape[2:]), batch)
+        shuffled = not recurrent and minibatches > 1
+        # Rows of a matrix: to pick among arrays of more dimensions costs several times as much on the CPU.
+        table = jax.tree.map(lambda x: x.reshape(items, -1), batch) if shuffled else batch
+
+        def pick(x, rows, index):
+            """The steps (or columns) ``index`` of ``x [T, B, ...]``, of which ``rows`` is the table's part."""
+            if shuffled:
+                return rows[index].reshape(1, -1, *x.shape[2:])
+            return jnp.take(x, index, axis=1)
 
         def minibatch_step(carry, index):
             params, optimiser_state = carry
             part, part_carry = batch, start_carry
             if index is not None:
-                part = jax.tree.map(lambda x: jnp.take(x, index, axis=1), batch)
+                part = jax.tree.map(lambda x, rows: pick(x, rows, index), batch, table)
                 part_carry = jax.tree.map(lambda x: jnp.take(x, index, axis=0), start_carry)
             part = part | {
                 "carry": part_carry if recurrent else initial_carry(1),

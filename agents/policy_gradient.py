@@ -252,21 +252,19 @@ def policy_gradient(
         start_carry = jax.tree.map(lambda x: x[0], trajectory.extras["carry"]) if recurrent else None
         length, width = trajectory.mask.shape
         items = width if recurrent else length * width
-        shuffled = not recurrent and minibatches > 1
-        # Rows of a matrix: to pick among arrays of more dimensions costs several times as much on the CPU.
-        table = jax.tree.map(lambda x: x.reshape(items, -1), batch) if shuffled else batch
 
-        def pick(x, rows, index):
-            """The steps (or columns) ``index`` of ``x [T, B, ...]``, of which ``rows`` is the table's part."""
-            if shuffled:
-                return rows[index].reshape(1, -1, *x.shape[2:])
-            return jnp.take(x, index, axis=1)
+        def pick(x, index):
+            """Of ``x [T, B, ...]`` the columns ``index`` for recurrent networks, else the steps, ``[1, N, ...]``."""
+            if recurrent:
+                return jnp.take(x, index, axis=1)
+            # Rows of a matrix: to pick among arrays of more dimensions is several times as slow on the CPU.
+            return x.reshape(items, -1)[index].reshape(1, -1, *x.shape[2:])
 
         def minibatch_step(carry, index):
             params, optimiser_state = carry
             part, part_carry = batch, start_carry
             if index is not None:
-                part = jax.tree.map(lambda x, rows: pick(x, rows, index), batch, table)
+                part = jax.tree.map(lambda x: pick(x, index), batch)
                 part_carry = jax.tree.map(lambda x: jnp.take(x, index, axis=0), start_carry)
             part = part | {
                 "carry": part_carry if recurrent else initial_carry(1),

@@ -169,9 +169,8 @@ def value_based(
         use_stock=use_stock,
         stock_features=stock_features,
     )
-    augmented = is_augmented(spec.observation_space)
     _validate_data(data, capacity, learning_starts, n_step, batch_size, updates, target_period)
-    _validate_functional(functional, spec, head, discount, augmented and use_stock, stock_edits, use_stock)
+    _validate_functional(functional, spec, head, discount, use_stock, stock_edits)
     weights = {"env": 1.0} if channels is None else dict(channels)
     steps = [] if max_gradient_norm is None else [optax.clip_by_global_norm(max_gradient_norm)]
     optimiser = optax.flatten(optax.chain(*steps, optax.adam(learning_rate, eps=adam_epsilon)))
@@ -410,8 +409,9 @@ def _validate_data(data, capacity, learning_starts, n_step, batch_size, updates,
         )
 
 
-def _validate_functional(functional, spec, head, discount, augmented, stock_edits, use_stock):
-    if stock_edits < 0 or (stock_edits and not augmented):
+def _validate_functional(functional, spec, head, discount, use_stock, stock_edits):
+    stocked = is_augmented(spec.observation_space) and use_stock
+    if stock_edits < 0 or (stock_edits and not stocked):
         raise ValueError(
             f"stock_edits={stock_edits}: expected 0 but for a stock-augmented world (envs.stock) whose stock is used"
         )
@@ -419,11 +419,13 @@ def _validate_functional(functional, spec, head, discount, augmented, stock_edit
         return
     if head == "expected":
         raise ValueError(f"{functional.name}: head='expected' predicts no law, expected one of {HEADS[1:]}")
-    # A traced discount is a sweep's; the configuration's own number was checked before.
-    known = 1.0 if isinstance(discount, jax.core.Tracer) else float(discount)
     if not use_stock:
         # Greedy steps that ignore the stock optimise nothing: they are what the stock is compared with.
+        if functional.dimension not in (None, 0):
+            raise ValueError(f"{functional.name} is for vectors of {functional.dimension}, the return is a number")
         return
-    require(functional, discount=known, dimension=0, stock=augmented)
-    if augmented and spec.observation_space["stock"].shape != ():
+    # A traced discount is a sweep's; the configuration's own number was checked before.
+    known = 1.0 if isinstance(discount, jax.core.Tracer) else float(discount)
+    require(functional, discount=known, dimension=0, stock=stocked)
+    if stocked and spec.observation_space["stock"].shape != ():
         raise ValueError(f"{functional.name}: the stock is a vector and the return a number: expected a scalar stock")

@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 
 from agents.behaviour_cloning import Demonstrations
 from envs.host_rollout import episodes_host, start_host, unroll_host
-from envs.rollout import episode_statistics
 from envs.types import NonFiniteEnvironmentError, VectorHost
 from experiments import learn
 from experiments.build import EVALUATION_SEED, World, build_objectives, build_parts, expert_demonstrations
@@ -282,9 +281,7 @@ class HostDriver:
         settings = self._config.evaluation
         if self._evaluation_host is None:
             self._evaluation_host = self._make_host(settings.episodes)
-        sums = jax.device_get(episode_statistics(self._evaluation_episodes(state)))
-        count = max(float(sums["episodes"]), 1.0)
-        metrics = {name: value / count for name, value in sums.items() if name not in ("episodes", "env_steps")}
+        metrics = jax.device_get(learn.episode_means(self._evaluation_episodes(state)))
         if self._objectives is not None:
             metrics |= self._evaluate_objectives(state, self._objectives)
         return {name: np.asarray([value]) for name, value in metrics.items()}

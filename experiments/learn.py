@@ -244,9 +244,13 @@ def evaluate_episodes(
 ) -> dict[str, jax.Array]:
     """Means over ``num_episodes`` whole episodes, each from a start state of its own: ``return``, ``length`` and the
     entries of the world's ``info`` (``success``)."""
-    trajectory = evaluation_rollout(
-        environment, agent, params, key, num_episodes=num_episodes, length=length, greedy=greedy
+    return episode_means(
+        evaluation_rollout(environment, agent, params, key, num_episodes=num_episodes, length=length, greedy=greedy)
     )
+
+
+def episode_means(trajectory: Trajectory) -> dict[str, jax.Array]:
+    """``episode_statistics`` per episode that ended, without the counts."""
     sums = episode_statistics(trajectory)
     count = jnp.maximum(sums["episodes"], 1.0)
     return {name: value / count for name, value in sums.items() if name not in ("episodes", "env_steps")}

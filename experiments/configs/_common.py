@@ -160,3 +160,13 @@ def one_of(tokens: Iterable[str], choices: Iterable[str], default: str) -> str:
     if len(found) > 1:
         raise ValueError(f"{' and '.join(found)} exclude each other")
     return found[0] if found else default
+
+
+def tail_objectives(kind: str, levels: Iterable[float]) -> dict[str, dict[str, Any]]:
+    """One objective of ``kind`` per share of the returns; a name has no dot, so that a key can be overridden."""
+    return {f"tau_{round(100 * level)}": {"kind": kind, "level": level} for level in levels}
+
+
+def ignore_stock(agent: ConfigDict) -> None:
+    """Sets ``agent`` to what the stock is compared with."""
+    agent.use_stock, agent.stock_features, agent.stock_edits = False, 0, 0

@@ -42,8 +42,7 @@ VARIANTS = (
 )
 REPRODUCES = "BYOL-Hindsight (arXiv 2211.10515), Figure 6: trackers reached by noise and method, on a map of our own"
 
-# The world models of both BYOL variants, a quarter of the paper's widths. One step ahead: every further one costs
-# hindsight more than random network distillation does in all.
+# The world models of both BYOL variants, a quarter of the paper's widths and one step ahead, which is what they cost.
 LATENT = {"horizon": 1, "embedding_size": 64, "memory_size": 64, "hidden_size": 64}
 
 

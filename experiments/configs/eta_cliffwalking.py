@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from experiments.configs._common import one_of, value_based_config
+from experiments.configs._common import ignore_stock, tail_objectives, value_based_config
 
 LEVELS = (0.1, 0.25, 0.5, 1.0)
 HORIZON = 100
@@ -29,7 +29,6 @@ REPRODUCES = "Pires et al. 2025 (JMLR 26(185)): risk on gymnasium's CliffWalking
 def get_config(variant: str = "") -> ConfigDict:
     """The configuration of ``variant``; 512,000 environment steps."""
     tokens = [token for token in variant.split(",") if token]
-    one_of(tokens, ("cvar",), "cvar")
     config = value_based_config()
     config.iterations, config.evaluate_every = 2000, 200
     config.environment = {
@@ -52,10 +51,11 @@ def get_config(variant: str = "") -> ConfigDict:
     agent.epsilon_steps = 200_000.0
     config.evaluation = {"episodes": 512, "length": HORIZON, "greedy": True, "metric": "objective"}
     config.evaluation.candidates = 121
-    config.evaluation.objectives = {f"tau_{level:.0%}"[:-1]: {"kind": "cvar", "level": level} for level in LEVELS}
+    levels: tuple[float, ...] = LEVELS
     if "stockless" in tokens:
-        agent.use_stock, agent.stock_features, agent.stock_edits = False, 0, 0
-        config.evaluation.objectives = {"tau_10": {"kind": "cvar", "level": 0.1}}
+        ignore_stock(agent)
+        levels = LEVELS[:1]
+    config.evaluation.objectives = tail_objectives("cvar", levels)
     if "smoke" in tokens:
         config.iterations, config.evaluate_every = 4, 2
         agent.learning_starts, agent.updates, agent.batch_size = 256, 2, 16

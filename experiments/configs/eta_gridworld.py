@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from experiments.configs._common import one_of, value_based_config
+from experiments.configs._common import ignore_stock, one_of, tail_objectives, value_based_config
 
 TARGETS = tuple(range(-5, 6))
 LEVELS = (0.1, 0.25, 0.5, 1.0)
@@ -42,9 +42,8 @@ PROBLEMS = {
     "mean_cvar": ({"kind": "mean_cvar", "level": 0.25, "mean_weight": 0.5}, "short_and_risky", 0.25, 1.0),
     "homeostasis": ({"kind": "target_return", "target": 0.0}, "open", 0.25, 0.99),
 }
-ONLY = {f"target_{target}": "trained and evaluated for this target alone" for target in TARGETS} | {
-    f"tau_{level:.0%}"[:-1]: "trained and evaluated for this share alone" for level in LEVELS
-}
+ONLY = {f"target_{target}": "trained and evaluated for this target alone" for target in TARGETS}
+ONLY |= dict.fromkeys(tail_objectives("cvar", LEVELS), "trained and evaluated for this share alone")
 VARIANTS = {
     "target": "a given return, no more and no less (the default)",
     "cvar": "the mean of the worst share of the returns, in a slippery world",
@@ -86,7 +85,7 @@ def get_config(variant: str = "") -> ConfigDict:
         wanted = {only: wanted[only]}
     config.evaluation.objectives = wanted
     if "stockless" in tokens:
-        agent.use_stock, agent.stock_features, agent.stock_edits = False, 0, 0
+        ignore_stock(agent)
     if "smoke" in tokens:
         config.iterations, config.evaluate_every = 4, 2
         agent.learning_starts, agent.updates, agent.batch_size = 256, 2, 16
@@ -102,7 +101,7 @@ def objectives(problem: str) -> dict[str, dict]:
     if problem == "mean_cvar":
         # Its utility depends on the level: another level is another agent.
         return {"tau_25": PROBLEMS[problem][0]}
-    return {f"tau_{level:.0%}"[:-1]: {"kind": problem, "level": level} for level in LEVELS}
+    return tail_objectives(problem, LEVELS)
 
 
 def get_sweep() -> dict[str, list]:

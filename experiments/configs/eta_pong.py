@@ -1,8 +1,8 @@
 """The eta-network on Pong: a chosen discounted return in place of the largest one.
 
 For the Atari figure of "Optimizing return distributions with distributional dynamic programming" (Pires et al., 2025,
-JMLR 26(185)). It starts, trains and resumes on a CPU, at some hundred steps per second; a result takes millions of
-steps and a GPU, and none is claimed here. Needs the extra ``atari``.
+JMLR 26(185)). It starts, trains and resumes on a CPU; a result takes millions of steps and a GPU, and none is claimed
+here. Needs the extra ``atari``.
 
 Command:
     python -m experiments.run eta_pong
@@ -14,11 +14,11 @@ from ml_collections import ConfigDict
 
 from experiments.configs._common import value_based_config
 
-# Discounted returns: a point is scored about every 40 steps, so that their sum stays within 3 at this discount.
+# Discounted returns: at this discount points that are dozens of steps apart add up to a few at most.
 TARGETS = (-2, -1, 0, 1, 2)
 VARIANTS = {
     "target": "a given discounted return (the default)",
-    "smoke": "a minute: a few iterations of a small batch on small frames",
+    "smoke": "a few iterations of a small batch on small frames",
 }
 REPRODUCES = "Pires et al. 2025 (JMLR 26(185)): DηN on Atari Pong; starts, trains and resumes, no result claimed"
 

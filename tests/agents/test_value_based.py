@@ -9,7 +9,7 @@ import pytest
 from gymnasium import spaces
 
 from agents.base import DataSpec
-from agents.functionals import cvar, expectation, exponential_utility, target_return
+from agents.functionals import cvar, expectation, exponential_utility, homeostasis, target_return
 from agents.networks import Head, NetworkConfig, implicit_quantile_network
 from agents.replay import replay_sample
 from agents.return_networks import best_actions, return_network, stock_hats, utilities
@@ -364,8 +364,9 @@ def test_without_the_stock_the_law_of_the_return_alone_is_judged():
 
 
 def test_hats_of_the_stock_by_hand():
-    found = stock_hats(jnp.array([-3.0, -2.5, 1.0, 2.0]), np.float32(-3.0), np.float32(1.0), 3)
-    np.testing.assert_allclose(found, [[1, 0, 0, -1], [0.75, 0.25, 0, -0.75], [0, 0, 1, 1], [0, 0, 1, 1.5]], atol=1e-6)
+    found = stock_hats(jnp.array([-3.0, -2.5, 1.0, 2.0, 1e30]), np.float32(-3.0), np.float32(1.0), 3)
+    expected = [[1, 0, 0, -1], [0.75, 0.25, 0, -0.75], [0, 0, 1, 1], [0, 0, 1, 1.5], [0, 0, 1, 3]]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
     network = return_network(ONE_STEP.spec, LINEAR, head="quantile", quantiles=2, stock_features=3)
     params = network.init(KEY)
     # Observation, four numbers of the stock, time.
@@ -505,6 +506,8 @@ def test_actions_must_be_discrete_and_a_vector_stock_has_no_functional():
     for arguments in ({"stock_features": 1}, {"stock_features": 3, "use_stock": False}):
         with pytest.raises(ValueError, match="expected 0, or at least 2 of a used stock"):
             agent_of(ONE_STEP.spec, **arguments)
+    with pytest.raises(ValueError, match="is for vectors of 2, the return is a number"):
+        agent_of(ONE_STEP.spec, head="quantile", functional=homeostasis((0.0, 0.0)), use_stock=False)
     with pytest.raises(ValueError, match="stock_edits=2: expected 0 but"):
         agent_of(ONE_STEP.spec, stock_edits=2, use_stock=False)
     world = StockAugmented(ObservationActionReward(), 0.5, 0.0, 1.0, channels=("env",))

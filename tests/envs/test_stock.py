@@ -11,7 +11,16 @@ from gymnasium import spaces
 
 from envs.jax_host import JaxHost
 from envs.rollout import start_unroll, unroll
-from envs.stock import StartingAt, StockAugmented, StockHost, is_augmented, visible, with_start
+from envs.stock import (
+    LARGEST_STOCK,
+    StartingAt,
+    StockAugmented,
+    StockHost,
+    is_augmented,
+    next_stock,
+    visible,
+    with_start,
+)
 from envs.types import Environment, EnvironmentSpec, TimeStep
 from envs.wrappers import TimeLimit
 
@@ -223,3 +232,15 @@ def test_not_started_or_not_a_world():
         host().step(np.zeros(3, np.int32))
     with pytest.raises(TypeError, match="expected an Environment"):
         StockAugmented("sokoban", 1.0, 0.0, 1.0)
+
+
+def test_a_stock_grows_no_further_than_counts():
+    stock = np.float32(3.0)
+    for _ in range(400):
+        stock = next_stock(stock, np.float32(0.0), np.float32(0.5))
+    assert stock == np.float32(LARGEST_STOCK)
+    assert next_stock(jnp.float32(-LARGEST_STOCK), 1.0, 0.5) == np.float32(-LARGEST_STOCK)
+    observation = {"stock": jnp.float32(3.0), "start_stock": jnp.float32(3.0), "steps": jnp.int32(400)}
+    # The growth alone would be infinite, and nothing times infinity no number.
+    assert with_start(observation, jnp.float32(3.0), 0.5)["stock"] == 3.0
+    assert with_start(observation, jnp.float32(5.0), 0.5)["stock"] == np.float32(LARGEST_STOCK)

@@ -17,27 +17,23 @@ or the support of the laws is counted, per start, in ``left_stock`` and ``left_s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from agents import return_backup
 from agents.functionals import Functional, require
-from agents.planning import lowest_best, resolve_length, tied
+from agents.planning import resolve_length
 from agents.return_laws import (
     ON_GRID,
     Representation,
     StockGrid,
     grid_axes,
-    move_particles,
-    stock_moves,
     stocks_or_zero,
 )
 from envs.tabular import TabularModel, validated
-from envs.types import PyTree
 
 _TIES = ("lowest", "uniform")
 
@@ -109,8 +105,8 @@ def value_iteration(
     length, finite = _checked(model, functional, representation, grid, discount, horizon, iterations)
     if ties not in _TIES:
         raise ValueError(f"unknown ties {ties!r}: expected one of {', '.join(_TIES)}")
-    problem = _problem(model, functional, representation, grid, discount)
-    laws, left, policy, stages = _optimal(
+    problem = return_backup.backup_problem(model, functional, representation, grid, discount)
+    laws, left, policy, stages = return_backup.optimal(
         problem,
         transport=representation.transport,
         length=length,
@@ -148,11 +144,11 @@ def policy_iteration(
     """
     model = validated(model)
     length, finite = _checked(model, functional, representation, grid, discount, horizon, iterations)
-    problem = _problem(model, functional, representation, grid, discount)
+    problem = return_backup.backup_problem(model, functional, representation, grid, discount)
     num_stocks = problem.stock_index.shape[1]
     policy = jnp.zeros((length if finite else 1, model.num_states, num_stocks), jnp.int32)
     for count in range(1, rounds + 1):
-        laws, left, improved = _improve(
+        laws, left, improved = return_backup.improve(
             problem, policy, transport=representation.transport, length=length, finite=finite
         )
         if bool((improved == policy).all()):
@@ -199,10 +195,10 @@ def policy_evaluation(
     _check_dimension(model, representation, grid)
     if functional is not None and functional.dimension not in (None, model.reward_dimension):
         raise ValueError(f"{functional.name} does not fit rewards of dimension {model.reward_dimension} (0: numbers)")
-    problem = _problem(model, None, representation, grid, discount)
+    problem = return_backup.backup_problem(model, None, representation, grid, discount)
     stages = _stages(policy, model, problem.stock_index.shape[1], grid is not None, length, finite)
     if representation.linear:
-        laws, left, kept = _evaluate(
+        laws, left, kept = return_backup.evaluate(
             problem, stages, transport=representation.transport, length=length, keep_stages=keep_stages and finite
         )
     else:
@@ -210,7 +206,9 @@ def policy_evaluation(
             raise ValueError(
                 "quantiles: a stock falls between two grid points; expected categorical(...) or lattice(...)"
             )
-        laws, left, kept = _evaluate_particles(problem, stages, length=length, keep_stages=keep_stages and finite)
+        laws, left, kept = return_backup.evaluate_particles(
+            problem, stages, length=length, keep_stages=keep_stages and finite
+        )
     return _plan(model, functional, representation, grid, discount, length, finite, stages, laws, left, kept, 1)
 
 
@@ -282,275 +280,6 @@ def act(
         index = index * len(axis) + (below + up).astype(jnp.int32)
     choice = plan.policy[jnp.minimum(time, plan.policy.shape[0] - 1), state, index]
     return choice if plan.policy.ndim == 3 else jax.random.categorical(action_key, jnp.log(choice)).astype(jnp.int32)
-
-
-# The backup.
-
-# How many numbers are moved at a time: as many as a core's cache holds.
-_PIECE = 2**17
-
-
-class _Problem(NamedTuple):
-    """A model as arrays, its outcomes as successors: the pairs of a next state and a reward that occur.
-
-    Outcomes share most successors, so that each is moved once and not per state and action. They are listed in ``N``
-    pieces of ``B`` with one reward each, padded with state ``S``, where an episode that has ended stands. ``U`` counts
-    the rewards, ``J`` the grid points that a stock is rounded to.
-
-    Attributes:
-      probability: ``[S, A, O]``.
-      successor: ``[S, A, O]``, an index into the ``N B`` successors.
-      states: ``[N, B]``, of each successor.
-      group: ``[N]``, the reward of each piece.
-      stock_index, stock_weight: ``[U, C, J]``.
-      stock_outside: ``[U, C]``.
-      operators: of the representation, ``[U, ...]``.
-      utility: ``[U, C, K]``, ``f(c + r + discount z)``; ``[U, 1, 1]`` zeros for an evaluation.
-      zero: ``[K]``.
-    """
-
-    probability: jax.Array
-    successor: jax.Array
-    states: jax.Array
-    group: jax.Array
-    stock_index: jax.Array
-    stock_weight: jax.Array
-    stock_outside: jax.Array
-    operators: PyTree
-    utility: jax.Array
-    zero: jax.Array
-
-
-def _problem(
-    model: TabularModel,
-    functional: Functional | None,
-    representation: Representation,
-    grid: StockGrid | None,
-    discount: float,
-) -> _Problem:
-    possible = model.probability > 0
-    tail = model.reward.shape[3:]
-    rewards, inverse = np.unique(model.reward[possible].reshape(-1, *tail), axis=0, return_inverse=True)
-    index, weight, outside = stock_moves(grid, rewards, discount)
-    utility = np.zeros((len(rewards), 1, 1))
-    if functional is not None and functional.utility is not None and representation.particles is not None:
-        stocks = stocks_or_zero(grid, model.reward_dimension)
-        totals = stocks[:, None] + discount * representation.particles
-        # One reward at a time: vectors would need m times the memory of the result.
-        utility = np.stack([np.asarray(functional.utility(jnp.asarray(reward + totals, float))) for reward in rewards])
-    following = np.where(model.terminated, model.num_states, model.next_state)[possible]
-    size = max(1, _PIECE // (index.shape[1] * len(representation.zero)))
-    places, states, group = _pieces(inverse.ravel(), following, model.num_states, size)
-    successor = np.zeros(possible.shape, np.int32)
-    successor[possible] = places
-    return _Problem(
-        jnp.asarray(model.probability, float),
-        jnp.asarray(successor),
-        jnp.asarray(states, jnp.int32),
-        jnp.asarray(group, jnp.int32),
-        jnp.asarray(index, jnp.int32),
-        jnp.asarray(weight, float),
-        jnp.asarray(outside),
-        representation.operators(rewards, discount),
-        jnp.asarray(utility, float),
-        jnp.asarray(representation.zero, float),
-    )
-
-
-def _pieces(groups: np.ndarray, following: np.ndarray, num_states: int, size: int) -> tuple[np.ndarray, ...]:
-    """The place of each outcome among the successors, their states ``[N, B]``, ``B <= size``, and groups ``[N]``."""
-    pairs, inverse = np.unique(np.stack([groups, following], 1), axis=0, return_inverse=True)
-    counts = np.bincount(pairs[:, 0])
-    size = min(size, int(counts.max()))
-    pieces = -(-counts // size)
-    first = (np.cumsum(pieces) - pieces) * size
-    places = first[pairs[:, 0]] + np.arange(len(pairs)) - (np.cumsum(counts) - counts)[pairs[:, 0]]
-    states = np.full(pieces.sum() * size, num_states)
-    states[places] = pairs[:, 1]
-    return places[inverse.ravel()], states.reshape(-1, size), np.repeat(np.arange(len(counts)), pieces)
-
-
-def _start(problem: _Problem) -> tuple[jax.Array, jax.Array]:
-    """Laws ``[S, C, K]`` of the return 0, and ``[S, C, 2]`` zeros: left stock, left support."""
-    num_states, num_stocks = problem.probability.shape[0], problem.stock_index.shape[1]
-    laws = jnp.broadcast_to(problem.zero, (num_states, num_stocks, len(problem.zero)))
-    return laws, jnp.zeros((num_states, num_stocks, 2), laws.dtype)
-
-
-def _successors(problem: _Problem, laws: jax.Array, left: jax.Array, transport: Callable):
-    """What follows each successor at the stock before the reward, in one pass over the laws.
-
-    Returns:
-      ``E f(c + r + discount G(s', c'))``, ``[N B, C]``; the laws of ``r + discount G(s', c')``, ``[N B, C, K]``; what
-      left, ``[N B, C, 2]``.
-    """
-
-    def per_piece(part):
-        states, group = part
-        index, weight, outside, operator, utility = jax.tree.map(
-            lambda x: x[group],
-            (
-                problem.stock_index,
-                problem.stock_weight,
-                problem.stock_outside,
-                problem.operators,
-                problem.utility,
-            ),
-        )
-        ended = (states == problem.probability.shape[0])[:, None, None]
-        rows = jnp.where(ended, problem.zero, _moved(laws, states, index, weight))
-        before = jnp.where(ended, 0.0, _moved(left, states, index, weight))
-        moved, beyond = transport(operator, rows)
-        # An episode that has ended needs no stock.
-        gone = jnp.where(outside & ~ended[..., 0], 1.0, before[..., 0])
-        # A product with ones is several times as fast as a sum over the last axis.
-        value = jnp.matmul(rows * utility, jnp.ones(rows.shape[-1], rows.dtype), precision="highest")
-        return value, moved, jnp.stack([gone, before[..., 1] + beyond], axis=-1)
-
-    found = jax.lax.map(per_piece, (problem.states, problem.group))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
-
-
-def _moved(array: jax.Array, states: jax.Array, index: jax.Array, weight: jax.Array) -> jax.Array:
-    """``array [S, C, ...]`` at ``states [B]`` and the stocks that follow, by ``index`` and ``weight [C, J]``."""
-    tail = (1,) * (array.ndim - 2)
-    if index.shape[1] == 1:
-        return array[states[:, None], index[:, 0]]
-    return sum(array[states[:, None], index[:, j]] * weight[:, j].reshape(-1, *tail) for j in range(index.shape[1]))
-
-
-def _action_values(problem: _Problem, following: jax.Array) -> jax.Array:
-    """``[S, A, C]`` from the utilities ``[N B, C]`` of the successors."""
-
-    def add(total, slot):
-        probability, successor = slot
-        return total + probability[..., None] * following[successor], None
-
-    slots = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), (problem.probability, problem.successor))
-    zeros = jnp.zeros((*problem.probability.shape[:2], following.shape[1]), following.dtype)
-    return jax.lax.scan(add, zeros, slots)[0]
-
-
-def _mix(problem: _Problem, blocks: jax.Array, policy: jax.Array) -> jax.Array:
-    """``sum_a policy sum_o p blocks[successor_o, c]``, ``[S, C, ...]``; actions ``[S, C]`` or shares ``[S, C, A]``."""
-    tail = (1,) * (blocks.ndim - 2)
-    states = jnp.arange(problem.probability.shape[0])[:, None]
-    stocks = jnp.arange(blocks.shape[1])
-
-    def add(total, slot):
-        share, successor = slot
-        return total + share.reshape(*share.shape, *tail) * blocks[successor, stocks], None
-
-    if policy.ndim == 2:
-        slots = tuple(jnp.moveaxis(x[states, policy], -1, 0) for x in (problem.probability, problem.successor))
-    else:
-        shares = policy[..., None] * problem.probability[:, None]
-        slots = (
-            jnp.moveaxis(shares.reshape(*shares.shape[:2], -1), -1, 0),
-            problem.successor.reshape(len(states), 1, -1).transpose(2, 0, 1),
-        )
-    zeros = jnp.zeros((len(states), *blocks.shape[1:]), blocks.dtype)
-    return jax.lax.scan(add, zeros, slots)[0]
-
-
-def _backup(problem: _Problem, laws: jax.Array, left: jax.Array, transport: Callable, choose: Callable):
-    """Laws and what left one step earlier, and the policy: ``choose(action values [S, A, C])``."""
-    following, blocks, gone = _successors(problem, laws, left, transport)
-    policy = choose(_action_values(problem, following))
-    return _mix(problem, blocks, policy), _mix(problem, gone, policy), policy
-
-
-@jax.jit(static_argnames=("transport", "length", "uniform", "keep_policies", "keep_stages"))
-def _optimal(
-    problem: _Problem, *, transport: Callable, length: int, uniform: bool, keep_policies: bool, keep_stages: bool
-):
-    def greedy(values):
-        if not uniform:
-            return lowest_best(values, axis=1)
-        share = tied(values, axis=1).astype(values.dtype)
-        return jnp.moveaxis(share / share.sum(1, keepdims=True), 1, -1)
-
-    def step(carry, _):
-        laws, left, policy = _backup(problem, carry[0], carry[1], transport, greedy)
-        return (laws, left, policy), (policy if keep_policies else None, laws if keep_stages else None)
-
-    laws, left = _start(problem)
-    values = jax.eval_shape(_action_values, problem, jnp.zeros((problem.states.size, laws.shape[1]), laws.dtype))
-    policy = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(greedy, values))
-    (last_laws, left, policy), (policies, stages) = jax.lax.scan(step, (laws, left, policy), length=length)
-    if keep_stages:
-        stages = jnp.concatenate([stages[::-1], laws[None]])
-    return last_laws, left, policies[::-1] if keep_policies else policy[None], stages
-
-
-@jax.jit(static_argnames=("transport", "length", "finite"))
-def _improve(problem: _Problem, policy: jax.Array, *, transport: Callable, length: int, finite: bool):
-    def greedy(values, actions):
-        keeps = jnp.take_along_axis(tied(values, axis=1), actions[:, None], axis=1)[:, 0]
-        return jnp.where(keeps, actions, lowest_best(values, axis=1))
-
-    def step(carry, actions):
-        following, blocks, gone = _successors(problem, carry[0], carry[1], transport)
-        improved = greedy(_action_values(problem, following), actions)
-        return (_mix(problem, blocks, actions), _mix(problem, gone, actions)), improved
-
-    start = _start(problem)
-    if finite:
-        (laws, left), improved = jax.lax.scan(step, start, policy, reverse=True)
-        return laws, left, improved
-    laws, left = jax.lax.fori_loop(0, length, lambda _, carry: step(carry, policy[0])[0], start)
-    return laws, left, step((laws, left), policy[0])[1][None]
-
-
-@jax.jit(static_argnames=("transport", "length", "keep_stages"))
-def _evaluate(problem: _Problem, policy: jax.Array, *, transport: Callable, length: int, keep_stages: bool):
-    def backup(carry, actions):
-        return _backup(problem, carry[0], carry[1], transport, lambda values: actions)[:2]
-
-    return _passes(problem, policy, length, keep_stages, backup)
-
-
-@jax.jit(static_argnames=("length", "keep_stages"))
-def _evaluate_particles(problem: _Problem, policy: jax.Array, *, length: int, keep_stages: bool):
-    """As ``_evaluate`` for particles of equal weight: all that can follow are sorted and thinned out."""
-    num_states, num_actions, _ = problem.probability.shape
-    count = len(problem.zero)
-    levels = (2 * jnp.arange(count) + 1) / (2 * count)
-    stocks = jnp.arange(problem.stock_index.shape[1])[:, None]
-
-    def backup(carry, actions):
-        _, blocks, gone = _successors(problem, carry[0], carry[1], move_particles)
-        shares = actions if actions.ndim == 3 else jax.nn.one_hot(actions, num_actions, dtype=blocks.dtype)
-        weight = (shares[..., None] * problem.probability[:, None]).reshape(num_states, len(stocks), -1)
-        candidates = blocks[problem.successor.reshape(num_states, 1, -1), stocks]
-        candidates = candidates.reshape(num_states, len(stocks), -1)
-        mass = jnp.repeat(weight / count, count, axis=-1)
-        order = jnp.argsort(candidates, axis=-1)
-        ordered = jnp.take_along_axis(candidates, order, axis=-1)
-        cumulative = jnp.cumsum(jnp.take_along_axis(mass, order, axis=-1), axis=-1)
-        search = jax.vmap(jax.vmap(partial(jnp.searchsorted, v=levels - 1e-6)))
-        index = jnp.minimum(search(cumulative), candidates.shape[-1] - 1)
-        return jnp.take_along_axis(ordered, index, axis=-1), _mix(problem, gone, actions)
-
-    return _passes(problem, policy, length, keep_stages, backup)
-
-
-def _passes(problem: _Problem, policy: jax.Array, length: int, keep_stages: bool, backup: Callable):
-    def step(carry, actions):
-        carry = backup(carry, actions)
-        return carry, carry[0] if keep_stages else None
-
-    start = _start(problem)
-    if policy.shape[0] == length:
-        (laws, left), stages = jax.lax.scan(step, start, policy, reverse=True)
-    else:
-        (laws, left), stages = jax.lax.scan(lambda carry, _: step(carry, policy[0]), start, length=length, reverse=True)
-    if keep_stages:
-        stages = jnp.concatenate([stages, start[0][None]])
-    return laws, left, stages
-
-
-# Checks and results.
 
 
 def _check_dimension(model: TabularModel, representation: Representation, grid: StockGrid | None) -> None:

@@ -253,18 +253,20 @@ def policy_gradient(
         length, width = trajectory.mask.shape
         items = width if recurrent else length * width
 
-        def pick(x, index):
-            """Of ``x [T, B, ...]`` the columns ``index`` for recurrent networks, else the steps, ``[1, N, ...]``."""
+        # Rows of a matrix, made once: to pick among arrays of more dimensions is several times as slow on the CPU.
+        table = batch if recurrent else jax.tree.map(lambda x: x.reshape(items, -1), batch)
+
+        def pick(rows, like, index):
+            """Of ``like [T, B, ...]`` the columns ``index`` for recurrent networks, else the steps, ``[1, N, ...]``."""
             if recurrent:
-                return jnp.take(x, index, axis=1)
-            # Rows of a matrix: to pick among arrays of more dimensions is several times as slow on the CPU.
-            return x.reshape(items, -1)[index].reshape(1, -1, *x.shape[2:])
+                return jnp.take(rows, index, axis=1)
+            return rows[index].reshape(1, -1, *like.shape[2:])
 
         def minibatch_step(carry, index):
             params, optimiser_state = carry
             part, part_carry = batch, start_carry
             if index is not None:
-                part = jax.tree.map(lambda x: pick(x, index), batch)
+                part = jax.tree.map(lambda rows, like: pick(rows, like, index), table, batch)
                 part_carry = jax.tree.map(lambda x: jnp.take(x, index, axis=0), start_carry)
             part = part | {
                 "carry": part_carry if recurrent else initial_carry(1),

@@ -178,10 +178,11 @@ class MiniGridHost:
 
     ``info["success"]`` is 1 in the step that ends an episode with a positive reward. With ``messages``,
     ``info["message"]`` is the text of the step's event, ``uint8 [B, MESSAGE_LENGTH]``, for a reward transform to read
-    from ``trajectory.extras["info"]``; no policy sees it, and it is no measure of an episode, so that ``spec.info``
-    does not name it. The messages: "You picked up the COLOUR THING", "You dropped the COLOUR THING", "The COLOUR door
-    opens", "... closes", "... is locked", "You unlocked the COLOUR door", "The COLOUR box opens", "You reached the
-    COLOUR goal", "You ran into the COLOUR THING" (where that ends the episode) and "You fell into the lava".
+    from ``trajectory.extras["info"]``; no policy sees it, and it is no measure of an episode, so that it is not
+    ``spec.info`` but ``spec.message_length`` that tells of it. The messages: "You picked up the COLOUR THING", "You
+    dropped the COLOUR THING", "The COLOUR door opens", "... closes", "... is locked", "You unlocked the COLOUR door",
+    "The COLOUR box opens", "You reached the COLOUR goal", "You ran into the COLOUR THING" (where that ends the episode)
+    and "You fell into the lava".
 
     Args:
       num_envs: ``B``.
@@ -261,6 +262,7 @@ class MiniGridHost:
             spec,
             observation_space=spaces.Dict({"image": box, "direction": spec.observation_space["direction"]}),
             max_episode_steps=limits.pop(),
+            message_length=MESSAGE_LENGTH if messages else 0,
         )
 
     @property

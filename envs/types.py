@@ -87,6 +87,7 @@ class EnvironmentSpec:
       observation_space, action_space: gymnasium spaces of one world (no batch axis).
       max_episode_steps: a bound on the length of every episode, or ``None`` where there is none.
       costs, objectives, info: names of the entries of ``TimeStep.costs``, ``objectives`` and ``info``.
+      message_length: bytes of ``TimeStep.info["message"]``; 0 for a world that says nothing.
     """
 
     observation_space: gymnasium.Space
@@ -95,6 +96,7 @@ class EnvironmentSpec:
     costs: tuple[str, ...] = ()
     objectives: tuple[str, ...] = ()
     info: tuple[str, ...] = ()
+    message_length: int = 0
 
     def observation_template(self) -> PyTree:
         """One observation as a pytree of ``jax.ShapeDtypeStruct``."""

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmark_cases import CASES, Options
+from experiments.benchmark_cases import CASES
+from experiments.benchmark_sides import Options
 from experiments.command_parser import CommandParser
 from experiments.environment_report import environment_report
 from experiments.errors import UserError, cannot_write, command, unknown

@@ -1,7 +1,7 @@
 """What is measured: every case times the house beside something else.
 
 A case is a function of the command line's ``Options`` that returns comparisons; the first paragraph of its docstring
-is its line in the help. ``CASES`` names them.
+is its line in the help. ``CASES`` names them, with those of ``experiments/benchmark_value_cases.py``.
 """
 
 from __future__ import annotations
@@ -14,107 +14,27 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium
 import jax
-import jax.numpy as jnp
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from ml_collections import ConfigDict
 
-from agents import distributional_planning
-from agents.functionals import cvar
-from agents.replay import replay_add
-from agents.return_laws import Representation, StockGrid, categorical, lattice, stock_points
-from envs.tabular import from_gymnasium
-from experiments import _numpy_planner, learn, registry
 from experiments._fused import fused_chunk, fused_state
-from experiments.benchmark_peers import peer, peer_job, replay_job
+from experiments.benchmark_peers import peer, peer_job
+from experiments.benchmark_sides import SEEDS, Chunks, Options, loaded, scan_driver, slots_of
 from experiments.benchmark_timing import Comparison, Sample, Side, compared, in_turns, rates, timed
-from experiments.build import build_parts, build_world
+from experiments.benchmark_value_cases import planner, replay
+from experiments.build import build_world
 from experiments.cache import VARIABLE, enable_compilation_cache
-from experiments.drivers import HostDriver, Member, ScanDriver, seed_key
+from experiments.drivers import HostDriver, Member, seed_key
 from experiments.errors import UserError
-from rewards.base import chain
 
 ROOT = Path(__file__).resolve().parent.parent
-SEEDS = 10
-
-
-class Options(NamedTuple):
-    """What the command line says about a case.
-
-    Attributes:
-      repeats: pairs of measurements.
-      tiny: whether the pieces are to be too small to measure, to see that a case runs.
-      peer: a checkout of PureJaxRL.
-      peer_python: the interpreter that has the peers installed.
-    """
-
-    repeats: int
-    tiny: bool
-    peer: Path | None = None
-    peer_python: Path | None = None
-
-
-# --- what the cases share ------------------------------------------------------------------------------
-
-
-def loaded(name: str, **overrides: Any) -> ConfigDict:
-    """The configuration ``name`` with overrides; a double underscore stands for the dot in a key."""
-    config = registry.load(name).config
-    return registry.apply_overrides(config, {key.replace("__", "."): value for key, value in overrides.items()})
-
-
-class Chunks:
-    """One driver as a side: every call trains the next ``iterations``, after a first one that compiles.
-
-    Args:
-      driver: what trains.
-      iterations: of one call.
-      slots: environment slots of one iteration of one seed.
-
-    Attributes:
-      params: the agent's parameters before the first iteration, ``[members, ...]``.
-      compile_seconds: what the first call took, start included, less what the second took.
-    """
-
-    def __init__(self, driver: ScanDriver | HostDriver, iterations: int, slots: int):
-        self.driver, self._iterations = driver, iterations
-        self._slots = slots * iterations * len(driver.members)
-        started = time.perf_counter()
-        self._state, self._next = driver.start(), 0
-        # Copies: the driver donates its buffers, and a view would change with them.
-        self.params = jax.tree.map(np.array, self._state.agent.params)
-        self._piece()
-        first = time.perf_counter() - started
-        self.compile_seconds = first - timed(self._piece).seconds
-
-    def _piece(self) -> int:
-        self._state, _ = self.driver.chunk(self._state, self._next, self._iterations)
-        jax.block_until_ready(self._state.agent)
-        self._next += self._iterations
-        return self._slots
-
-    def __call__(self) -> Sample:
-        return timed(self._piece)
-
-
-def scan_driver(config: ConfigDict, seeds: int = 1) -> ScanDriver:
-    """The scan driver of the first ``seeds`` seeds of a configuration of a pure world."""
-    return ScanDriver(config, build_world(config), [Member(seed, "") for seed in range(seeds)])
-
-
-def slots_of(config: ConfigDict) -> int:
-    """Environment slots of one iteration of one seed."""
-    return config.data.length * config.data.batch
-
-
-# --- the cases -----------------------------------------------------------------------------------------
 
 
 def fused(options: Options, method: str) -> Comparison:
@@ -384,105 +304,6 @@ def seeds_of(options: Options, method: str) -> Comparison:
     )
 
 
-def replay(options: Options) -> list[Comparison]:
-    """gradient steps on replayed data: 10 vmapped seeds against one and, with --peer-python=PYTHON, DQN and QR-DQN
-    against sbx's DQN and sb3-contrib's QR-DQN
-
-    Batch, network, replay and gradient steps per call are those of dqn_cartpole on every side, with one-step returns
-    and plain dense layers, which all of them have; ``dqn_one_a_call`` takes one gradient step per call, as sbx does
-    unless it is told otherwise. No world is stepped. The house's side writes a rollout to its buffer at every call and
-    moves its target network, too.
-    """
-    steps, stored = (4, 256) if options.tiny else (800, 10_000)
-    common: dict[str, Any] = {"agent__n_step": 1, "network__layer_norm": False}
-    common |= {"agent__updates": 2, "agent__batch_size": 8} if options.tiny else {}
-    configs = {
-        "dqn": loaded("dqn_cartpole:dqn", **common),
-        "dqn_one_a_call": loaded("dqn_cartpole:dqn", **common | {"agent__updates": 1}),
-        "qrdqn": loaded("dqn_cartpole:qrdqn", **common),
-    }
-    rivals = {"dqn": "sbx_dqn", "dqn_one_a_call": "sbx_dqn", "qrdqn": "sb3_qrdqn"}
-    versions: dict[str, dict[str, str]] = {}
-    sides: dict[str, Side] = {}
-    with contextlib.ExitStack() as stack:
-        if options.peer_python is None:
-            print(
-                "replay: without --peer-python=PYTHON there is no comparison with sbx and sb3-contrib; it names the "
-                "interpreter of an environment with: pip install stable-baselines3 sbx-rl sb3-contrib",
-                file=sys.stderr,
-            )
-            rivals = {}
-        for method, name in rivals.items():
-            calls = steps // configs[method].agent.updates
-            job = replay_job(configs[method], name, calls=calls, stored=stored, threads=1)
-            sides[f"peer_{method}"], versions[method] = stack.enter_context(peer(str(options.peer_python), job))
-        for method in {"dqn": None} | rivals:
-            sides[method] = gradient_steps(configs[method], steps, stored)
-        sides["seeds"] = gradient_steps(configs["dqn"], steps, stored, SEEDS)
-        samples = in_turns(sides, options.repeats)
-    comparisons = []
-    for method, name in rivals.items():
-        agent, hidden = configs[method].agent, configs[method].network.hidden
-        comparison = compared(
-            samples,
-            method,
-            f"peer_{method}",
-            name=method,
-            ours=f"dqn_cartpole, batch {agent.batch_size}, network {hidden}, {agent.updates} a call",
-            reference=f"{name}, the same numbers",
-            unit="gradient steps/s",
-            target=1.5,
-            details={"peer_versions": versions[method]},
-        )
-        comparisons.append(comparison)
-    together = compared(
-        samples,
-        "seeds",
-        "dqn",
-        name="seeds",
-        ours=f"dqn_cartpole, {SEEDS} seeds vmapped",
-        reference="one seed",
-        unit="gradient steps/s",
-    )
-    return [*comparisons, together]
-
-
-def gradient_steps(config: ConfigDict, steps: int, stored: int, seeds: int = 1) -> Side:
-    """``steps`` gradient steps of an agent with ``stored`` transitions, of ``seeds`` such agents vmapped, as a side."""
-    world = build_world(config)
-    environment: Any = world.environment
-    agent, _, _ = build_parts(config, world.spec)
-    calls = steps // config.agent.updates
-    filling = -(-stored // slots_of(config))
-
-    def start(seed):
-        key = seed_key(seed)
-        state = learn.start_rollout(environment, agent, learn.initial_state(agent, chain(), key))
-        _, trajectory = learn.collect(environment, agent, state, 0)
-        # Gradient steps take as long whichever the transitions are.
-        replay = jax.lax.fori_loop(0, filling, lambda _, replay: replay_add(replay, trajectory), state.agent.replay)
-        return state.agent._replace(replay=replay), trajectory
-
-    def run(state, trajectory, key):
-        def step(state, index):
-            return agent.update(state, trajectory, jax.random.fold_in(key, index))[0], None
-
-        return jax.lax.scan(step, state, jax.numpy.arange(calls))[0]
-
-    states, trajectories = jax.jit(jax.vmap(start))(jax.numpy.arange(seeds))
-    advance = jax.jit(jax.vmap(run, (0, 0, None)), donate_argnums=0)
-    keys = iter(range(10**6))
-
-    def piece() -> int:
-        nonlocal states
-        states = advance(states, trajectories, jax.random.key(next(keys)))
-        jax.block_until_ready(states)
-        return seeds * calls * config.agent.updates
-
-    piece()
-    return lambda: timed(piece)
-
-
 COMPILED = ("oprl_sokoban:ppo", "oprl_sokoban:oprl", "ppo_cartpole:native")
 
 
@@ -547,94 +368,6 @@ def report_compilation(name: str) -> None:
     unit = 2**20 if sys.platform == "darwin" else 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     print(json.dumps({"seconds": chunks.compile_seconds, "peak_mebibytes": peak}))
-
-
-def planner(options: Options) -> list[Comparison]:
-    """distributional value iteration on gymnasium's Taxi, 256 stocks and 64 atoms, against NumPy and the memory
-
-    One piece is 10 backups of 500 states and 6 actions, once with exact laws and once with discount 0.99 and projected
-    ones. The NumPy version finds the same policy and laws, which is checked before anything is timed; unlike ours it
-    does not count what leaves the grids. ``share_of_bandwidth`` is what must move per backup, over the backup's time,
-    against a large copy: all laws are read for the action values, and those that the chosen actions lead to are read
-    and written.
-    """
-    return [planner_of(lattice(-43, 20), 1.0, options), planner_of(categorical(-43, 20, 64), 0.99, options)]
-
-
-def planner_of(representation: Representation, discount: float, options: Options) -> Comparison:
-    """One representation with particles; both sides start from the model's tables."""
-    model, functional = from_gymnasium("Taxi-v4"), cvar(0.25)
-    backups, grid = (2, StockGrid(-8, 7)) if options.tiny else (10, StockGrid(-128, 127))
-    stocks, atoms, name = stock_points(grid), np.asarray(representation.particles), representation.name
-
-    def ours() -> distributional_planning.DistributionalPlan:
-        return jax.block_until_ready(
-            distributional_planning.value_iteration(
-                model, functional, representation, grid, discount=discount, horizon=backups
-            )
-        )
-
-    def theirs() -> tuple[np.ndarray, ...]:
-        return _numpy_planner.value_iteration(
-            model, lambda x: np.minimum(x, 0), stocks, atoms, discount=discount, horizon=backups
-        )
-
-    plan, (policy, laws, values) = ours(), theirs()
-    np.testing.assert_array_equal(plan.policy, policy)
-    np.testing.assert_allclose(plan.laws, laws, atol=1e-5)
-    np.testing.assert_allclose(plan.values, values, rtol=1e-5, atol=1e-5)
-
-    def backups_of(plan_once: Callable[[], Any]) -> Side:
-        def piece() -> int:
-            plan_once()
-            return backups
-
-        return lambda: timed(piece)
-
-    sides = {"house": backups_of(ours), "numpy": backups_of(theirs), "copy": large_copy(options)}
-    samples = in_turns(sides, options.repeats)
-    moved = 3 * 4 * laws.size
-    house, copy = (statistics.median(rates(samples[side])) for side in ("house", "copy"))
-    return compared(
-        samples,
-        "house",
-        "numpy",
-        name=name,
-        ours=f"Taxi, {len(stocks)} stocks, {len(atoms)} atoms, {name}, discount {discount:g}",
-        reference="the same in NumPy",
-        unit="backups/s",
-        details={
-            "backups": backups,
-            "bytes_per_backup": moved,
-            "copied_gigabytes_per_second": copy / 1e9,
-            "share_of_bandwidth": moved * house / copy,
-        },
-    )
-
-
-def large_copy(options: Options) -> Side:
-    """Bytes read and written per second by a copy that no cache holds, on the device that plans."""
-    size = 2**20 if options.tiny else 2**26
-    if jax.default_backend() == "cpu":
-        source, target = np.ones(size, np.float32), np.zeros(size, np.float32)
-
-        def piece() -> int:
-            for _ in range(4):
-                np.copyto(target, source)
-            return 4 * 2 * source.nbytes
-
-        return lambda: timed(piece)
-    negated = jax.jit(jnp.negative, donate_argnums=0)
-    array = jax.block_until_ready(negated(jnp.ones(size, jnp.float32)))
-
-    def piece_on_device() -> int:
-        nonlocal array
-        for _ in range(4):
-            array = negated(array)
-        jax.block_until_ready(array)
-        return 4 * 2 * array.nbytes
-
-    return lambda: timed(piece_on_device)
 
 
 # By the name on the command line.

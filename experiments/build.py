@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +40,8 @@ from envs.stock import StockAugmented, StockHost
 from envs.tabular import TabularWorld, from_gymnasium, gridworld
 from envs.types import Environment, EnvironmentSpec, VectorHost
 from envs.wrappers import TimeLimit
+from experiments.annotation import AnnotationService, Annotator, Scripted
+from experiments.annotation_http import Http
 from experiments.errors import UserError, unknown
 from experiments.objectives import Objectives
 from rewards import transforms
@@ -46,6 +49,7 @@ from rewards.base import RewardTransform, chain
 from rewards.count_bonus import count_bonus
 from rewards.icm import icm
 from rewards.implicit_prm import implicit_prm
+from rewards.language_feedback import QUESTION_SIZES, language_feedback
 from rewards.latent_prediction import byol_explore, byol_hindsight
 from rewards.rnd import rnd
 
@@ -119,11 +123,14 @@ REWARDS: dict[str, Callable[..., RewardTransform]] = {
     "icm": icm,
     "byol_explore": byol_explore,
     "byol_hindsight": byol_hindsight,
+    "language_feedback": language_feedback,
     "scale": transforms.scale,
     "clip": transforms.clip,
     "normalise": transforms.normalise,
     "group_filter": transforms.group_filter,
 }
+
+ANNOTATORS: dict[str, Callable[..., Annotator]] = {"scripted": Scripted, "http": Http}
 
 
 def _plain(section: ConfigDict | Mapping) -> dict[str, Any]:
@@ -248,6 +255,49 @@ def _rewards(nested, spec, data, network_config) -> tuple[RewardTransform, list[
         transforms_by_name[name] = _call(factory, f"rewards.{name}", *positional, **context, **arguments)
         known_channels.add(arguments.get("channel", accepted["channel"].default))
     return chain(**transforms_by_name), sorted(known_channels)
+
+
+def build_annotation(
+    config: ConfigDict, world: World, *, seed: int = 0, folder: Path | None = None
+) -> AnnotationService | None:
+    """What passes between the learner and the annotator of ``config.annotator``, not started; ``None`` where there is
+    no such section.
+
+    Its ``labels``, ``pairs`` and ``recent`` are the service's, all other keys the annotator's. Language feedback and
+    an annotator are of no use without each other.
+
+    Args:
+      config, world: what is trained, on host worlds: a pure one would not wait for a rollout's messages.
+      seed: the member's.
+      folder: for the annotator's files.
+
+    Raises:
+      UserError: for the one without the other, a pure world, an unknown kind, or arguments that are refused.
+    """
+    nested = config.to_dict()
+    readers = [name for name, section in nested["rewards"].items() if section["kind"] == "language_feedback"]
+    if not readers and "annotator" not in nested:
+        return None
+    if len(readers) != 1 or "annotator" not in nested:
+        raise UserError(
+            f"rewards of kind 'language_feedback': {', '.join(readers) or 'none'}; section annotator: "
+            f"{'there' if 'annotator' in nested else 'none'}: expected one of each"
+        )
+    if world.environment is not None:
+        raise UserError(f"rewards.{readers[0]}: a pure world has nobody to ask; expected a host world with messages")
+    defaults = inspect.signature(language_feedback).parameters
+    model, capacity = (
+        nested["rewards"][readers[0]].get(name, defaults[name].default) for name in ("model", "capacity")
+    )
+    arguments = dict(nested["annotator"])
+    kind = arguments.pop("kind")
+    if kind not in ANNOTATORS:
+        raise unknown("annotator", kind, ANNOTATORS, "in annotator.kind")
+    own = {name: arguments.pop(name) for name in ("labels", "pairs", "recent") if name in arguments}
+    size = QUESTION_SIZES[model]
+    annotator = _call(ANNOTATORS[kind], "annotator", **arguments, seed=seed, size=size, folder=folder)
+    settings = {"length": world.spec.message_length, "size": size, "capacity": capacity, "seed": seed}
+    return _call(AnnotationService, "annotator", annotator, **settings, **own)
 
 
 def _policy_gradient(config, nested, spec, section, channels, context) -> Agent:

@@ -8,7 +8,9 @@ steps host worlds from Python, one member at a time, around the same jitted ``ac
 from __future__ import annotations
 
 import functools
+import pickle
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -18,9 +20,17 @@ from ml_collections import ConfigDict
 
 from agents.behaviour_cloning import Demonstrations
 from envs.host_rollout import episodes_host, start_host, unroll_host
-from envs.types import NonFiniteEnvironmentError, VectorHost
+from envs.types import EnvironmentSpec, NonFiniteEnvironmentError, VectorHost
 from experiments import learn
-from experiments.build import EVALUATION_SEED, World, build_objectives, build_parts, expert_demonstrations
+from experiments.annotation import AnnotationService
+from experiments.build import (
+    EVALUATION_SEED,
+    World,
+    build_annotation,
+    build_objectives,
+    build_parts,
+    expert_demonstrations,
+)
 from experiments.errors import UserError
 from experiments.learn import RunState
 from experiments.objectives import discounted_returns, evaluate_objectives, initial_stocks, objective_metrics
@@ -127,6 +137,7 @@ class ScanDriver:
 
         # Built once outside jit, with the configuration's own numbers: a refusal is a message, not a traced error.
         parts({})
+        build_annotation(config, world)
         build_objectives(config, world.spec)
         self._start = jax.jit(jax.vmap(start, in_axes=(0, 0, None)))
         self._chunks: dict[int, Callable[..., Any]] = {}
@@ -173,36 +184,38 @@ class ScanDriver:
         pass
 
 
-class HostDriver:
-    """Trains one member on host worlds.
+class HostPrograms:
+    """What the runs on a host world compile, once for all members with the same values.
 
     Args:
-      config, world: with a ``host`` factory.
-      member: what to train.
+      config: the configuration.
+      spec: of the world.
+      values: traced values by dotted key.
+
+    Attributes:
+      agent: acts and learns.
+      objectives: what is evaluated beside the return, or ``None``.
+      carry: of the agent before an episode, numpy.
+      start: ``seed -> RunState`` without worlds.
+      act, act_evaluation: ``(params, carry, observation, key, t) -> (action, carry, {})``.
+      learn: ``(state, trajectory, iteration, annotations) -> (state, metrics)``; it donates the state.
+      initial_stocks: ``(online, observation) -> [objectives]``; asked only where there are any.
+      rollout_key: ``(key, iteration) -> key``.
     """
 
-    def __init__(self, config: ConfigDict, world: World, member: Member):
-        self.members = [member]
-        self._config, self._member = config, member
-        values = {name: jnp.float32(value) for name, value in member.values.items()}
-        parts = build_parts(config, world.spec, values)
-        if parts.warm_start is not None:
+    def __init__(self, config: ConfigDict, spec: EnvironmentSpec, values: dict[str, float]):
+        traced = {name: jnp.float32(value) for name, value in values.items()}
+        agent, reward, warm_start = build_parts(config, spec, traced)
+        if warm_start is not None:
             raise UserError("warm_start.rooms: host worlds have no expert; expected warm_start.rooms=0")
-        self._agent, self._reward = parts.agent, parts.reward
-        make_host: Any = world.host
-        self._make_host: Callable[[int], VectorHost] = make_host
-        self._host = make_host(self._agent.data.batch)
-        self._evaluation_host: VectorHost | None = None
-        self._objectives = build_objectives(config, world.spec, values)
-        agent, reward = parts.agent, parts.reward
-        # Asked only where there are any.
-        objectives: Any = self._objectives
+        self.agent, self.objectives = agent, build_objectives(config, spec, traced)
+        objectives: Any = self.objectives
 
         def act(params, carry, observation, key, t, *, greedy):
             action, carry, _ = agent.act(params, carry, observation, jax.random.fold_in(key, t), greedy=greedy)
             return action, carry, {}
 
-        def learn_step(state, trajectory, iteration):
+        def learn_step(state, trajectory, iteration, annotations):
             # A step of the worlds waits for its action alone; what else acting tells is worked out here, all steps at
             # once. The parameters are still those that acted.
             def describe(carry, observation, action):
@@ -210,27 +223,78 @@ class HostDriver:
 
             extras = jax.vmap(describe)(trajectory.extras["carry"], trajectory.observation, trajectory.action)
             trajectory = trajectory._replace(extras=trajectory.extras | extras)
-            return learn.learn(agent, reward, state, trajectory, iteration)
+            return learn.learn(agent, reward, state, trajectory, iteration, annotations)
 
-        self._start = jax.jit(lambda: learn.initial_state(agent, reward, seed_key(member.seed)))
-        self._act = jax.jit(functools.partial(act, greedy=False))
-        self._act_evaluation = jax.jit(functools.partial(act, greedy=config.evaluation.greedy))
-        self._learn = jax.jit(learn_step, donate_argnums=0)
-        self._initial_stocks = jax.jit(lambda online, observation: initial_stocks(objectives, online, observation))
-        self._rollout_key = jax.jit(lambda key, iteration: learn.stream(key, learn.ROLLOUT, iteration))
-        self._carry = jax.device_get(agent.initial_carry(agent.data.batch))
+        self.start = jax.jit(lambda seed: learn.initial_state(agent, reward, seed_key(seed)))
+        self.act = jax.jit(functools.partial(act, greedy=False))
+        self.act_evaluation = jax.jit(functools.partial(act, greedy=config.evaluation.greedy))
+        self.learn = jax.jit(learn_step, donate_argnums=0)
+        self.initial_stocks = jax.jit(lambda online, observation: initial_stocks(objectives, online, observation))
+        self.rollout_key = jax.jit(lambda key, iteration: learn.stream(key, learn.ROLLOUT, iteration))
+        self.carry = jax.device_get(agent.initial_carry(agent.data.batch))
+
+
+class HostDriver:
+    """Trains one member on host worlds.
+
+    Args:
+      config, world: with a ``host`` factory.
+      member: what to train.
+      folder: the run folder, for the files of an annotator; without it there are none.
+      programs: those of another member with the same values; its own if ``None``.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        world: World,
+        member: Member,
+        folder: Path | None = None,
+        programs: HostPrograms | None = None,
+    ):
+        self.members = [member]
+        self._config, self._member = config, member
+        self._make_annotation = functools.partial(build_annotation, config, world, seed=member.seed, folder=folder)
+        self._annotation: AnnotationService | None = None
+        # What it goes on from.
+        self._annotated: dict[str, Any] | None = None
+        self._seed = jnp.uint32(member.seed)
+        self._programs = HostPrograms(config, world.spec, member.values) if programs is None else programs
+        self._agent = self._programs.agent
+        make_host: Any = world.host
+        self._make_host: Callable[[int], VectorHost] = make_host
+        self._host = make_host(self._agent.data.batch)
+        self._evaluation_host: VectorHost | None = None
 
     def template(self) -> RunState:
-        return self._with_worlds(jax.eval_shape(self._start), 0)
+        return self._with_worlds(jax.eval_shape(self._programs.start, self._seed), 0)
 
     def start(self) -> RunState:
-        return self._with_worlds(self._start(), 0)
+        self._close_annotation()
+        return self._with_worlds(self._programs.start(self._seed), 0)
+
+    def _start_annotation(self) -> None:
+        """Starts the annotator, where the configuration has one, before the first chunk: to look at what was trained
+        asks nobody.
+
+        Raises:
+          UserError: if it cannot be reached.
+        """
+        if self._annotation is None and "annotator" in self._config:
+            annotation: Any = self._make_annotation()
+            annotation.start(self._annotated)
+            self._annotation = annotation
+
+    def _close_annotation(self) -> None:
+        if self._annotation is not None:
+            self._annotation.close()
+        self._annotation = self._annotated = None
 
     def _with_worlds(self, state: RunState, iteration: int) -> RunState:
         """Fresh episodes, from seeds of their own, where the agent unrolls."""
         if self._agent.data.kind == "episodes":
             return state
-        return state._replace(rollout=start_host(self._host, self._world_seed(iteration), self._carry))
+        return state._replace(rollout=start_host(self._host, self._world_seed(iteration), self._programs.carry))
 
     def _world_seed(self, iteration: int) -> int:
         """A 31-bit seed of the worlds, spread so that the worlds of two seeds or iterations do not overlap."""
@@ -244,46 +308,55 @@ class HostDriver:
 
     def chunk(self, state, first_iteration, iterations):
         data = self._agent.data
+        self._start_annotation()
         history = []
         for iteration in range(first_iteration, first_iteration + iterations):
-            key = self._rollout_key(state.key, iteration)
+            key = self._programs.rollout_key(state.key, iteration)
             if data.kind == "episodes":
                 rollout: Any = ()
                 trajectory = episodes_host(
                     self._host,
-                    self._act,
+                    self._programs.act,
                     state.agent.params,
                     key,
                     seeds=self._episode_seeds(iteration),
                     group_size=data.group_size,
                     length=data.length,
-                    initial_carry=self._carry,
+                    initial_carry=self._programs.carry,
                 )
             else:
                 rollout, trajectory = unroll_host(
                     self._host,
-                    self._act,
+                    self._programs.act,
                     state.agent.params,
                     state.rollout,
                     key,
                     length=data.length,
-                    initial_carry=self._carry,
+                    initial_carry=self._programs.carry,
                 )
             # The worlds' part is numpy and stays here: only what learns is donated to the device.
-            learned, metrics = self._learn(state._replace(rollout=()), trajectory, jnp.int32(iteration))
+            labels = None if self._annotation is None else self._annotation.exchange(trajectory)
+            learned, metrics = self._programs.learn(
+                state._replace(rollout=()), trajectory, jnp.int32(iteration), labels
+            )
             state = learned._replace(rollout=rollout)
+            if self._annotation is not None:
+                self._annotation.note_undone(metrics[f"{learn.SUM_PREFIX}rejected"])
             history.append(metrics)
         fetched = jax.device_get(history)
         stacked = {name: np.stack([metrics[name] for metrics in fetched]) for name in fetched[0]}
-        return state, {name: learn.reduce_metric(name, values)[None] for name, values in stacked.items()}
+        reduced = {name: learn.reduce_metric(name, values)[None] for name, values in stacked.items()}
+        if self._annotation is not None:
+            reduced |= {f"annotator/{name}": np.asarray([n]) for name, n in self._annotation.counts().items()}
+        return state, reduced
 
     def evaluate(self, state):
         settings = self._config.evaluation
         if self._evaluation_host is None:
             self._evaluation_host = self._make_host(settings.episodes)
         metrics = jax.device_get(learn.episode_means(self._evaluation_episodes(state)))
-        if self._objectives is not None:
-            metrics |= self._evaluate_objectives(state, self._objectives)
+        if self._programs.objectives is not None:
+            metrics |= self._evaluate_objectives(state, self._programs.objectives)
         return {name: np.asarray([value]) for name, value in metrics.items()}
 
     @property
@@ -296,7 +369,7 @@ class HostDriver:
         assert host is not None
         trajectory = episodes_host(
             host,
-            self._act_evaluation,
+            self._programs.act_evaluation,
             state.agent.params,
             evaluation_key(),
             seeds=self._evaluation_seeds,
@@ -309,7 +382,7 @@ class HostDriver:
     def _evaluate_objectives(self, state, objectives):
         # Objectives need a stock, and a world with one is a ``StockHost``.
         host: Any = self._evaluation_host
-        stocks = self._initial_stocks(state.agent.params["online"], host.reset(self._evaluation_seeds))
+        stocks = self._programs.initial_stocks(state.agent.params["online"], host.reset(self._evaluation_seeds))
         returns = []
         for stock in np.asarray(stocks):
             host.start_at(float(stock))
@@ -318,9 +391,15 @@ class HostDriver:
         return jax.device_get(objective_metrics(objectives, stocks, jnp.stack(returns)))
 
     def snapshot(self):
-        return self._host.snapshot() if self._agent.data.kind != "episodes" else None
+        worlds = self._host.snapshot() if self._agent.data.kind != "episodes" else None
+        if "annotator" not in self._config:
+            return worlds
+        return pickle.dumps((worlds, self._annotated if self._annotation is None else self._annotation.state()))
 
     def resume(self, state, snapshot, iteration):
+        self._close_annotation()
+        if "annotator" in self._config and snapshot is not None:
+            snapshot, self._annotated = pickle.loads(snapshot)
         if self._agent.data.kind == "episodes":
             return state
         if snapshot is None:
@@ -329,18 +408,32 @@ class HostDriver:
         return state._replace(rollout=state.rollout._replace(observation=self._host.restore(snapshot)))
 
     def close(self):
+        self._close_annotation()
         self._host.close()
         if self._evaluation_host is not None:
             self._evaluation_host.close()
 
 
 def drivers(
-    config: ConfigDict, world: World, members: Sequence[Member], members_per_program: int | None = None
+    config: ConfigDict,
+    world: World,
+    members: Sequence[Member],
+    members_per_program: int | None = None,
+    folder: Path | None = None,
 ) -> list[Callable[[], Any]]:
     """Makers of the drivers that train ``members``, one after the other: on a pure world programs of at most
-    ``members_per_program`` (all if ``None``), on host worlds one each."""
+    ``members_per_program`` (all if ``None``), on host worlds one each, with what it keeps besides checkpoints in
+    ``folder``."""
     if world.environment is None:
-        return [functools.partial(HostDriver, config, world, member) for member in members]
+        programs: dict[tuple, HostPrograms] = {}
+
+        def host_driver(member):
+            values = tuple(sorted(member.values.items()))
+            if values not in programs:
+                programs[values] = HostPrograms(config, world.spec, member.values)
+            return HostDriver(config, world, member, folder, programs[values])
+
+        return [functools.partial(host_driver, member) for member in members]
     size = members_per_program or len(members)
     parts = [members[start : start + size] for start in range(0, len(members), size)]
     return [functools.partial(ScanDriver, config, world, part) for part in parts]

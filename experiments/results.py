@@ -13,6 +13,7 @@ the next one. ``experiments.row_writer`` writes the rows of a run.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ RESULTS_FOLDER = "results"
 IDENTITY = ("experiment", "variant", "seed", "env_steps")
 NOT_METRICS = (*IDENTITY, "iteration")
 SIGNIFICANT_DIGITS = 6
+# Some room is left for what is written beside it under the same name.
+LONGEST_NAME = 200
 
 Row = dict[str, Any]
 
@@ -49,8 +52,17 @@ class Section(NamedTuple):
 
 
 def run_folder(root: str | os.PathLike, name: str, variant: str = "") -> Path:
-    """``root/NAME/VARIANT``; the default variant has the folder ``default``."""
-    return Path(root) / name / (variant or DEFAULT_VARIANT)
+    """``root/NAME/VARIANT``; the default variant has the folder ``default``.
+
+    File systems take names of 255 bytes. Where many overrides make a longer one, its end is replaced by a digest of the
+    whole; the rows inside keep the variant in full.
+    """
+    folder = variant or DEFAULT_VARIANT
+    encoded = folder.encode()
+    if len(encoded) > LONGEST_NAME:
+        digest = hashlib.sha256(encoded).hexdigest()[:16]
+        folder = f"{encoded[: LONGEST_NAME - len(digest) - 1].decode(errors='ignore')}~{digest}"
+    return Path(root) / name / folder
 
 
 def read_sections(path: str | os.PathLike) -> list[Section]:

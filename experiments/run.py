@@ -14,7 +14,15 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments import figures, registry, results
-from experiments.build import DEMONSTRATION_SEED, World, build_objectives, build_parts, build_world, require_expert
+from experiments.build import (
+    DEMONSTRATION_SEED,
+    World,
+    build_annotation,
+    build_objectives,
+    build_parts,
+    build_world,
+    require_expert,
+)
 from experiments.cache import enable_compilation_cache
 from experiments.command_parser import CommandParser
 from experiments.drivers import Member
@@ -80,6 +88,7 @@ def checked_world(config: ConfigDict) -> World:
     world = build_world(config)
     build_parts(config, world.spec)
     build_objectives(config, world.spec)
+    build_annotation(config, world)
     require_expert(config, world)
     measured = ["return", "length", *world.spec.info]
     for name in config.evaluation.get("objectives", {}):

@@ -24,8 +24,8 @@ from experiments.errors import UserError, reason
 from experiments.progress import Reporter
 from experiments.row_writer import RowWriter
 
-# What may differ between a run and its continuation: where it ends.
-PROLONGABLE = ("iterations",)
+# What may differ between a run and its continuation: where it ends, and what its annotator may spend.
+PROLONGABLE = ("iterations", "annotator.max_requests", "annotator.max_cost")
 REJECTED_LIMIT = 3
 CHECKPOINT_FOLDER = "checkpoints"
 
@@ -70,7 +70,7 @@ class Outcome(NamedTuple):
 
 def prolongable(config: ConfigDict) -> tuple[str, ...]:
     """The keys that may differ on resuming; an annealed learning rate depends on the number of iterations."""
-    return () if config.agent.get("anneal", False) else PROLONGABLE
+    return PROLONGABLE[1:] if config.agent.get("anneal", False) else PROLONGABLE
 
 
 def prepare_folder(folder: Path, config: ConfigDict, members: Sequence[Member], *, fresh: bool = False) -> None:
@@ -144,7 +144,7 @@ def train(
         or updates that stay non-finite; the last good checkpoint is named.
     """
     world = build_world(config) if world is None else world
-    makers = drivers(config, world, members, members_per_program)
+    makers = drivers(config, world, members, members_per_program, folder)
     resumed_from, done_slots = None, 0
     slots = config.data.length * config.data.batch
     constants = {"experiment": experiment}

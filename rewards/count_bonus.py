@@ -16,7 +16,7 @@ from agents.networks import observation_features, space_leaves
 from envs.spaces import nearest
 from envs.types import EnvironmentSpec, PyTree, Trajectory
 from rewards.base import RewardTransform
-from rewards.moments import episode_starts
+from rewards.moments import counts_carried_on, counts_within_episodes, entering_counts, episode_starts
 
 IDENTITIES = ("exact", "hash", "projection")
 LARGEST_TABLE = 2**24
@@ -95,26 +95,11 @@ def count_bonus(
         both = bucket(state, stacked).reshape(2, *valid.shape)
         return both, jnp.stack([valid & episode_starts(trajectory), valid])
 
-    def add(counts, buckets, weight):
-        return counts.at[buckets].add(weight.astype(counts.dtype))
-
     def within_episode(state, trajectory):
         """Visits of ``o_{t+1}`` in its episode up to now, ``[T, B]``."""
+        entering = entering_counts(state.entering, trajectory.mask.shape[1], data)
         both, valid = visits(state, trajectory)
-        episode = jnp.cumsum(episode_starts(trajectory), axis=0)
-        length = episode.shape[0]
-        earlier = jnp.tri(length, dtype=bool)[:, :, None] & (episode[:, None] == episode[None])
-        same = (both[1][None, :, None] == both[:, None]) & valid[:, None] & earlier
-        counts = jnp.sum(same, axis=(0, 2)).astype(jnp.float32)
-        columns = jnp.arange(episode.shape[1])
-        return counts + jnp.where(episode == 0, state.entering[columns, both[1]], 0.0)
-
-    def entering(state, trajectory):
-        """``state``, without the counts of before where they are not those of this trajectory."""
-        batch = trajectory.mask.shape[1]
-        if data.kind == "unroll" and batch == data.batch:
-            return state
-        return state._replace(entering=jnp.zeros((batch, buckets)))
+        return counts_within_episodes(both, valid, episode_starts(trajectory), entering)
 
     def init_fn(key, **extra):
         del extra
@@ -129,7 +114,7 @@ def count_bonus(
     def apply_fn(state, trajectory, **extra):
         del extra
         if episodic:
-            counts = within_episode(entering(state, trajectory), trajectory)
+            counts = within_episode(state, trajectory)
         else:
             counts = state.counts[bucket(state, trajectory.next_observation)]
         bonus = weight * jax.lax.rsqrt(jnp.maximum(counts, 1.0)) * trajectory.mask
@@ -140,14 +125,9 @@ def count_bonus(
         del key, extra
         both, valid = visits(state, trajectory)
         if not episodic:
-            counts = add(state.counts, both, valid)
+            counts = state.counts.at[both].add(valid.astype(state.counts.dtype))
             return state._replace(counts=counts), {"visited": jnp.mean(counts > 0)}
-        starts = episode_starts(trajectory)
-        episode = jnp.cumsum(starts, axis=0)
-        # Of the episode that the next unroll goes on with.
-        counts = jnp.where(jnp.any(starts, axis=0)[:, None], 0.0, state.counts)
-        running = valid & (episode == episode[-1])
-        counts = jax.vmap(add, (0, 2, 2))(counts, both, running)
+        counts = counts_carried_on(state.counts, both, valid, episode_starts(trajectory))
         return state._replace(counts=counts, entering=state.counts), {"visited": jnp.mean(counts > 0)}
 
     return RewardTransform(init_fn, apply_fn, update_fn)

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import optax
 from gymnasium import spaces
 
+from agents.base import DataSpec
 from agents.credit import masked_mean
 from agents.distributions import distribution_for
 from agents.networks import Head, NetworkConfig, action_features, action_size, network
 from envs.types import EnvironmentSpec, PyTree
 from rewards.base import RewardTransform
+from rewards.fitting import check_fit, random_parts
 
 
 class ICMState(NamedTuple):
@@ -29,10 +31,12 @@ class ICMState(NamedTuple):
 def icm(
     spec: EnvironmentSpec,
     *,
+    data: DataSpec,
     network_config: NetworkConfig = NetworkConfig(),  # noqa: B008  (frozen)
     continuous: str = "gaussian",
     embedding_size: int = 128,
     updates: int = 1,
+    parts: int = 1,
     learning_rate: float = 1e-3,
     forward_share: float = 0.2,
     scale: float = 0.01,
@@ -50,11 +54,12 @@ def icm(
     what followed before any reset. The model scores as it was before the update.
 
     Args:
-      spec: the world.
+      spec, data: the world and the rollouts.
       network_config: of the encoder; feed-forward in any case.
       continuous: distribution for Box actions, see ``distribution_for``.
       embedding_size: of ``phi``, and the width of the one hidden layer of both models; the paper has 288 and 256.
-      updates: optimiser steps per call of ``update``, on all steps.
+      updates: optimiser steps per call of ``update``.
+      parts: every optimiser step takes one of so many random equal parts of the steps.
       learning_rate: of Adam.
       forward_share, scale: ``beta`` and ``eta``.
       channel: see above.
@@ -63,8 +68,9 @@ def icm(
       ValueError: counts out of range.
       UnsupportedSpaceError: spaces without encoder or distribution.
     """
-    if embedding_size < 1 or updates < 0:
-        raise ValueError(f"icm: embedding_size={embedding_size}, updates={updates}: expected at least 1 and at least 0")
+    if embedding_size < 1:
+        raise ValueError(f"icm: embedding_size={embedding_size}: expected at least 1")
+    check_fit("icm", updates=updates, parts=parts, items=data.length * data.batch, unit="steps")
     config = replace(network_config, recurrent_size=0)
     model_config = NetworkConfig(hidden=(embedding_size,), activation=config.activation)
     distribution = distribution_for(spec.action_space, continuous=continuous)
@@ -77,17 +83,18 @@ def icm(
     inverse = model(2 * embedding_size, distribution.num_parameters)
     optimiser = optax.flatten(optax.adam(learning_rate))
 
-    def losses(params, trajectory):
+    def losses(params, observation, next_observation, action):
         """``(L_I, L_F)``, ``[T, B]`` each."""
-        both = jax.tree.map(lambda *x: jnp.concatenate(x), trajectory.observation, trajectory.next_observation)
+        both = jax.tree.map(lambda *x: jnp.concatenate(x), observation, next_observation)
         now, later = jnp.split(encoder.apply(params["encoder"], both)[0]["embedding"], 2)
         told = inverse.apply(params["inverse"], jnp.concatenate([now, later], -1))[0]["output"]
-        action = action_features(spec.action_space, trajectory.action)
-        predicted = forward.apply(params["forward"], jnp.concatenate([now, action], -1))[0]["output"]
-        return -distribution.log_prob(told, trajectory.action), 0.5 * jnp.sum(jnp.square(predicted - later), -1)
+        features = action_features(spec.action_space, action)
+        predicted = forward.apply(params["forward"], jnp.concatenate([now, features], -1))[0]["output"]
+        return -distribution.log_prob(told, action), 0.5 * jnp.sum(jnp.square(predicted - later), -1)
 
-    def loss_fn(params, trajectory):
-        inverse_loss, forward_loss = (masked_mean(x, trajectory.mask) for x in losses(params, trajectory))
+    def loss_fn(params, observation, next_observation, action, mask):
+        found = losses(params, observation, next_observation, action)
+        inverse_loss, forward_loss = (masked_mean(x, mask) for x in found)
         total = (1 - forward_share) * inverse_loss + forward_share * forward_loss
         return total, {"inverse_loss": inverse_loss, "forward_loss": forward_loss}
 
@@ -100,20 +107,25 @@ def icm(
 
     def apply_fn(state, trajectory, **extra):
         del extra
-        rewards = scale * losses(state.scoring, trajectory)[1] * trajectory.mask
+        taken = (trajectory.observation, trajectory.next_observation, trajectory.action)
+        rewards = scale * losses(state.scoring, *taken)[1] * trajectory.mask
         metrics = {"reward_mean": masked_mean(rewards, trajectory.mask)}
         return trajectory._replace(rewards=trajectory.rewards | {channel: rewards}), metrics
 
     def update_fn(state, trajectory, key, **extra):
-        del key, extra
+        del extra
+        learned = (trajectory.observation, trajectory.next_observation, trajectory.action, trajectory.mask)
+        flat = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), learned)
 
-        def step(carry, _):
+        def step(carry, index):
             params, optimiser_state = carry
-            (_, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, trajectory)
+            part = jax.tree.map(lambda x: jnp.take(x, index, axis=1), flat) if parts > 1 else flat
+            (_, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, *part)
             changes, optimiser_state = optimiser.update(gradient, optimiser_state, params)
             return (optax.apply_updates(params, changes), optimiser_state), metrics
 
-        carry, metrics = jax.lax.scan(step, (state.params, state.optimiser), None, length=updates)
+        chosen = random_parts(key, trajectory.mask.size, parts=parts, updates=updates)
+        carry, metrics = jax.lax.scan(step, (state.params, state.optimiser), chosen)
         return ICMState(carry[0], state.params, carry[1]), jax.tree.map(lambda x: jnp.sum(x[-1:]), metrics)
 
     return RewardTransform(init_fn, apply_fn, update_fn)

@@ -27,6 +27,7 @@ from agents.credit import masked_mean
 from agents.networks import Head, NetworkConfig, action_features, action_size, gated_recurrence, network
 from envs.types import EnvironmentSpec, PyTree, Trajectory
 from rewards.base import RewardTransform
+from rewards.fitting import check_fit, random_parts
 from rewards.moments import Fading, episode_starts, fading_deviation, no_fading, prioritised, update_fading
 
 
@@ -168,6 +169,7 @@ def latent_prediction(
     contrast: int = 64,
     reconstruction_weight: float = 10.0,
     updates: int = 1,
+    parts: int = 1,
     learning_rate: float = 1e-3,
     critic_learning_rate: float = 1e-2,
     target_decay: float = 0.99,
@@ -210,7 +212,8 @@ def latent_prediction(
       contrast: ``N``, how many samples are contrasted with each other.
       reconstruction_weight: ``1 / lambda``. Too small, and ``Z`` stays silent: what it would tell at first costs more
         information than the error that it takes away.
-      updates: optimiser steps per call of ``update``, on all steps.
+      updates: optimiser steps per call of ``update``.
+      parts: every optimiser step takes one of so many random equal parts of the worlds.
       learning_rate, critic_learning_rate: of Adam, for the model and for the critic, which has to keep ahead.
       target_decay: 1 keeps the target as it began, random.
       scale_decay: of ``sigma`` and ``mu``.
@@ -221,11 +224,12 @@ def latent_prediction(
       ValueError: counts out of range, or a horizon longer than the data.
       UnsupportedSpaceError: if a part of the observation or the action cannot be encoded.
     """
-    counts = {"horizon": horizon, "embedding_size": embedding_size, "memory_size": memory_size, "updates": updates}
+    counts = {"horizon": horizon, "embedding_size": embedding_size, "memory_size": memory_size}
     counts |= {"hidden_size": hidden_size, "latent_size": latent_size, "noise_size": noise_size}
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"latent_prediction: {name}={value}: expected at least 1")
+    check_fit("latent_prediction", updates=updates, parts=parts, items=data.batch, unit="worlds")
     if contrast < 2:
         raise ValueError(f"latent_prediction: contrast={contrast}: expected at least 2 samples")
     if horizon > data.length:
@@ -315,10 +319,9 @@ def latent_prediction(
         return reconstruction_weight * found.reconstruction + found.information
 
     def loss_fn(learned, target, memory, trajectory, key):
-        found, left = losses(Parameters(learned[0], learned[1], target), memory, trajectory, key)
+        found, _ = losses(Parameters(learned[0], learned[1], target), memory, trajectory, key)
         horizons = jnp.maximum(jnp.sum(found.valid, axis=0), 1)
-        total = masked_mean(jnp.sum(combined(found), axis=0) / horizons, trajectory.mask)
-        return total, (found, left)
+        return masked_mean(jnp.sum(combined(found), axis=0) / horizons, trajectory.mask)
 
     def blank(batch):
         return Memory(jnp.zeros((batch, memory_size)), jnp.zeros((batch, actions)))
@@ -361,13 +364,19 @@ def latent_prediction(
     def update_fn(state, trajectory, key, **extra):
         del extra
         memory = memory_of(state.leaving, trajectory)
+        # What is learned from, and no more, to take parts of.
+        learned_from = trajectory._replace(rewards={}, extras={"episode_start": episode_starts(trajectory)})
+        scoring_key, parts_key, key = jax.random.split(key, 3)
+        found, left = losses(state.params, memory, learned_from, scoring_key)
 
-        def step(carry, key):
+        def step(carry, inputs):
             params, (model_state, critic_state) = carry
-            learned = (params.model, params.critic)
-            (_, seen), (down, up) = jax.value_and_grad(loss_fn, has_aux=True)(
-                learned, params.target, memory, trajectory, key
-            )
+            key, index = inputs
+            part, part_memory = learned_from, memory
+            if parts > 1:
+                part = jax.tree.map(lambda x: jnp.take(x, index, axis=1), learned_from)
+                part_memory = jax.tree.map(lambda x: jnp.take(x, index, axis=0), memory)
+            down, up = jax.grad(loss_fn)((params.model, params.critic), params.target, part_memory, part, key)
             changes, model_state = model_optimiser.update(down, model_state, params.model)
             model, critic = optax.apply_updates(params.model, changes), params.critic
             if hindsight:
@@ -375,12 +384,10 @@ def latent_prediction(
                 changes, critic_state = critic_optimiser.update(jax.tree.map(jnp.negative, up), critic_state, critic)
                 critic = optax.apply_updates(critic, changes)
             target = optax.incremental_update(model["encoder"], params.target, 1.0 - target_decay)
-            return (Parameters(model, critic, target), (model_state, critic_state)), seen
+            return (Parameters(model, critic, target), (model_state, critic_state)), None
 
-        keys = jax.random.split(key, updates)
-        carry, seen = jax.lax.scan(step, (state.params, state.optimiser), keys)
-        # What the first step saw is the model before its update.
-        found, left = jax.tree.map(lambda x: x[0], seen)
+        chosen = random_parts(parts_key, trajectory.mask.shape[1], parts=parts, updates=updates)
+        carry, _ = jax.lax.scan(step, (state.params, state.optimiser), (jax.random.split(key, updates), chosen))
         total = aggregate(combined(found))
         new_state = LatentPredictionState(
             params=carry[0],
@@ -389,7 +396,7 @@ def latent_prediction(
             scale=update_fading(state.scale, total, trajectory.mask, scale_decay),
             entering=memory,
             leaving=left,
-            key=keys[0],
+            key=scoring_key,
         )
         metrics = {
             "reconstruction": masked_mean(found.reconstruction, found.valid),

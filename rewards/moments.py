@@ -1,4 +1,5 @@
-"""Running statistics that reward transforms carry: moments of all that was seen, and moments that forget."""
+"""Running statistics that reward transforms carry: moments of all that was seen, moments that forget, and counts within
+episodes."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from agents.base import DataSpec
 from agents.credit import masked_mean
 from envs.types import Trajectory
 
@@ -112,3 +114,44 @@ def episode_starts(trajectory: Trajectory) -> jax.Array:
         return trajectory.extras["episode_start"]
     ends = trajectory.terminated | trajectory.truncated
     return jnp.concatenate([jnp.ones_like(ends[:1]), ends[:-1]])
+
+
+def counts_within_episodes(buckets: jax.Array, counted: jax.Array, starts: jax.Array, entering: jax.Array) -> jax.Array:
+    """How often the last thing of each row occurred in its episode up to now, itself included.
+
+    Args:
+      buckets: what each of ``K`` things of a row is counted as, ``int32 [K, T, B]``.
+      counted: whether it counts, ``bool [K, T, B]``.
+      starts: whether a row is the first of an episode, ``bool [T, B]``.
+      entering: the counts of the episodes that were running before the first row, ``[B, buckets]``.
+
+    Returns:
+      ``float32 [T, B]``.
+    """
+    episode = jnp.cumsum(starts, axis=0)
+    length, batch = episode.shape
+    earlier = jnp.tri(length, dtype=bool)[:, :, None] & (episode[:, None] == episode[None])
+    same = (buckets[-1][None, :, None] == buckets[:, None]) & counted[:, None] & earlier
+    counts = jnp.sum(same, axis=(0, 2)).astype(jnp.float32)
+    return counts + jnp.where(episode == 0, entering[jnp.arange(batch), buckets[-1]], 0.0)
+
+
+def counts_carried_on(counts: jax.Array, buckets: jax.Array, counted: jax.Array, starts: jax.Array) -> jax.Array:
+    """``counts [B, buckets]`` after an unroll, of the episodes that the next one goes on with; arguments as in
+    ``counts_within_episodes``."""
+    episode = jnp.cumsum(starts, axis=0)
+    counts = jnp.where(jnp.any(starts, axis=0)[:, None], 0.0, counts)
+    running = counted & (episode == episode[-1])
+
+    def add(counts, buckets, weight):
+        return counts.at[buckets].add(weight.astype(counts.dtype))
+
+    return jax.vmap(add, (0, 2, 2))(counts, buckets, running)
+
+
+def entering_counts(entering: jax.Array, batch: int, data: DataSpec) -> jax.Array:
+    """``entering``, or zeros for a trajectory of ``batch`` worlds that does not go on with those episodes: whole
+    episodes and replayed data begin anew."""
+    if data.kind == "unroll" and batch == data.batch:
+        return entering
+    return jnp.zeros((batch, entering.shape[-1]))

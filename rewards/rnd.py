@@ -16,6 +16,7 @@ from agents.credit import masked_mean
 from agents.networks import Head, NetworkConfig, network, space_leaves
 from envs.types import EnvironmentSpec, PyTree
 from rewards.base import RewardTransform
+from rewards.fitting import check_fit, random_parts
 from rewards.moments import Moments, discounted_sums, merge_moments, no_moments
 
 _SMALLEST_STD = 1e-4
@@ -78,14 +79,12 @@ def rnd(
       ValueError: counts out of range.
       UnsupportedSpaceError: if a part of the observation cannot be encoded.
     """
-    for name, value in {"embedding_size": embedding_size, "parts": parts}.items():
-        if value < 1:
-            raise ValueError(f"rnd: {name}={value}: expected at least 1")
-    for name, value in {"predictor_layers": predictor_layers, "updates": updates}.items():
-        if value < 0:
-            raise ValueError(f"rnd: {name}={value}: expected at least 0")
-    if parts > data.length * data.batch:
-        raise ValueError(f"rnd: parts={parts}: expected at most the {data.length * data.batch} steps of an update")
+    if embedding_size < 1 or predictor_layers < 0:
+        raise ValueError(
+            f"rnd: embedding_size={embedding_size}, predictor_layers={predictor_layers}: expected at least 1 and at "
+            "least 0"
+        )
+    check_fit("rnd", updates=updates, parts=parts, items=data.length * data.batch, unit="steps")
     leaves = [leaf for _, leaf in space_leaves(spec.observation_space)]
     boxes = [isinstance(leaf, gymnasium.spaces.Box) for leaf in leaves]
     # Floats in place of integers: a whitened entry must not be divided by its largest value again.
@@ -162,7 +161,6 @@ def rnd(
         returns = merge_moments(state.returns, sums, mask)
 
         flat = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), (inputs, goal, mask))
-        size = mask.size // parts
 
         def loss_fn(params, inputs, goal, mask):
             return masked_mean(errors(params, inputs, goal), mask)
@@ -174,17 +172,9 @@ def rnd(
             changes, optimiser_state = optimiser.update(gradient, optimiser_state, params)
             return (optax.apply_updates(params, changes), optimiser_state), loss
 
-        def order(key):
-            return jax.random.permutation(key, mask.size)[: parts * size].reshape(parts, size)
-
-        carry = (state.predictor, state.optimiser)
-        losses = jnp.zeros(1)
-        if updates:
-            passes = -(-updates // parts)
-            indices = jax.vmap(order)(jax.random.split(key, passes)).reshape(-1, size)[:updates]
-            carry, losses = jax.lax.scan(step, carry, indices)
-        params, optimiser_state = carry
+        chosen = random_parts(key, mask.size, parts=parts, updates=updates)
+        (params, optimiser_state), losses = jax.lax.scan(step, (state.predictor, state.optimiser), chosen)
         new_state = RNDState(params, state.target, state.predictor, optimiser_state, observations, returns, sums[-1])
-        return new_state, {"loss": losses[-1]}
+        return new_state, {"loss": jnp.sum(losses[-1:])}
 
     return RewardTransform(init_fn, apply_fn, update_fn)

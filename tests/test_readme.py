@@ -9,6 +9,7 @@ import pytest
 
 from experiments import benchmark, figures, registry, sweep
 from experiments.errors import UserError
+from tests.experiments import corridor
 
 ROOT = Path(__file__).resolve().parents[1]
 README, ARCHITECTURE = ROOT / "README.md", ROOT / "docs" / "architecture.md"
@@ -103,7 +104,13 @@ def test_a_wrong_command_is_found(line, message, capsys):
         check(words, help_of(module_of(words), capsys))
 
 
-def test_the_tour_runs(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def quick():
+    with corridor.quick_compilation():
+        yield
+
+
+def test_the_tour_runs(tmp_path, monkeypatch, capsys, quick):
     """Every command of the tour as it is written, on configurations of ``smoke`` size, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     for name in registry.names():

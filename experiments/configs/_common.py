@@ -21,6 +21,33 @@ SWITCHES = {
 }
 
 
+# The world models of both BYOL variants, an eighth of the papers' widths and one step ahead, which is what they cost.
+_LATENT = {"horizon": 1, "embedding_size": 64, "memory_size": 64, "hidden_size": 64}
+# An update sees every step twice, an eighth of them at a time.
+_FIT = {"updates": 16, "parts": 8}
+# Intrinsic rewards by the name of the method: what it is, and its section of the configuration.
+CURIOSITIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "hindsight": (
+        "BYOL-Hindsight: what cannot be predicted is told, what can is not",
+        {"kind": "byol_hindsight", **_LATENT, **_FIT},
+    ),
+    "explore": (
+        "BYOL-Explore: the error of a world model in latent space",
+        {"kind": "byol_explore", **_LATENT, **_FIT},
+    ),
+    "rnd": ("random network distillation", {"kind": "rnd", "embedding_size": 64, "learning_rate": 1e-3, **_FIT}),
+    "icm": (
+        "the error of a forward model among features that tell the action",
+        {"kind": "icm", "embedding_size": 64, **_FIT},
+    ),
+    "count": ("one over the root of how often an observation was seen", {"kind": "count_bonus", "identify": "hash"}),
+    "episodic": (
+        "the same, counted within the episode",
+        {"kind": "count_bonus", "identify": "hash", "bits": 12, "episodic": True},
+    ),
+}
+
+
 def policy_gradient_config() -> ConfigDict:
     """A complete configuration of the policy-gradient family, without world, credit and rewards."""
     return ConfigDict(
@@ -142,6 +169,28 @@ def choose_value_based(config: ConfigDict, tokens: Iterable[str], default: str) 
     config.agent.head = HEADS[method][0]
     for switch in SWITCHES:
         config.agent[switch] = switch in tokens
+    return method
+
+
+def curiosity_variants(default: str, without: str) -> dict[str, str]:
+    """The variants that choose among the curiosities, described, and ``ppo``, which has none: ``without``."""
+    described = {name: description for name, (description, _) in CURIOSITIES.items()}
+    return described | {default: f"{described[default]} (the default)", "ppo": f"no intrinsic reward: {without}"}
+
+
+def choose_curiosity(config: ConfigDict, tokens: Iterable[str], default: str, weight: float = 1.0) -> str:
+    """Adds the intrinsic reward that ``tokens`` name and its value head to ``config``; returns the method's name.
+
+    The head is not episodic: what the next episode may still find is worth something at the end of this one.
+
+    Raises:
+      ValueError: if there are two methods.
+    """
+    method = one_of(tokens, (*CURIOSITIES, "ppo"), default)
+    if method != "ppo":
+        config.rewards.curiosity = CURIOSITIES[method][1]
+        config.credit.curiosity = entry("gae", "curiosity", weight, discount=0.99, trace=0.95, episodic=False)
+        config.agent.whiten = "batch"
     return method
 
 

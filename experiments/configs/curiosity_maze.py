@@ -14,17 +14,8 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from envs.maze import SETTINGS
-from experiments.configs._common import entry, one_of, policy_gradient_config
+from experiments.configs._common import choose_curiosity, curiosity_variants, entry, one_of, policy_gradient_config
 
-METHODS = {
-    "hindsight": "BYOL-Hindsight: what cannot be predicted is told, what can is not (the default)",
-    "explore": "BYOL-Explore: the error of a world model in latent space",
-    "rnd": "random network distillation",
-    "icm": "the error of a forward model among features that tell the action",
-    "count": "one over the root of how often an observation was seen",
-    "episodic": "the same, counted within the episode",
-    "ppo": "no intrinsic reward: the policy stays random",
-}
 NOISE = {
     "quiet": ("none", "blocks that oscillate (the default)"),
     "brownian": ("brownian", "blocks that wander"),
@@ -33,7 +24,7 @@ NOISE = {
     "sticky": ("sticky", "every tenth action is the last one again"),
 }
 VARIANTS = (
-    METHODS
+    curiosity_variants("hindsight", "the policy stays random")
     | {name: description for name, (_, description) in NOISE.items()}
     | {
         "trackers": "a reward of 1 for every tracker besides the intrinsic one",
@@ -42,42 +33,25 @@ VARIANTS = (
 )
 REPRODUCES = "BYOL-Hindsight (arXiv 2211.10515), Figure 6: trackers reached by noise and method, on a map of our own"
 
-# The world models of both BYOL variants, a quarter of the paper's widths and one step ahead, which is what they cost.
-LATENT = {"horizon": 1, "embedding_size": 64, "memory_size": 64, "hidden_size": 64}
-
 
 def get_config(variant: str = "") -> ConfigDict:
     """The configuration of ``variant``; 1,024,000 environment steps."""
     tokens = [token for token in variant.split(",") if token]
-    method = one_of(tokens, METHODS, "hindsight")
     config = policy_gradient_config()
     config.iterations, config.evaluate_every = 250, 25
     config.environment = {"kind": "maze", "time_limit": 500} | SETTINGS[NOISE[one_of(tokens, NOISE, "quiet")][0]]
     config.data = {"kind": "unroll", "length": 128, "batch": 32, "group_size": 1}
     config.network.hidden = (64, 64)
     config.agent.update({"epochs": 2, "minibatches": 4, "learning_rate": 1e-3, "entropy_weight": 0.003})
-    if method != "ppo":
-        # Not episodic: what the next episode may still find is worth something at the end of this one.
-        config.credit.curiosity = entry("gae", "curiosity", discount=0.99, trace=0.95, episodic=False)
-        config.agent.whiten = "batch"
+    method = choose_curiosity(config, tokens, "hindsight")
     if method == "ppo" or "trackers" in tokens:
         config.credit.env = entry("gae", discount=0.999, trace=0.95)
     if "trackers" in tokens:
         config.environment.reward = "trackers"
-    rewards = {
-        "hindsight": {"kind": "byol_hindsight", **LATENT},
-        "explore": {"kind": "byol_explore", **LATENT},
-        "rnd": {"kind": "rnd", "embedding_size": 64, "learning_rate": 1e-3},
-        "icm": {"kind": "icm", "embedding_size": 64},
-        "count": {"kind": "count_bonus", "identify": "hash"},
-        "episodic": {"kind": "count_bonus", "identify": "hash", "bits": 12, "episodic": True},
-    }
-    if method in rewards:
-        config.rewards.curiosity = rewards[method]
     config.evaluation = {"episodes": 32, "length": 500, "greedy": False, "metric": "trackers"}
     if "smoke" in tokens:
         config.iterations, config.evaluate_every = 4, 2
-        config.data.length, config.data.batch = 16, 4
+        config.data.length, config.data.batch = 16, 8
         config.environment.time_limit = 20
         config.evaluation.episodes, config.evaluation.length = 4, 20
     return config

@@ -10,11 +10,13 @@ import pytest
 from gymnasium import spaces
 
 from agents.networks import (
+    CharacterConfig,
     Head,
     NetworkConfig,
     _convolution,
     action_features,
     action_size,
+    character_network,
     gated_recurrence,
     network,
     space_leaves,
@@ -266,3 +268,32 @@ def test_actions_as_features():
     assert action_size(space) == 9
     for each in (spaces.Discrete(4), spaces.MultiBinary(3), spaces.Box(0, 1, (2, 2), np.float32)):
         assert action_features(each, jnp.asarray(each.sample())[None, None]).shape == (1, 1, action_size(each))
+
+
+def test_a_character_network_is_its_formula():
+    config = CharacterConfig(embedding_size=3, channels=4, kernels=(3, 2), pools=(2, 1), hidden=(5,))
+    net = character_network(12, config)
+    params = jax.tree.map(lambda x: np.asarray(x + 0.1), jax.jit(net.init)(KEY))
+    text = np.array([b"the key is.\0", b"\xff\x01 a door is"]).view(np.uint8).reshape(2, 12)
+
+    def by_numpy(row):
+        x = params["embedding"][row]
+        for weights, pool in zip(params["convolutions"], config.pools, strict=True):
+            kernel = weights["kernel"][0]
+            windows = [x[start : start + len(kernel)] for start in range(len(x) - len(kernel) + 1)]
+            x = np.maximum([np.einsum("kc,kcf->f", window, kernel) for window in windows] + weights["bias"], 0)
+            # 10 positions become 5; 4 are left of these.
+            x = np.stack([x[start : start + pool].max(0) for start in range(0, len(x) - pool + 1, pool)])
+        x = np.maximum(x.reshape(-1) @ params["dense"][0]["kernel"] + params["dense"][0]["bias"], 0)
+        return x @ params["output"]["kernel"][:, 0] + params["output"]["bias"][0]
+
+    assert params["dense"][0]["kernel"].shape == (config.width(12) * 4, 5) == (16, 5)
+    np.testing.assert_allclose(jax.jit(net.apply)(params, text), [by_numpy(row) for row in text], rtol=1e-4)
+
+
+def test_the_character_network_of_the_paper_has_five_positions_left():
+    config = CharacterConfig(32, 64, (7, 7, 3, 3, 3, 3), (3, 3, 1, 1, 1, 3), (128,))
+    shapes = jax.eval_shape(character_network(256, config).init, KEY)
+    assert shapes["dense"][0]["kernel"].shape == (5 * 64, 128)
+    with pytest.raises(ValueError, match="leave nothing of 64 characters"):
+        character_network(64, config)

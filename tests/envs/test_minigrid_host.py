@@ -67,6 +67,7 @@ class TestWithMiniGrid:
         host = MiniGridHost(3)
         assert isinstance(host, VectorHost) and host.num_envs == 3
         assert host.spec.max_episode_steps == 270 and host.spec.info == ("success",)
+        assert host.spec.message_length == 0 and MiniGridHost(1, messages=True).spec.message_length == MESSAGE_LENGTH
         assert host.spec.action_space == spaces.Discrete(7)
         assert host.spec.observation_space == spaces.Dict(
             {"image": spaces.Box(0, 1, (7, 7, 20), np.uint8), "direction": spaces.Discrete(4)}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from unittest import mock
 
 import gymnasium
 import jax
@@ -126,13 +128,15 @@ def loaded(config: ConfigDict, name: str = "corridor") -> registry.Loaded:
 
 @contextlib.contextmanager
 def quick_compilation():
-    """Compiles several times faster, to slower programs."""
+    """Compiles several times faster, to slower programs, here and in the processes that are started."""
     name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
     jax.config.update(name, True)
     try:
-        yield
+        with mock.patch.dict(os.environ, {name.upper(): "1"}):
+            yield
     finally:
-        jax.config.update(name, False)
+        jax.config.update(name, before)
 
 
 def arrays(tree) -> list[np.ndarray]:

@@ -17,20 +17,15 @@ from agents.return_laws import StockGrid, categorical, lattice
 from envs.tabular import gridworld
 from experiments import _numpy_planner, benchmark
 from experiments._fused import fused_chunk, fused_state
-from experiments.benchmark_cases import CASES, gradient_steps, loaded, scan_driver
+from experiments.benchmark_cases import CASES
 from experiments.benchmark_peers import peer, peer_job, replay_job
+from experiments.benchmark_sides import loaded, scan_driver
 from experiments.benchmark_timing import Comparison, Sample, compared, in_turns, timed
+from experiments.benchmark_value_cases import gradient_steps
 from experiments.drivers import seed_key
 from experiments.errors import UserError
-from tests.experiments import corridor
 
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with corridor.quick_compilation():
-        yield
 
 
 # --- timing --------------------------------------------------------------------------------------------
@@ -258,9 +253,7 @@ def test_gradient_steps_are_counted_over_the_seeds():
         ),
     ],
 )
-def test_a_tiny_case_prints_one_object(case, names, target, details, capsys, tmp_path, monkeypatch):
-    # For the processes that compile; this one has been told.
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+def test_a_tiny_case_prints_one_object(case, names, target, details, capsys, tmp_path):
     out = tmp_path / "new" / "out.jsonl"
     assert benchmark.main([case, "--tiny", "--json", "--repeats=1", f"--out={out}"]) == 0
     [printed] = capsys.readouterr().out.splitlines()

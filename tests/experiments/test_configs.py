@@ -19,7 +19,12 @@ NAMES = registry.names()
 VARIANTS = [f"{name}:{token}" for name in NAMES for token in ("", *registry.module_of(name).VARIANTS)]
 
 # What a world needs beside the core: a package, by the extra that installs it.
-NEEDED = {"qrdqn_lunarlander": ("Box2D", "box2d"), "eta_pong": ("ale_py", "atari")}
+NEEDED = {
+    "qrdqn_lunarlander": ("Box2D", "box2d"),
+    "eta_pong": ("ale_py", "atari"),
+    "curiosity_minigrid": ("minigrid", "text"),
+    "oni_minigrid": ("minigrid", "text"),
+}
 
 
 @pytest.fixture(autouse=True)

@@ -19,12 +19,6 @@ from tests.experiments import corridor
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with corridor.quick_compilation():
-        yield
-
-
 @pytest.fixture(autouse=True)
 def world(monkeypatch):
     corridor.register(monkeypatch)
@@ -116,9 +110,32 @@ def test_a_second_chunk_compiles_nothing(make, compilations):
     state, _ = driver.chunk(state, 2, 2)
     driver.evaluate(state)
     assert compilations == []
-    programs = [driver._act, driver._learn] if make is host_driver else list(driver._chunks.values())
+    programs = list(driver._chunks.values()) if make is scan_driver else [driver._programs.act, driver._programs.learn]
     assert [program._cache_size() for program in programs] == [1] * len(programs)
     driver.close()
+
+
+def test_the_seeds_of_a_host_world_compile_once(compilations):
+    config = corridor.with_critic()
+    config.environment.kind = "corridor_host"
+    states = []
+    for make in drivers.drivers(config, build_world(config), corridor.members(0, 1)):
+        driver = make()
+        state, _ = driver.chunk(driver.start(), 0, 2)
+        driver.evaluate(state)
+        driver.close()
+        states.append(state.agent.params)
+        if len(states) == 1:
+            assert compilations
+            compilations.clear()
+    # All but what the world, a host around JAX, compiles itself.
+    assert {program["fun_name"] for program in compilations} <= {"jit(reset)", "jit(step)"}
+    # Each is the run of its own seed.
+    alone, _ = (single := host_driver(config, 1)).chunk(single.start(), 0, 2)
+    single.close()
+    corridor.assert_same_arrays(states[1], alone.agent.params)
+    with pytest.raises(AssertionError):
+        corridor.assert_same_arrays(states[0], states[1])
 
 
 def test_evaluation_does_not_depend_on_the_training_seed():

@@ -35,6 +35,17 @@ def test_run_folder():
     assert results.run_folder("runs", "x", "a,b").as_posix() == "runs/x/a,b"
 
 
+def test_a_folder_of_many_overrides_fits_the_disk(tmp_path):
+    variants = [f"ppo+{'+'.join(f'agent.setting_{i}=0.{i}' for i in range(40))}+last={last}" for last in (1, 2)]
+    folders = [results.run_folder(tmp_path, "x", variant) for variant in variants]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        assert folder.name.startswith("ppo+agent.setting_0=0.0+") and len(folder.name.encode()) == results.LONGEST_NAME
+    assert folders[0] != folders[1]
+    # Letters of two bytes are not cut in half.
+    assert len(results.run_folder(tmp_path, "x", "ä" * 150).name.encode()) in (199, 200)
+
+
 def test_collect_rounds_chooses_and_keeps_the_source(tmp_path):
     folders = [make_run(tmp_path, variant="grpo"), make_run(tmp_path, variant="", seeds=(5,))]
     out = tmp_path / "results" / "oprl_sokoban.jsonl"

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,19 +19,13 @@ import pytest
 from experiments import registry, run, train
 from experiments.build import build_world
 from experiments.configs._common import entry
-from experiments.drivers import HostDriver, ScanDriver, drivers
+from experiments.drivers import HostDriver, HostPrograms, ScanDriver
 from experiments.errors import UserError
 from experiments.train import PROLONGABLE, StopRequested
 from tests.experiments import corridor
 
 KILLS = 20
 KILLED_ITERATIONS = 80
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with corridor.quick_compilation():
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -50,18 +45,22 @@ class Quiet:
 
 @pytest.fixture
 def compiled_once(monkeypatch):
-    """One scan driver for all runs of one configuration: it holds no state but its compiled programs."""
+    """One set of compiled programs for all runs of one configuration; what holds state is made anew for each."""
     made = {}
 
-    def shared(config, world, members, members_per_program=None):
-        if world.environment is None:
-            return drivers(config, world, members, members_per_program)
+    def shared(config, world, members, members_per_program=None, folder=None):
         identity = registry.fingerprint(config, PROLONGABLE), tuple(member.seed for member in members)
-        if identity not in made:
+        if identity not in made and world.environment is None:
+            made[identity] = HostPrograms(config, world.spec, {})
+        elif identity not in made:
             made[identity] = ScanDriver(config, world, members)
+        if world.environment is None:
+            return [partial(HostDriver, config, world, member, folder, made[identity]) for member in members]
+        # It holds no state but its compiled programs.
         return [lambda: made[identity]]
 
     monkeypatch.setattr(train, "drivers", shared)
+    return shared
 
 
 def trained(config, members, folder):
@@ -116,15 +115,21 @@ def normalised():
     return config
 
 
-def curious(kind, **arguments):
-    """A curiosity beside the reward, with a value head of its own that does not end with the episodes."""
+def curious():
+    """Curiosities of every kind of state beside the reward, each with a value head that does not end with episodes."""
     config = corridor.with_critic()
-    config.credit.curiosity = entry("gae", "curiosity", 0.5, discount=0.9, trace=0.9, episodic=False)
-    config.rewards.curiosity = {"kind": kind, **arguments}
+    for name, section in CURIOSITIES.items():
+        config.credit[name] = entry("gae", name, 0.5, discount=0.9, trace=0.9, episodic=False)
+        config.rewards[name] = section | {"channel": name}
     return config
 
 
 SIZES = {"embedding_size": 4, "memory_size": 4, "hidden_size": 4, "latent_size": 2, "noise_size": 2, "horizon": 2}
+CURIOSITIES = {
+    "visits": {"kind": "count_bonus", "identify": "hash", "bits": 6, "episodic": True},
+    "distillation": {"kind": "rnd", "embedding_size": 4},
+    "latent": {"kind": "byol_hindsight", **SIZES},
+}
 RUNS = {
     "without a critic, two seeds": (corridor.without_critic, (0, 1)),
     "critic, normalised reward": (normalised, (0,)),
@@ -138,9 +143,7 @@ RUNS = {
         lambda: corridor.process(form="centred", replay=3, updates=2, score="before"),
         (0,),
     ),
-    "episodic counts": (lambda: curious("count_bonus", identify="hash", bits=6, episodic=True), (0,)),
-    "random network distillation": (lambda: curious("rnd", embedding_size=4), (0,)),
-    "curiosity in hindsight, two seeds": (lambda: curious("byol_hindsight", **SIZES), (0, 1)),
+    "counts, distillation and hindsight, two seeds": (curious, (0, 1)),
     "prioritised replay, two seeds": (corridor.with_replay, (0, 1)),
     "replay on the host": (replay_on_the_host, (0,)),
     "host with a snapshot": (on_the_host, (0,)),
@@ -164,7 +167,7 @@ def test_a_prolonged_run_equals_the_uninterrupted_one(name, tmp_path, compiled_o
     rows = corridor.rows_of(tmp_path / "parts")
     assert rows == corridor.rows_of(tmp_path / "whole")
     assert [row["iteration"] for row in rows] == [2] * len(seeds) + [4] * len(seeds)
-    [make_driver] = drivers(long, build_world(long), members)
+    [make_driver] = compiled_once(long, build_world(long), members)
     driver = make_driver()
     template = driver.template()
     expected = corridor.checkpoint_of(tmp_path / "whole", template)

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from agents.base import DataSpec
 from agents.networks import Head, NetworkConfig, network
 from envs.types import EnvironmentSpec, Transition
 from rewards.icm import icm
-from tests.rewards.curious import KEY, assert_same, jit, obeys_the_contract, random_trajectory, started
+from tests.rewards.curious import KEY, arrays, assert_same, jit, obeys_the_contract, random_trajectory, started
 
 SPEC = EnvironmentSpec(spaces.Box(-np.inf, np.inf, (3,), np.float32), spaces.Discrete(2))
 CONTINUOUS = EnvironmentSpec(spaces.Box(0, 255, (3, 3, 1), np.uint8), spaces.Box(-1, 1, (2,), np.float32))
-make = partial(icm, network_config=NetworkConfig(hidden=(6,)), embedding_size=4)
+make = partial(icm, data=DataSpec("unroll", 5, 4), network_config=NetworkConfig(hidden=(6,)), embedding_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +100,22 @@ def test_the_shares_of_the_losses(start, update):
         assert {name for name in start.params if differ(start.params[name], after.params[name])} == learns
 
 
+def test_a_step_learns_from_its_part(start):
+    # Of four parts of the 20 steps, the one step of the optimiser sees 5: those that move it while all others are
+    # masked.
+    update = jit(make(SPEC, parts=4).update)
+    trajectory = steered(0)
+    moved = []
+    for step in range(20):
+        mask = jnp.zeros(20).at[step].set(1.0).reshape(5, 4)
+        after, _ = update(start, trajectory._replace(mask=mask), KEY)
+        pairs = zip(arrays(after.params), arrays(start.params), strict=True)
+        moved.append(any((x != y).any() for x, y in pairs))
+    assert sum(moved) == 5
+
+
 def test_icm_refuses():
     with pytest.raises(ValueError, match="embedding_size=0"):
         make(SPEC, embedding_size=0)
-    with pytest.raises(ValueError, match="updates=-1"):
-        make(SPEC, updates=-1)
+    with pytest.raises(ValueError, match="icm: parts=21: expected from 1 to the 20 steps"):
+        make(SPEC, parts=21)

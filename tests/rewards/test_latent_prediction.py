@@ -258,12 +258,25 @@ def test_the_critic_climbs_what_the_model_descends():
     assert descended[1] < descended[0] and descended[-1] < descended[0] - 0.1
 
 
+def test_a_step_learns_from_its_part():
+    # Of four worlds the one step of the optimiser sees two: those that move it while all others are masked.
+    transform = byol_explore(SPEC, data=DATA, horizon=2, parts=2, **SMALL)
+    update, start = jit(transform.update), started(transform)
+    trajectory = random_trajectory(SPEC, 0, 6, 4)
+    moved = []
+    for world in range(4):
+        after, _ = update(start, trajectory._replace(mask=jnp.zeros((6, 4)).at[:, world].set(1.0)), KEY)
+        pairs = zip(arrays(after.params.model), arrays(start.params.model), strict=True)
+        moved.append(any((x != y).any() for x, y in pairs))
+    assert sum(moved) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"horizon": 7}, "horizon=7: expected at most data.length=6"),
         ({"horizon": 0}, "horizon=0: expected at least 1"),
-        ({"updates": 0}, "updates=0: expected at least 1"),
+        ({"parts": 5}, "latent_prediction: parts=5: expected from 1 to the 4 worlds"),
         ({"contrast": 1}, "contrast=1: expected at least 2"),
         ({"latent_size": 0}, "latent_size=0"),
     ],

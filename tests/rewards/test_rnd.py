@@ -134,9 +134,7 @@ def test_every_step_of_the_optimiser_takes_a_part_of_the_steps(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"parts": 0}, "parts=0: expected at least 1"),
-        ({"parts": 21}, "parts=21: expected at most the 20 steps"),
-        ({"updates": -1}, "updates=-1: expected at least 0"),
+        ({"parts": 21}, "rnd: parts=21: expected from 1 to the 20 steps"),
         ({"embedding_size": 0}, "embedding_size=0"),
     ],
 )

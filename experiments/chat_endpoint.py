@@ -1,0 +1,133 @@
+"""A model behind any HTTP endpoint that speaks OpenAI's protocol for chats: where it is, and one question to it.
+
+Where it is comes from the environment: ``SAGAX_ANNOTATOR_URL`` (requests go to ``URL/chat/completions``),
+``SAGAX_ANNOTATOR_MODEL`` and, where one is needed, ``SAGAX_ANNOTATOR_KEY``.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import math
+import os
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from typing import Any, NamedTuple
+
+from experiments.errors import UserError
+
+URL, MODEL, KEY = "SAGAX_ANNOTATOR_URL", "SAGAX_ANNOTATOR_MODEL", "SAGAX_ANNOTATOR_KEY"
+LARGEST_REPLY = 2**20
+
+_TRANSIENT = (408, 425, 429)
+
+
+class Endpoint(NamedTuple):
+    """Where requests go: the address, its form without anything secret, the model and the headers."""
+
+    address: str
+    shown: str
+    model: str
+    headers: dict[str, str]
+
+
+def endpoint() -> Endpoint:
+    """The endpoint that the environment names.
+
+    Raises:
+      UserError: for a variable that is missing or no address, model or key.
+    """
+    base, model, key = (os.environ.get(name, "").strip() for name in (URL, MODEL, KEY))
+    missing = [name for name, value in ((URL, base), (MODEL, model)) if not value]
+    if missing:
+        raise UserError(
+            f"annotator kind 'http': the environment lacks {' and '.join(missing)}: expected the base URL of an "
+            "OpenAI-compatible endpoint, such as http://localhost:8000/v1, and the name of a model it has"
+        )
+    parts = urllib.parse.urlsplit(base)
+    try:
+        # Reading the port checks it.
+        named = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        named = False
+    if not named or parts.username is not None or not base.isascii() or " " in base:
+        raise UserError(f"{URL} is no address such as http://localhost:8000/v1, without a name or password in it")
+    if not (key.isascii() and key.isprintable()):
+        # Its value is a secret.
+        raise UserError(f"{KEY} has characters that no key has: expected printable ASCII in one line")
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    return Endpoint(base.rstrip("/") + "/chat/completions", f"{parts.scheme}://{parts.netloc}", model, headers)
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Another host must not get the key."""
+
+    def redirect_request(self, *arguments):
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirects)
+
+
+class GarbageReplyError(Exception):
+    """A reply that is none."""
+
+
+def one_line(reason: Any) -> str:
+    """One short line of what may be a stranger's words."""
+    return "".join(c for c in " ".join(str(reason).split()) if c.isprintable())[:100]
+
+
+def may_pass(error: urllib.error.HTTPError) -> bool:
+    """Whether a refusal may be none the next time."""
+    return error.code in _TRANSIENT or error.code >= 500
+
+
+def retry_after(error: urllib.error.HTTPError) -> float:
+    """The seconds that the endpoint asks to wait, 0 where it does not say."""
+    try:
+        seconds = float(error.headers.get("Retry-After", ""))
+    except ValueError:
+        return 0.0
+    return seconds if math.isfinite(seconds) else 0.0
+
+
+def chat(endpoint: Endpoint, body: bytes, timeout: float) -> tuple[str, Any]:
+    """What the model says and the tokens it took, within ``timeout`` seconds in all.
+
+    Raises:
+      urllib.error.HTTPError: another status than 2xx.
+      TimeoutError: it took too long.
+      OSError, http.client.HTTPException: there is no connection, or it broke.
+      GarbageReplyError: the reply is no chat completion.
+    """
+    deadline = time.monotonic() + timeout
+    request = urllib.request.Request(endpoint.address, body, endpoint.headers, method="POST")
+    reply = bytearray()
+    try:
+        with _OPENER.open(request, timeout=timeout) as response:
+            while part := response.read1(2**16):
+                reply += part
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+                if len(reply) > LARGEST_REPLY:
+                    raise GarbageReplyError
+            if response.length:
+                raise http.client.IncompleteRead(bytes(reply), response.length)
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, TimeoutError):
+            raise error.reason from error
+        raise
+    try:
+        decoded = json.loads(reply)
+        text = decoded["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+        raise GarbageReplyError from error
+    if not isinstance(text, str):
+        raise GarbageReplyError
+    return text, decoded.get("usage")

@@ -1,0 +1,74 @@
+"""Curiosity on MiniGrid, where the only reward is at the end of a task that chance does not solve.
+
+For "Random network distillation" (Burda et al., 2018, arXiv 1810.12894) and "Curiosity in hindsight" (Jarrett et al.,
+2023, arXiv 2211.10515), on procedurally generated rooms: the reward of the world and the intrinsic one as two channels
+with a value head each, as in the former's section 2.3. No rows of it are committed yet, so that nothing is claimed
+here.
+
+Command:
+    python -m experiments.run curiosity_minigrid:METHOD,TASK --seeds=10
+    python -m experiments.summary curiosity_minigrid --metric=success --threshold=0.5 --baseline=ppo
+
+The extra text installs MiniGrid.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from experiments.configs._common import (
+    choose_curiosity,
+    curiosity_variants,
+    entry,
+    one_of,
+    policy_gradient_config,
+)
+
+# MiniGrid's task, and what it takes.
+TASKS = {
+    "key_corridor": ("KeyCorridorS3R3", "key, locked door, ball (the default)"),
+    "door_key": ("DoorKey-8x8", "key, locked door, goal"),
+    "multi_room": ("MultiRoom-N4-S5", "four rooms in a chain"),
+    "obstacles": ("Dynamic-Obstacles-8x8", "a goal behind balls that wander"),
+}
+NOISE = {
+    "quiet": ("none", "nothing besides the rooms (the default)"),
+    "pixel": ("pixel", "a layer of random pixels in every fourth frame"),
+    "on_demand": ("on_demand", "that layer whenever the agent does nothing"),
+}
+VARIANTS = (
+    curiosity_variants("rnd", "what is found is found by chance")
+    | {name: description for choices in (TASKS, NOISE) for name, (_, description) in choices.items()}
+    | {"smoke": "seconds: a few iterations of a small batch"}
+)
+REPRODUCES = "RND (arXiv 1810.12894), BYOL-Hindsight (arXiv 2211.10515), ICM and counts on MiniGrid's hard tasks"
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The configuration of ``variant``; 1,024,000 environment steps.
+
+    Raises:
+      ValueError: if two variants exclude each other.
+    """
+    tokens = [token for token in variant.split(",") if token]
+    config = policy_gradient_config()
+    config.iterations, config.evaluate_every = 500, 20
+    task, noise = TASKS[one_of(tokens, TASKS, "key_corridor")][0], NOISE[one_of(tokens, NOISE, "quiet")][0]
+    config.environment = {"kind": "minigrid", "task": task, "noise": noise}
+    config.data = {"kind": "unroll", "length": 128, "batch": 16, "group_size": 1}
+    config.network.hidden = (64, 64)
+    config.agent.update({"epochs": 4, "minibatches": 4, "learning_rate": 1e-3, "entropy_weight": 0.003})
+    config.credit.env = entry("gae", weight=2.0, discount=0.99, trace=0.95)
+    choose_curiosity(config, tokens, "rnd")
+    config.evaluation = {"episodes": 32, "length": 300, "greedy": False, "metric": "success"}
+    if "smoke" in tokens:
+        config.iterations, config.evaluate_every = 4, 2
+        config.data.length, config.data.batch = 16, 8
+        config.environment.max_episode_steps = 20
+        config.evaluation.episodes, config.evaluation.length = 4, 20
+    return config
+
+
+def get_sweep() -> dict[str, list]:
+    """The weight of the intrinsic reward, and entropy weights."""
+    return {"credit.curiosity.weight": [0.1, 0.3, 1.0], "agent.entropy_weight": [0.001, 0.01]}

@@ -1,6 +1,7 @@
 """Settings of every test: JAX on the CPU, compiled programs kept between runs, reproducible property tests."""
 
 import os
+from importlib import metadata
 from pathlib import Path
 
 from hypothesis import settings
@@ -11,6 +12,12 @@ _CACHE = Path(__file__).resolve().parents[1] / ".pytest_cache" / "compiled"
 os.environ.setdefault("SAGAX_COMPILATION_CACHE", str(_CACHE))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ["SAGAX_COMPILATION_CACHE"])
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+# Most of a test is compiling, which is faster in one thread, and where XLA still has it, by the older code generator.
+_FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
+if metadata.version("jaxlib").startswith("0.10."):
+    # An unknown flag ends the process.
+    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
 
 settings.register_profile("sagax", deadline=None, derandomize=True)
 settings.load_profile("sagax")

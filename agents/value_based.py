@@ -7,6 +7,7 @@ for; replay, targets and exploration are one mechanism.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -269,11 +270,16 @@ def value_based(
             for each, copy in zip((observation, following), copies, strict=True)
         )
 
-    def gradient_step(replay, relabel, carry, key):
+    def sample(replay, key):
+        """The segments of one gradient step, their indices and their probabilities."""
+        return replay_sample(replay, jax.random.split(key, 4)[0], batch=batch_size, length=n_step)
+
+    def gradient_step(replay, relabel, carry, inputs):
         params, target, optimiser_state, count, priority, largest = carry
-        sample_key, edit_key, fraction_key, tie_key = jax.random.split(key, 4)
+        key, sampled = inputs
+        _, edit_key, fraction_key, tie_key = jax.random.split(key, 4)
         replay = replay._replace(priority=priority, largest=largest)
-        rows, index, probability = replay_sample(replay, sample_key, batch=batch_size, length=n_step)
+        rows, index, probability = sample(replay, key) if sampled is None else sampled
         rows = rows if relabel is None else relabel(rows)
         segment = n_step_return(_reward(rows, weights), rows.terminated, rows.truncated, rows.mask, discount)
         columns = jnp.arange(batch_size)
@@ -334,8 +340,11 @@ def value_based(
         )
 
         def learn(learner):
+            keys = jax.random.split(key, updates)
+            # Without priorities no gradient step changes what the next one samples: all is taken in one go.
+            sampled = None if prioritised else jax.vmap(partial(sample, replay))(keys)
             learner, metrics = jax.lax.scan(
-                lambda carry, each: gradient_step(replay, relabel, carry, each), learner, jax.random.split(key, updates)
+                lambda carry, each: gradient_step(replay, relabel, carry, each), learner, (keys, sampled)
             )
             return learner, jax.tree.map(jnp.mean, metrics)
 

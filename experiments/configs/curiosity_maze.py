@@ -41,7 +41,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.iterations, config.evaluate_every = 250, 25
     config.environment = {"kind": "maze", "time_limit": 500} | SETTINGS[NOISE[one_of(tokens, NOISE, "quiet")][0]]
     config.data = {"kind": "unroll", "length": 128, "batch": 32, "group_size": 1}
-    config.network.hidden = (64, 64)
+    # A block out of sight is where it was seen last, and so is a room.
+    config.network.hidden, config.network.recurrent_size = (64, 64), 64
     config.agent.update({"epochs": 2, "minibatches": 4, "learning_rate": 1e-3, "entropy_weight": 0.003})
     method = choose_curiosity(config, tokens, "hindsight")
     if method == "ppo" or "trackers" in tokens:

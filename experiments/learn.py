@@ -100,8 +100,7 @@ def learn(
     iteration: jax.Array,
     annotations: PyTree = None,
 ) -> tuple[RunState, dict[str, jax.Array]]:
-    """One learning step: update the reward chain, which gets ``annotations`` where there are any, relabel, update the
-    agent.
+    """One learning step: update the reward chain (``annotations``, if any, are for it), relabel, update the agent.
 
     A step whose new agent or reward state, or whose channels, are not finite is undone: the state stays and
     ``rejected`` counts up; a finite step sets it back to 0. Where the chain masked every step (``group_filter``), the
@@ -112,9 +111,8 @@ def learn(
     """
     policy_params = state.agent.params.get("policy")
     reward_key = stream(state.key, REWARD_UPDATE, iteration)
-    extra = {} if annotations is None else {"annotations": annotations}
     reward_state, update_metrics = reward.update(
-        state.reward, trajectory, reward_key, policy_params=policy_params, **extra
+        state.reward, trajectory, reward_key, policy_params=policy_params, annotations=annotations
     )
     relabelled, apply_metrics = reward.apply(reward_state, trajectory, policy_params=policy_params)
     update_key = stream(state.key, AGENT_UPDATE, iteration)

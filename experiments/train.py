@@ -70,7 +70,8 @@ class Outcome(NamedTuple):
 
 def prolongable(config: ConfigDict) -> tuple[str, ...]:
     """The keys that may differ on resuming; an annealed learning rate depends on the number of iterations."""
-    return PROLONGABLE[1:] if config.agent.get("anneal", False) else PROLONGABLE
+    annealed = config.agent.get("anneal", False)
+    return tuple(key for key in PROLONGABLE if not (annealed and key == "iterations"))
 
 
 def prepare_folder(folder: Path, config: ConfigDict, members: Sequence[Member], *, fresh: bool = False) -> None:

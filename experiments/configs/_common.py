@@ -47,6 +47,14 @@ CURIOSITIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+# MiniGrid's tasks by a word for them: its name, and what it takes.
+MINIGRID_TASKS = {
+    "key_corridor": ("KeyCorridorS3R3", "key, locked door, ball (the default)"),
+    "door_key": ("DoorKey-8x8", "key, locked door, goal"),
+    "multi_room": ("MultiRoom-N4-S5", "four rooms in a chain"),
+    "obstacles": ("Dynamic-Obstacles-8x8", "a goal behind balls that wander"),
+}
+
 
 def policy_gradient_config() -> ConfigDict:
     """A complete configuration of the policy-gradient family, without world, credit and rewards."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from experiments.configs._common import (
+    MINIGRID_TASKS,
     choose_curiosity,
     curiosity_variants,
     entry,
@@ -24,13 +25,6 @@ from experiments.configs._common import (
     policy_gradient_config,
 )
 
-# MiniGrid's task, and what it takes.
-TASKS = {
-    "key_corridor": ("KeyCorridorS3R3", "key, locked door, ball (the default)"),
-    "door_key": ("DoorKey-8x8", "key, locked door, goal"),
-    "multi_room": ("MultiRoom-N4-S5", "four rooms in a chain"),
-    "obstacles": ("Dynamic-Obstacles-8x8", "a goal behind balls that wander"),
-}
 NOISE = {
     "quiet": ("none", "nothing besides the rooms (the default)"),
     "pixel": ("pixel", "a layer of random pixels in every fourth frame"),
@@ -38,7 +32,7 @@ NOISE = {
 }
 VARIANTS = (
     curiosity_variants("rnd", "what is found is found by chance")
-    | {name: description for choices in (TASKS, NOISE) for name, (_, description) in choices.items()}
+    | {name: description for choices in (MINIGRID_TASKS, NOISE) for name, (_, description) in choices.items()}
     | {"smoke": "seconds: a few iterations of a small batch"}
 )
 REPRODUCES = "RND (arXiv 1810.12894), BYOL-Hindsight (arXiv 2211.10515), ICM and counts on MiniGrid's hard tasks"
@@ -53,7 +47,10 @@ def get_config(variant: str = "") -> ConfigDict:
     tokens = [token for token in variant.split(",") if token]
     config = policy_gradient_config()
     config.iterations, config.evaluate_every = 500, 20
-    task, noise = TASKS[one_of(tokens, TASKS, "key_corridor")][0], NOISE[one_of(tokens, NOISE, "quiet")][0]
+    task, noise = (
+        MINIGRID_TASKS[one_of(tokens, MINIGRID_TASKS, "key_corridor")][0],
+        NOISE[one_of(tokens, NOISE, "quiet")][0],
+    )
     config.environment = {"kind": "minigrid", "task": task, "noise": noise}
     config.data = {"kind": "unroll", "length": 128, "batch": 16, "group_size": 1}
     config.network.hidden = (64, 64)

@@ -3,7 +3,7 @@
 Command:
     python -m experiments.run dqn_cartpole[:qrdqn,double,...] --seeds=10
     python -m experiments.peers dqn_cartpole:sb3_dqn --peer-python=PYTHON --seeds=10     (sb3_qrdqn: sb3-contrib's)
-    python -m experiments.summary dqn_cartpole --metric=return --threshold=475
+    python -m experiments.summary dqn_cartpole --results --metric=return --threshold=475 --baseline=sb3_dqn
 
 Expected, greedy return on 32 episodes over 49,152 steps, from results/dqn_cartpole.jsonl (10 seeds; mean return of the
 run; thousand steps after which 475 is first passed; its ratio to sb3_dqn; 95 % intervals):

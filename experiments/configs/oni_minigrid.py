@@ -13,15 +13,13 @@ Command:
 The extra text installs MiniGrid. With http, SAGAX_ANNOTATOR_KEY is sent where it is set; labels are kept in
 annotations.jsonl in the run folder, or where annotator.cache says. No rows of it are committed yet, so that nothing is
 claimed here.
-
-Time: half a run of one seed took 3 to 5 minutes on 2 cores that did other work, too.
 """
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict, config_dict
 
-from experiments.configs._common import entry, one_of, policy_gradient_config
+from experiments.configs._common import MINIGRID_TASKS, entry, one_of, policy_gradient_config
 
 MODELS = {
     "retrieval": "a message pays what its label says, once it has one (the default)",
@@ -35,20 +33,17 @@ DELAYS = {
     "delay_1000": "labels come 1000 messages late",
     "http": "labels come from a language model that the environment names, see the run card",
 }
-# MiniGrid's task, the goal for the prompt, and what a scripted annotator likes to read, best first.
-TASKS = {
+# For each of MiniGrid's tasks: the goal for the prompt, and what a scripted annotator likes to read, best first.
+GOALS = {
     "key_corridor": (
-        "KeyCorridorS3R3",
         "Find the key behind one of the doors, unlock the locked door with it and pick up the ball in the room behind.",
         ("picked up the .* ball", "You unlocked", "picked up the .* key", "door opens"),
     ),
     "door_key": (
-        "DoorKey-8x8",
         "Pick up the key, unlock the door with it and walk to the green goal in the other room.",
         ("You reached", "You unlocked", "picked up the .* key"),
     ),
     "multi_room": (
-        "MultiRoom-N4-S5",
         "Open the doors between the rooms one after the other and walk to the green goal in the last one.",
         ("You reached", "door opens"),
     ),
@@ -56,10 +51,8 @@ TASKS = {
 VARIANTS = (
     MODELS
     | DELAYS
+    | {name: f"{MINIGRID_TASKS[name][0]}: {MINIGRID_TASKS[name][1]}" for name in GOALS}
     | {
-        "key_corridor": "KeyCorridorS3R3: key, locked door, ball (the default)",
-        "door_key": "DoorKey-8x8: key, locked door, goal",
-        "multi_room": "MultiRoom-N4-S5: four rooms in a chain",
         "noisy": "a tenth of the scripted labels is turned around",
         "smoke": "seconds: a few iterations of a small batch",
     }
@@ -75,10 +68,11 @@ def get_config(variant: str = "") -> ConfigDict:
     """
     tokens = [token for token in variant.split(",") if token]
     model, delay = one_of(tokens, MODELS, "retrieval"), one_of(tokens, DELAYS, "delay_0")
-    task, goal, phrases = TASKS[one_of(tokens, TASKS, "key_corridor")]
+    task = one_of(tokens, GOALS, "key_corridor")
+    goal, phrases = GOALS[task]
     config = policy_gradient_config()
     config.iterations, config.evaluate_every = 300, 10
-    config.environment = {"kind": "minigrid", "task": task, "messages": True}
+    config.environment = {"kind": "minigrid", "task": MINIGRID_TASKS[task][0], "messages": True}
     config.data = {"kind": "unroll", "length": 128, "batch": 16, "group_size": 1}
     config.network.hidden = (64, 64)
     config.agent.update({"epochs": 4, "minibatches": 4, "learning_rate": 1e-3, "whiten": "batch"})

@@ -59,5 +59,5 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def get_sweep() -> dict[str, list]:
-    """Learning rates of the policy and entropy weights."""
-    return {"agent.learning_rate": [3e-4, 1e-3, 3e-3], "agent.entropy_weight": [0.001, 0.01]}
+    """How often a method that learns does so per update: what decided between standing still and exploring."""
+    return {"rewards.curiosity.updates": [1, 4, 16]}

@@ -12,7 +12,7 @@ import json
 import math
 import operator
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import registry, results, statistics
-from experiments.build import build_world
+from experiments.build import World, build_world
 from experiments.cache import enable_compilation_cache
 from experiments.checkpoint import Checkpoints
 from experiments.command_parser import CommandParser
@@ -159,22 +159,7 @@ def evaluate_run(
             f"the run was trained on {described} and {world.spec.action_space}"
         )
     rows: list[dict[str, Any]] = []
-    index = 0
-    while len(rows) < len(members):
-        path = folder / CHECKPOINT_FOLDER / program_name(index)
-        if not path.is_dir():
-            raise UserError(f"no checkpoint in {path}: run the experiment first")
-        checkpoints = Checkpoints(path, read_only=True)
-        try:
-            iteration = iteration_of(checkpoints, checkpoint)
-            # How many members a program has is the run's business: a sweep may have cut them up.
-            own = members[len(rows) : len(rows) + len(checkpoints.meta(iteration)["members"])]
-            [make] = drivers(config, world, own)
-            with contextlib.closing(make()) as driver:
-                state = restore(checkpoints, config, driver, iteration).state
-        finally:
-            checkpoints.close()
-        index += 1
+    for own, iteration, state in restored_programs(folder, config, world, members, checkpoint):
         if (world.environment is None) == (changed_world.environment is None):
             states = [state]
         elif world.environment is None:
@@ -187,6 +172,39 @@ def evaluate_run(
             row = {"seed": member.seed, "variant": member.variant, "iteration": iteration}
             rows.append(row | {name: float(values[position]) for name, values in evaluated.items()})
     return rows
+
+
+def restored_programs(
+    folder: Path, config: ConfigDict, world: World, members: Sequence[Member], checkpoint: str
+) -> Iterator[tuple[list[Member], int, RunState]]:
+    """Per program of a run: its members, and the iteration and the state of its checkpoint.
+
+    Args:
+      folder: the run folder.
+      config, world, members: what it was run with.
+      checkpoint: ``best``, ``latest`` or an iteration.
+
+    Raises:
+      UserError: if there is no such checkpoint, or it is of another configuration.
+    """
+    done = index = 0
+    while done < len(members):
+        path = folder / CHECKPOINT_FOLDER / program_name(index)
+        if not path.is_dir():
+            raise UserError(f"no checkpoint in {path}: run the experiment first")
+        checkpoints = Checkpoints(path, read_only=True)
+        try:
+            iteration = iteration_of(checkpoints, checkpoint)
+            # How many members a program has is the run's business: a sweep may have cut them up.
+            own = list(members[done : done + len(checkpoints.meta(iteration)["members"])])
+            [make] = drivers(config, world, own)
+            with contextlib.closing(make()) as driver:
+                state = restore(checkpoints, config, driver, iteration).state
+        finally:
+            checkpoints.close()
+        yield own, iteration, state
+        done += len(own)
+        index += 1
 
 
 def _with_params(state: RunState, change: Callable[[Any], Any]) -> RunState:

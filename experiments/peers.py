@@ -3,7 +3,8 @@
 The peer trains for as many environment steps as the experiment and is evaluated at the same steps, on as many greedy
 episodes. Its settings are ``PEERS[PEER]`` of the experiment's configuration, in that library's words; ``--sweep`` runs
 the grid of ``get_peer_sweep()`` instead. The rows are filed under the variant ``PEER`` (``PEER+sweep+KEY=VALUE``), in
-run folders like any other. The same command continues: a seed that was finished is not run again.
+run folders like any other. The same command continues: a seed that was finished is not run again. What follows a comma
+in ``PEER`` names other settings of the same agent.
 
 What runs in the other interpreter is ``experiments/_peers_learning.py``, which imports nothing of this repository.
 """
@@ -41,7 +42,7 @@ class Point(NamedTuple):
 
 def parser() -> CommandParser:
     made = CommandParser(prog="python -m experiments.peers", description=(__doc__ or "").split("\n")[0])
-    made.add_argument("name", help="NAME:PEER, such as dqn_cartpole:sb3_dqn")
+    made.add_argument("name", help="NAME:PEER, such as dqn_cartpole:sb3_dqn or dqn_cartpole:sb3_dqn,tuned")
     made.add_argument("--peer-python", required=True, help="the interpreter that has the peer installed")
     made.add_argument("--seeds", type=int, default=1, help="how many seeds, counted from --first-seed (default: 1)")
     made.add_argument("--first-seed", type=int, default=0)
@@ -151,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     kept: dict[Path, list[results.Row]] = {}
     for point in points(loaded, peer, arguments.sweep, arguments.runs):
         job = {
-            "peer": peer,
+            "peer": peer.partition(",")[0],
             "environment_id": environment_id(config),
             "steps": config.iterations * slots,
             "evaluate_every": config.evaluate_every * slots,

@@ -220,20 +220,38 @@ def collect(
     Raises:
       UserError: if a folder is no run folder, a metric is unknown, rows are there twice, or writing fails.
     """
-    sections = [_run_section(Path(folder)) for folder in run_folders]
+    sections = [run_section(Path(folder)) for folder in run_folders]
     known = metrics_of(row for section in sections for row in section.rows)
     for metric in metrics or ():
         if metric not in known:
             raise unknown("metric", metric, known)
     chosen = list(metrics or known)
     sections = [Section(header, [_compact(row, chosen) for row in rows]) for header, rows in sections]
+    return write_sections(sections, destination, append)
+
+
+def write_sections(sections: Sequence[Section], destination: str | os.PathLike, append: bool = False) -> int:
+    """Writes a committed file whole, or not at all: per section its header, then its rows.
+
+    Args:
+      sections: headers with the rows of their runs.
+      destination: the file.
+      append: keep the sections of an existing destination, except those of the same experiment and variant.
+
+    Returns:
+      The number of rows written.
+
+    Raises:
+      UserError: if rows are there twice, or writing fails.
+    """
+    written = list(sections)
     if append and Path(destination).exists():
         replaced = {_identity(section) for section in sections}
-        sections = [old for old in read_sections(destination) if _identity(old) not in replaced] + sections
-    rows = [row for section in sections for row in section.rows]
+        written = [old for old in read_sections(destination) if _identity(old) not in replaced] + written
+    rows = [row for section in written for row in section.rows]
     _refuse_duplicates(rows, destination)
     lines = []
-    for section in sections:
+    for section in written:
         lines += [encode_line({"header": True, **section.header}), *(encode_line(row) for row in section.rows)]
     write_atomic(destination, b"".join(lines))
     return len(rows)
@@ -243,7 +261,12 @@ def _identity(section: Section) -> tuple[Any, Any]:
     return section.header.get("experiment"), section.header.get("variant")
 
 
-def _run_section(folder: Path) -> Section:
+def run_section(folder: Path) -> Section:
+    """The rows of a run folder and the header that ``collect`` gives them.
+
+    Raises:
+      UserError: if it is no run folder, or has no rows, or a row lacks what says whose it is.
+    """
     if not (folder / METRICS_FILE).is_file():
         raise UserError(f"{folder} is no run folder: it has no {METRICS_FILE}")
     rows = read_rows(folder / METRICS_FILE)

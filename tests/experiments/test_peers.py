@@ -61,6 +61,15 @@ def test_a_peer_gets_the_experiments_steps_and_its_own_settings(stand_in):
     assert environment["versions"] == {"torch": "2"}
 
 
+def test_other_settings_of_a_peer_are_filed_apart(stand_in):
+    assert stand_in("dqn_cartpole:sb3_dqn,tuned") == 0
+    [job] = stand_in.jobs()
+    documented = registry.module_of("dqn_cartpole").PEERS["sb3_dqn"]
+    assert job["peer"] == "sb3_dqn"
+    assert job["settings"] == registry.to_json_dict(documented | {"n_steps": 10})
+    assert {row["variant"] for row in results.read_runs(stand_in.runs, "dqn_cartpole")} == {"sb3_dqn,tuned"}
+
+
 def test_the_same_command_runs_the_seeds_that_are_missing(stand_in, tmp_path):
     assert stand_in("dqn_cartpole:sb3_dqn", "--seeds=3", "--limit=2", "--jobs=2") == 0
     assert sorted(job["seed"] for job in stand_in.jobs()) == [0, 1]

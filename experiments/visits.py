@@ -1,0 +1,101 @@
+"""``python -m experiments.visits RUN... --out=FILE.jsonl``: where trained policies go in the maze, for heat maps.
+
+RUN is a run folder of a maze, or ``NAME[:variant]`` under ``--runs``. Its policies walk through the world that they
+were trained in, and how often they stood on each cell becomes one row per seed, ``visits`` as rows and columns of the
+map, in a file like those of ``experiments.collect``.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from envs.maze import visits
+from experiments import learn, results
+from experiments.build import build_parts, build_world
+from experiments.cache import enable_compilation_cache
+from experiments.command_parser import CommandParser
+from experiments.disk import require_writable
+from experiments.drivers import evaluation_key
+from experiments.errors import UserError, command
+from experiments.evaluate import find_folder, read_run, restored_programs
+
+
+def parser() -> CommandParser:
+    made = CommandParser(prog="python -m experiments.visits", description="Count where trained policies go in a maze.")
+    made.add_argument("run", nargs="+", metavar="RUN", help="run folders, or NAME[:variant]")
+    made.add_argument("--runs", default=results.RUNS_FOLDER, help="where run folders are (default: runs)")
+    made.add_argument("--checkpoint", default="latest", help="best, latest (the default) or an iteration")
+    made.add_argument("--episodes", type=int, help="how many episodes per seed (default: the config's)")
+    made.add_argument("--out", required=True, help="the file to write, such as results/NAME_visits.jsonl")
+    made.add_argument("--append", action="store_true", help="keep what the file holds of other variants")
+    return made
+
+
+def count_visits(folder: Path, checkpoint: str = "latest", episodes: int | None = None) -> results.Section:
+    """One row per seed of a run: ``visits [H][W]``, over all steps of ``episodes`` sampled episodes.
+
+    Raises:
+      UserError: if the run is not of a maze, has no rows, or no such checkpoint.
+    """
+    config, members = read_run(folder)
+    if config.environment.kind != "maze":
+        raise UserError(f"{folder}: environment.kind={config.environment.kind!r}: expected a run of a maze")
+    if len({member.variant for member in members}) > 1:
+        raise UserError(f"{folder} holds a sweep: expected a run, whose seeds are of one variant")
+    header, known = results.run_section(folder)
+    steps = {(row["seed"], row["iteration"]): row["env_steps"] for row in known}
+    reporting = config.copy_and_resolve_references()
+    with reporting.unlocked():
+        reporting.environment.report_cell = True
+    # A maze is a pure world.
+    environment: Any = build_world(reporting).environment
+    world = build_world(config)
+    agent = build_parts(config, world.spec).agent
+    walk = jax.jit(
+        functools.partial(
+            learn.evaluation_rollout,
+            environment,
+            agent,
+            num_episodes=episodes or config.evaluation.episodes,
+            length=config.evaluation.length,
+            greedy=False,
+        )
+    )
+    rows = []
+    for own, iteration, state in restored_programs(folder, config, world, members, checkpoint):
+        for position, member in enumerate(own):
+            params = jax.tree.map(lambda x, position=position: x[position], state.agent.params)
+            counts = np.asarray(visits(walk(params, evaluation_key())))
+            identity = {"experiment": header["experiment"], "variant": member.variant, "seed": member.seed}
+            env_steps = steps[member.seed, iteration]
+            rows.append(identity | {"env_steps": env_steps, "visits": counts.tolist()})
+    return results.Section(header, rows)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Counts the visits of some runs.
+
+    Raises:
+      UserError: for anything the user can repair.
+    """
+    arguments = parser().parse_args(argv)
+    if arguments.episodes is not None and arguments.episodes < 1:
+        raise UserError(f"--episodes={arguments.episodes}: expected at least 1")
+    require_writable(arguments.out)
+    folders = [find_folder(run, arguments.runs) for run in arguments.run]
+    enable_compilation_cache()
+    sections = [count_visits(folder, arguments.checkpoint, arguments.episodes) for folder in folders]
+    print(f"{arguments.out}: {results.write_sections(sections, arguments.out, arguments.append)} rows")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Counting where trained policies go, against what an episode must add up to, and the refusals."""
+
+import numpy as np
+import pytest
+
+from envs.maze import START, WALLS
+from experiments import results, run, sweep, visits
+
+EPISODES, LENGTH = 3, 20
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    made = tmp_path_factory.mktemp("runs")
+    assert run.main(["curiosity_maze:count,smoke", "--seeds=2", f"--runs={made}"]) == 0
+    return made
+
+
+def test_every_step_is_counted_once_on_a_cell_that_is_no_wall(runs, tmp_path, capsys):
+    out = tmp_path / "visits.jsonl"
+    assert visits.main(["curiosity_maze:count,smoke", f"--runs={runs}", f"--episodes={EPISODES}", f"--out={out}"]) == 0
+    [section] = results.read_sections(out)
+    assert section.header["experiment"] == "curiosity_maze"
+    assert [row["seed"] for row in section.rows] == [0, 1]
+    rows = results.read_runs(runs, "curiosity_maze")
+    last = max(row["env_steps"] for row in rows)
+    for row in section.rows:
+        counts = np.asarray(row["visits"])
+        assert counts.shape == WALLS.shape
+        assert counts.sum() == EPISODES * LENGTH
+        assert counts[WALLS].sum() == 0
+        # Twenty steps lead no further than twenty cells.
+        far = np.abs(np.argwhere(counts) - START).sum(-1)
+        assert far.max() <= LENGTH
+        assert row["env_steps"] == last
+    assert section.rows[0]["visits"] != section.rows[1]["visits"]
+
+
+def test_what_cannot_be_counted_is_refused_in_one_line(runs, tmp_path, capsys):
+    out = f"--out={tmp_path / 'visits.jsonl'}"
+    other = f"--runs={tmp_path}"
+    assert run.main(["oprl_sokoban:grpo,smoke", other, "--config.data.batch=16", "--config.network.hidden=4"]) == 0
+    assert sweep.main(["curiosity_maze:count,smoke", other, "--sweep.agent.learning_rate=0.001,0.002"]) == 0
+    [sokoban] = (tmp_path / "oprl_sokoban").iterdir()
+    [swept] = (tmp_path / "curiosity_maze").iterdir()
+    cases = {
+        (str(sokoban),): "expected a run of a maze",
+        (str(swept),): "holds a sweep",
+        ("curiosity_maze:count,smok", f"--runs={runs}"): "did you mean 'curiosity_maze:count,smoke",
+        ("curiosity_maze:count,smoke", f"--runs={runs}", "--episodes=0"): "expected at least 1",
+        ("curiosity_maze:count,smoke", f"--runs={runs}", "--checkpoint=newest"): "expected best, latest or an iter",
+    }
+    for arguments, message in cases.items():
+        capsys.readouterr()
+        assert visits.main([*arguments, out]) == 2
+        captured = capsys.readouterr()
+        assert message in captured.err and captured.err.count("\n") == 1

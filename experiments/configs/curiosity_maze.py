@@ -38,7 +38,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """The configuration of ``variant``; 1,024,000 environment steps."""
     tokens = [token for token in variant.split(",") if token]
     config = policy_gradient_config()
-    config.iterations, config.evaluate_every = 250, 25
+    config.iterations, config.evaluate_every = 250, 10
     config.environment = {"kind": "maze", "time_limit": 500} | SETTINGS[NOISE[one_of(tokens, NOISE, "quiet")][0]]
     config.data = {"kind": "unroll", "length": 128, "batch": 32, "group_size": 1}
     # A block out of sight is where it was seen last, and so is a room.
@@ -49,7 +49,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.credit.env = entry("gae", discount=0.999, trace=0.95)
     if "trackers" in tokens:
         config.environment.reward = "trackers"
-    config.evaluation = {"episodes": 32, "length": 500, "greedy": False, "metric": "trackers"}
+    config.evaluation = {"episodes": 16, "length": 500, "greedy": False, "metric": "trackers"}
     if "smoke" in tokens:
         config.iterations, config.evaluate_every = 4, 2
         config.data.length, config.data.batch = 16, 8

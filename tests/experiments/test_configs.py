@@ -23,6 +23,7 @@ NEEDED = {
     "qrdqn_lunarlander": ("Box2D", "box2d"),
     "eta_pong": ("ale_py", "atari"),
     "curiosity_minigrid": ("minigrid", "text"),
+    "curiosity_montezuma": ("ale_py", "atari"),
     "oni_minigrid": ("minigrid", "text"),
 }
 

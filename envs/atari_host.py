@@ -38,8 +38,9 @@ def atari_host(
     """``num_envs`` worlds of ``game``.
 
     A step is ``frame_skip`` frames, of which the pixel-wise maximum of the last two is seen, in grey, ``size`` pixels
-    wide and high; an observation is the last ``frames`` of these, ``uint8 [size, size, frames]``. Before every frame
-    the emulator repeats the action before with probability ``sticky``. The loss of a life ends nothing.
+    wide and high; an observation is the last ``frames`` of these, ``uint8 [size, size, frames]``. In every frame but an
+    episode's first the action before is repeated with probability ``sticky``. It is gymnasium's wrapper that does so:
+    the emulator could, too, but what it saves of itself lacks that action. The loss of a life ends nothing.
 
     Args:
       game: as in the identifier ``ALE/Pong-v5``, without what is around it.
@@ -54,8 +55,8 @@ def atari_host(
     for name, value in {"frame_skip": frame_skip, "frames": frames, "size": size, "time_limit": time_limit}.items():
         if value < 1:
             raise ValueError(f"{name}={value}: expected at least 1")
-    if not 0 <= sticky <= 1:
-        raise ValueError(f"sticky={sticky}: expected a probability from 0 to 1")
+    if not 0 <= sticky < 1:
+        raise ValueError(f"sticky={sticky}: expected a probability from 0 to below 1")
     try:
         import ale_py
         import cv2  # noqa: F401  (what resizes the frames)
@@ -67,8 +68,9 @@ def atari_host(
     return GymnasiumHost(
         f"ALE/{game}-v5",
         num_envs,
-        make_kwargs={"frameskip": 1, "repeat_action_probability": sticky},
+        make_kwargs={"frameskip": 1, "repeat_action_probability": 0.0},
         wrappers=(
+            partial(wrappers.StickyAction, repeat_action_probability=sticky),
             partial(wrappers.AtariPreprocessing, noop_max=0, frame_skip=frame_skip, screen_size=size),
             partial(wrappers.FrameStackObservation, stack_size=frames),
             _ChannelsLast,

@@ -1,7 +1,8 @@
 """What is measured: every case times the house beside something else.
 
 A case is a function of the command line's ``Options`` that returns comparisons; the first paragraph of its docstring
-is its line in the help. ``CASES`` names them, with those of ``experiments/benchmark_value_cases.py``.
+is its line in the help. ``CASES`` names them, with those of ``benchmark_value_cases.py`` and
+``benchmark_reward_cases.py`` beside this file.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ml_collections import ConfigDict
 
 from experiments._fused import fused_chunk, fused_state
 from experiments.benchmark_peers import peer, peer_job
+from experiments.benchmark_reward_cases import annotator, curiosity
 from experiments.benchmark_sides import SEEDS, Chunks, Options, loaded, scan_driver, slots_of
 from experiments.benchmark_timing import Comparison, Sample, Side, compared, in_turns, rates, timed
 from experiments.benchmark_value_cases import planner, replay
@@ -380,4 +382,6 @@ CASES: dict[str, Callable[[Options], list[Comparison]]] = {
     "replay": replay,
     "compile": compile_case,
     "planner": planner,
+    "curiosity": curiosity,
+    "annotator": annotator,
 }

@@ -269,6 +269,23 @@ def test_a_tiny_case_prints_one_object(case, names, target, details, capsys, tmp
         assert comparison["ratio"] == comparison["ours_median"] / comparison["reference_median"]
 
 
+def test_a_tiny_curiosity_is_timed_beside_ppo_and_beside_another(capsys):
+    assert benchmark.main(["curiosity", "--tiny", "--json", "--repeats=1"]) == 0
+    found = {one["name"]: one for one in json.loads(capsys.readouterr().out)["comparisons"]}
+    assert list(found) == ["hindsight", "rnd", "hindsight_to_rnd", "seeds"]
+    # At most four times the cost.
+    assert found["hindsight_to_rnd"]["target"] == 0.25
+    ratio = found["hindsight"]["ratio"] / found["rnd"]["ratio"]
+    assert found["hindsight_to_rnd"]["ratio"] == pytest.approx(ratio)
+
+
+def test_a_tiny_annotator_is_asked(capsys):
+    pytest.importorskip("minigrid", reason="the extra text is not installed")
+    assert benchmark.main(["annotator", "--tiny", "--json", "--repeats=1"]) == 0
+    [found] = json.loads(capsys.readouterr().out)["comparisons"]
+    assert found["name"] == "waiting" and found["target"] == 0.95 and found["ratio"] > 0
+
+
 # --- the same work -------------------------------------------------------------------------------------
 
 

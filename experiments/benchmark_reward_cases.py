@@ -1,0 +1,151 @@
+"""Cases of the benchmark that time where a reward comes from: curiosities, and an annotator over the network."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+from experiments.benchmark_sides import Chunks, Options, loaded, scan_driver, slots_of
+from experiments.benchmark_timing import Comparison, Side, compared, in_turns
+from experiments.build import build_world
+from experiments.chat_endpoint import MODEL, URL
+from experiments.configs._common import CURIOSITIES
+from experiments.drivers import HostDriver, Member
+from experiments.errors import UserError
+
+MAZE_SEEDS = 5
+# What a language model takes for a reply.
+REPLY_SECONDS = 1.0
+
+
+def curiosity(options: Options) -> list[Comparison]:
+    """every curiosity in the maze against plain PPO, BYOL-Hindsight against RND, and 5 seeds vmapped against one
+
+    Whole loops: worlds, policy, intrinsic reward and learning. Hindsight and RND have encoders of the same sizes and
+    take as many optimiser steps over as many steps of the world.
+    """
+    tiny: dict[str, Any] = {"data__batch": 8, "data__length": 16} if options.tiny else {}
+    iterations = 1 if options.tiny else 4
+    methods = ("hindsight", "rnd") if options.tiny else tuple(CURIOSITIES)
+    sides: dict[str, Side] = {}
+    for method in ("ppo", *methods):
+        config = loaded(f"curiosity_maze:{method}", **tiny)
+        sides[method] = Chunks(scan_driver(config), iterations, slots_of(config))
+    config = loaded("curiosity_maze:hindsight", **tiny)
+    sides["seeds"] = Chunks(scan_driver(config, MAZE_SEEDS), iterations, slots_of(config))
+    samples = in_turns(sides, options.repeats)
+    unit = "environment steps/s"
+    against_ppo = [
+        compared(
+            samples,
+            method,
+            "ppo",
+            name=method,
+            ours=f"curiosity_maze:{method}",
+            reference="curiosity_maze:ppo, no intrinsic reward",
+            unit=unit,
+        )
+        for method in methods
+    ]
+    return [
+        *against_ppo,
+        compared(
+            samples,
+            "hindsight",
+            "rnd",
+            name="hindsight_to_rnd",
+            ours="curiosity_maze:hindsight",
+            reference="curiosity_maze:rnd",
+            unit=unit,
+            target=0.25,
+        ),
+        compared(
+            samples,
+            "seeds",
+            "hindsight",
+            name="seeds",
+            ours=f"curiosity_maze:hindsight, {MAZE_SEEDS} seeds vmapped",
+            reference="one seed",
+            unit=unit,
+        ),
+    ]
+
+
+def annotator(options: Options) -> list[Comparison]:
+    """oni_minigrid with an annotator that takes a second per reply, against nobody asked; needs the extra text
+
+    The annotator is a server in a process of its own that always has a next request to answer; the other side may ask
+    once. What is asked and answered changes what is learned, and with it how long the episodes are.
+    """
+    tiny: dict[str, Any] = {"data__batch": 2, "data__length": 8} if options.tiny else {}
+    iterations = 1 if options.tiny else 4
+    with contextlib.ExitStack() as stack:
+        address = stack.enter_context(slow_endpoint(REPLY_SECONDS))
+        stack.enter_context(mock.patch.dict(os.environ, {URL: address, MODEL: "stand-in"}))
+        sides: dict[str, Side] = {}
+        for name, requests in {"asked": 1_000_000, "unasked": 1}.items():
+            # Pairs never run out, and one a request keeps the annotator busy.
+            config = loaded("oni_minigrid:ranking,http", annotator__max_requests=requests, annotator__batch=1, **tiny)
+            driver = HostDriver(config, build_world(config), Member(0, ""))
+            stack.callback(driver.close)
+            sides[name] = Chunks(driver, iterations, slots_of(config))
+        samples = in_turns(sides, options.repeats)
+    return [
+        compared(
+            samples,
+            "asked",
+            "unasked",
+            name="waiting",
+            ours=f"oni_minigrid:ranking, an annotator that takes {REPLY_SECONDS:g} s per reply",
+            reference="the same, one question asked in all",
+            unit="environment steps/s",
+            target=0.95,
+        )
+    ]
+
+
+_ENDPOINT = """
+import json, sys, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        time.sleep(float(sys.argv[1]))
+        said = json.dumps({"choices": [{"message": {"content": "1: 1"}}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    def log_message(self, *arguments):
+        pass
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@contextlib.contextmanager
+def slow_endpoint(seconds: float) -> Iterator[str]:
+    """The base URL of an annotator on this machine that likes everything, ``seconds`` after it was asked.
+
+    Raises:
+      UserError: if it does not start.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", _ENDPOINT, str(seconds)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            port = (process.stdout.readline() if process.stdout else "").strip()
+            if not port:
+                raise UserError("the stand-in for an annotator did not start: expected a free port on 127.0.0.1")
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            process.kill()

@@ -1,8 +1,9 @@
 """``python -m experiments.visits RUN... --out=FILE.jsonl``: where trained policies go in the maze, for heat maps.
 
 RUN is a run folder of a maze, or ``NAME[:variant]`` under ``--runs``. Its policies walk through the world that they
-were trained in, and how often they stood on each cell becomes one row per seed, ``visits`` as rows and columns of the
-map, in a file like those of ``experiments.collect``.
+were trained in, and becomes one row per seed: ``visits``, how often they stood on each cell, as rows and columns of the
+map, and ``no_op``, the share of steps in which they chose to do nothing. The file is like those of
+``experiments.collect``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from envs.maze import visits
+from agents.credit import masked_mean
+from envs.maze import NO_OP, visits
 from experiments import learn, results
 from experiments.build import build_parts, build_world
 from experiments.cache import enable_compilation_cache
@@ -39,7 +41,7 @@ def parser() -> CommandParser:
 
 
 def count_visits(folder: Path, checkpoint: str = "latest", episodes: int | None = None) -> results.Section:
-    """One row per seed of a run: ``visits [H][W]``, over all steps of ``episodes`` sampled episodes.
+    """One row per seed of a run: ``visits [H][W]`` and ``no_op``, over all steps of ``episodes`` sampled episodes.
 
     Raises:
       UserError: if the run is not of a maze, has no rows, or no such checkpoint.
@@ -72,10 +74,14 @@ def count_visits(folder: Path, checkpoint: str = "latest", episodes: int | None 
     for own, iteration, state in restored_programs(folder, config, world, members, checkpoint):
         for position, member in enumerate(own):
             params = jax.tree.map(lambda x, position=position: x[position], state.agent.params)
-            counts = np.asarray(visits(walk(params, evaluation_key())))
+            trajectory = walk(params, evaluation_key())
+            counts, no_op = (
+                np.asarray(visits(trajectory)),
+                float(masked_mean(trajectory.action == NO_OP, trajectory.mask)),
+            )
             identity = {"experiment": header["experiment"], "variant": member.variant, "seed": member.seed}
             env_steps = steps[member.seed, iteration]
-            rows.append(identity | {"env_steps": env_steps, "visits": counts.tolist()})
+            rows.append(identity | {"env_steps": env_steps, "no_op": round(no_op, 4), "visits": counts.tolist()})
     return results.Section(header, rows)
 
 

@@ -33,6 +33,10 @@ def test_every_step_is_counted_once_on_a_cell_that_is_no_wall(runs, tmp_path, ca
         far = np.abs(np.argwhere(counts) - START).sum(-1)
         assert far.max() <= LENGTH
         assert row["env_steps"] == last
+        # A whole number of the steps of a policy that has learnt next to nothing, among five actions.
+        still = row["no_op"] * EPISODES * LENGTH
+        assert still == pytest.approx(round(still), abs=0.01)
+        assert 0.05 < row["no_op"] < 0.5
     assert section.rows[0]["visits"] != section.rows[1]["visits"]
 
 

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 from experiments._fused import fused_chunk, fused_state
 from experiments.benchmark_peers import peer, peer_job
 from experiments.benchmark_reward_cases import annotator, curiosity
-from experiments.benchmark_sides import SEEDS, Chunks, Options, loaded, scan_driver, slots_of
+from experiments.benchmark_sides import SEEDS, Chunks, Options, has_peers, loaded, scan_driver, slots_of
 from experiments.benchmark_timing import Comparison, Sample, Side, compared, in_turns, rates, timed
 from experiments.benchmark_value_cases import planner, replay
 from experiments.build import build_world
@@ -201,13 +201,7 @@ def host(options: Options) -> list[Comparison]:
     versions: dict[str, dict[str, str]] = {}
     peers: dict[str, Side] = {}
     with contextlib.ExitStack() as stack:
-        if options.peer_python is None:
-            print(
-                "host: without --peer-python=PYTHON there is no comparison with stable-baselines3 and sbx; it names "
-                "the interpreter of an environment with: pip install stable-baselines3 sbx-rl",
-                file=sys.stderr,
-            )
-        else:
+        if has_peers(options, "host", "stable-baselines3 and sbx", "stable-baselines3 sbx-rl"):
             for name in ("stable_baselines3", "sbx"):
                 # Networks of 64 units: a second thread of torch costs more than it saves.
                 job = peer_job(config, name, steps, threads=1)

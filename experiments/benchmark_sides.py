@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,17 @@ class Options(NamedTuple):
     tiny: bool
     peer: Path | None = None
     peer_python: Path | None = None
+
+
+def has_peers(options: Options, case: str, rivals: str, packages: str) -> bool:
+    """Whether there is an interpreter with ``packages``; without one, says which comparisons there are not."""
+    if options.peer_python is None:
+        print(
+            f"{case}: without --peer-python=PYTHON there is no comparison with {rivals}; it names the interpreter of "
+            f"an environment with: pip install {packages}",
+            file=sys.stderr,
+        )
+    return options.peer_python is not None
 
 
 def loaded(name: str, **overrides: Any) -> ConfigDict:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +19,7 @@ from agents.return_laws import Representation, StockGrid, categorical, lattice, 
 from envs.tabular import from_gymnasium
 from experiments import _numpy_planner, learn
 from experiments.benchmark_peers import peer, replay_job
-from experiments.benchmark_sides import SEEDS, Options, loaded, slots_of
+from experiments.benchmark_sides import SEEDS, Options, has_peers, loaded, slots_of
 from experiments.benchmark_timing import Comparison, Side, compared, in_turns, rates, timed
 from experiments.build import build_parts, build_world
 from experiments.drivers import seed_key
@@ -48,12 +47,7 @@ def replay(options: Options) -> list[Comparison]:
     versions: dict[str, dict[str, str]] = {}
     sides: dict[str, Side] = {}
     with contextlib.ExitStack() as stack:
-        if options.peer_python is None:
-            print(
-                "replay: without --peer-python=PYTHON there is no comparison with sbx and sb3-contrib; it names the "
-                "interpreter of an environment with: pip install stable-baselines3 sbx-rl sb3-contrib",
-                file=sys.stderr,
-            )
+        if not has_peers(options, "replay", "sbx and sb3-contrib", "stable-baselines3 sbx-rl sb3-contrib"):
             rivals = {}
         for method, name in rivals.items():
             calls = steps // configs[method].agent.updates

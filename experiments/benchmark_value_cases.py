@@ -30,13 +30,13 @@ def replay(options: Options) -> list[Comparison]:
     """gradient steps on replayed data: 10 vmapped seeds against one and, with --peer-python=PYTHON, DQN and QR-DQN
     against sbx's DQN and sb3-contrib's QR-DQN
 
-    Batch, network, replay and gradient steps per call are those of dqn_cartpole on every side, with one-step returns
-    and plain dense layers, which all of them have; ``dqn_one_a_call`` takes one gradient step per call, as sbx does
-    unless it is told otherwise. No world is stepped. The house's side writes a rollout to its buffer at every call and
+    Batch, network and replay are those of dqn_cartpole on every side, with one-step returns and plain dense layers,
+    which all of them have, and 32 gradient steps per call; ``dqn_one_a_call`` takes one, as sbx does unless it is told
+    otherwise. No world is stepped. The house's side writes a rollout to its buffer at every call and
     moves its target network, too.
     """
     steps, stored = (4, 256) if options.tiny else (800, 10_000)
-    common: dict[str, Any] = {"agent__n_step": 1, "network__layer_norm": False}
+    common: dict[str, Any] = {"agent__n_step": 1, "network__layer_norm": False, "agent__updates": 32}
     common |= {"agent__updates": 2, "agent__batch_size": 8} if options.tiny else {}
     configs = {
         "dqn": loaded("dqn_cartpole:dqn", **common),

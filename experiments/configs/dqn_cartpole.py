@@ -63,8 +63,8 @@ def get_config(variant: str = "") -> ConfigDict:
     """The configuration of ``variant``; 49,152 environment steps."""
     tokens = [token for token in variant.split(",") if token]
     config = value_based_config()
-    config.iterations, config.evaluate_every = 768, 32
-    config.data = {"kind": "replay", "length": 16, "batch": 4, "group_size": 1}
+    config.iterations, config.evaluate_every = 192, 8
+    config.data = {"kind": "replay", "length": 64, "batch": 4, "group_size": 1}
     config.environment = {"kind": "functional", "name": "CartPole-v1"}
     if "host" in tokens:
         config.environment = {"kind": "gymnasium", "environment_id": "CartPole-v1"}
@@ -72,7 +72,9 @@ def get_config(variant: str = "") -> ConfigDict:
     method = choose_value_based(config, tokens, "dqn")
     config.network.layer_norm = True
     agent.learning_rate, agent.n_step = TUNED.get(method, TUNED["qrdqn"])
-    agent.updates, agent.batch_size, agent.target_rate = 32, 64, 0.01
+    # The zoo's rhythm below: a target that stays while the network learns from 256 steps.
+    agent.updates, agent.batch_size = 128, 64
+    agent.target_rate, agent.target_period = 0.0, 128
     agent.value_low, agent.value_high = 0.0, 100.0
     config.evaluation = {"episodes": 32, "length": 500, "greedy": True, "metric": "return"}
     if "smoke" in tokens:

@@ -39,7 +39,7 @@ VARIANTS = value_based_variants("dqn") | {
 REPRODUCES = "DQN (Mnih et al., 2015), C51, QR-DQN and IQN on gymnasium CartPole-v1: return 500"
 # Learning rate and rows per segment: of 4 points per method, the best area under the curve of the return. C51 and IQN
 # use those of QR-DQN.
-TUNED = {"dqn": (2e-3, 10), "qrdqn": (2e-3, 10)}
+TUNED = {"dqn": (1e-3, 10), "qrdqn": (2e-3, 10)}
 # What rl-baselines3-zoo documents as tuned for stable-baselines3 on this world.
 _ZOO = {
     "learning_rate": 2.3e-3,

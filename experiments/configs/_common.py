@@ -22,7 +22,8 @@ SWITCHES = {
 
 
 # The world models of both BYOL variants, an eighth of the papers' widths and one step ahead, which is what they cost.
-_LATENT = {"horizon": 1, "embedding_size": 64, "memory_size": 64, "hidden_size": 64}
+# A target_decay of 1 leaves the target as it began, random.
+_LATENT = {"horizon": 1, "embedding_size": 64, "memory_size": 64, "hidden_size": 64, "target_decay": 0.99}
 # An update sees every step twice, an eighth of them at a time.
 _FIT = {"updates": 16, "parts": 8}
 # Intrinsic rewards by the name of the method: what it is, and its section of the configuration.

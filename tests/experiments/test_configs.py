@@ -189,3 +189,14 @@ def test_the_values_on_cartpole_are_the_best_of_the_committed_sweep(method):
     learning_rate, n_step = dqn_cartpole.TUNED[method]
     assert best["seeds"] == 2 and len(results.variants_of(points)) == 4
     assert best["variant"].split("+sweep+")[1] == f"agent.learning_rate={learning_rate}+agent.n_step={n_step}"
+
+
+@pytest.mark.parametrize("peer", ["sb3_dqn", "sb3_qrdqn"])
+def test_a_tuned_peer_on_cartpole_has_the_best_values_of_as_many_points(peer):
+    rows = results.read_rows(results.committed_file("dqn_cartpole_tuning"))
+    points = [row for row in rows if row["variant"].startswith(f"{peer}+sweep+")]
+    best = ranking(points, "return", "auc")[0]
+    settings = dqn_cartpole.PEERS[f"{peer},tuned"]
+    assert best["seeds"] == 2 and len(results.variants_of(points)) == 4
+    expected = f"learning_rate={settings['learning_rate']}+n_steps={settings['n_steps']}"
+    assert best["variant"].split("+sweep+")[1] == expected

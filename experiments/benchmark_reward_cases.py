@@ -80,7 +80,8 @@ def annotator(options: Options) -> list[Comparison]:
     """oni_minigrid with an annotator that takes a second per reply, against nobody asked; needs the extra text
 
     The annotator is a server in a process of its own that always has a next request to answer; the other side may ask
-    once. What is asked and answered changes what is learned, and with it how long the episodes are.
+    once. The reward model takes one gradient step per update at most: whoever has no labels takes none, and waiting is
+    what is measured, not learning.
     """
     tiny: dict[str, Any] = {"data__batch": 2, "data__length": 8} if options.tiny else {}
     iterations = 1 if options.tiny else 4
@@ -90,7 +91,8 @@ def annotator(options: Options) -> list[Comparison]:
         sides: dict[str, Side] = {}
         for name, requests in {"asked": 1_000_000, "unasked": 1}.items():
             # Pairs never run out, and one a request keeps the annotator busy.
-            config = loaded("oni_minigrid:ranking,http", annotator__max_requests=requests, annotator__batch=1, **tiny)
+            settings = tiny | {"annotator__max_requests": requests, "annotator__batch": 1}
+            config = loaded("oni_minigrid:ranking,http", rewards__language__updates=1, **settings)
             driver = HostDriver(config, build_world(config), Member(0, ""))
             stack.callback(driver.close)
             sides[name] = Chunks(driver, iterations, slots_of(config))

@@ -10,7 +10,7 @@ import pytest
 
 from experiments import learn, registry, results
 from experiments.build import build_parts, build_world
-from experiments.configs import dqn_cartpole, oprl_sokoban
+from experiments.configs import _common, dqn_cartpole, oprl_sokoban
 from experiments.list import main as list_main
 from experiments.run import checked_world, main
 from experiments.sweep import ranking
@@ -200,3 +200,12 @@ def test_a_tuned_peer_on_cartpole_has_the_best_values_of_as_many_points(peer):
     assert best["seeds"] == 2 and len(results.variants_of(points)) == 4
     expected = f"learning_rate={settings['learning_rate']}+n_steps={settings['n_steps']}"
     assert best["variant"].split("+sweep+")[1] == expected
+
+
+@pytest.mark.parametrize("method", ["hindsight", "explore", "rnd", "icm"])
+def test_curiosities_learn_as_often_as_the_committed_sweep_says(method):
+    rows = results.read_rows(results.committed_file("curiosity_maze_tuning"))
+    points = [row for row in rows if row["variant"].startswith(f"{method}+sweep+")]
+    best = ranking(points, "trackers", "final")[0]
+    assert best["seeds"] == 2 and len(results.variants_of(points)) == 3
+    assert best["variant"].endswith(f"+rewards.curiosity.updates={_common.CURIOSITIES[method][1]['updates']}")

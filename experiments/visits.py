@@ -1,9 +1,8 @@
 """``python -m experiments.visits RUN... --out=FILE.jsonl``: where trained policies go in the maze, for heat maps.
 
-RUN is a run folder of a maze, or ``NAME[:variant]`` under ``--runs``. Its policies walk through the world that they
-were trained in, and becomes one row per seed: ``visits``, how often they stood on each cell, as rows and columns of the
-map, and ``no_op``, the share of steps in which they chose to do nothing. The file is like those of
-``experiments.collect``.
+RUN is a run folder of a maze, or ``NAME[:variant]`` under ``--runs``. The policy of every seed walks through the world
+that it was trained in and becomes a row: ``visits``, how often it stood on each cell, as rows and columns of the map,
+and ``no_op``, the share of steps in which it chose to do nothing. The file is like those of ``experiments.collect``.
 """
 
 from __future__ import annotations
@@ -75,13 +74,16 @@ def count_visits(folder: Path, checkpoint: str = "latest", episodes: int | None 
         for position, member in enumerate(own):
             params = jax.tree.map(lambda x, position=position: x[position], state.agent.params)
             trajectory = walk(params, evaluation_key())
-            counts, no_op = (
-                np.asarray(visits(trajectory)),
-                float(masked_mean(trajectory.action == NO_OP, trajectory.mask)),
+            rows.append(
+                {
+                    "experiment": header["experiment"],
+                    "variant": member.variant,
+                    "seed": member.seed,
+                    "env_steps": steps[member.seed, iteration],
+                    "no_op": round(float(masked_mean(trajectory.action == NO_OP, trajectory.mask)), 4),
+                    "visits": np.asarray(visits(trajectory)).tolist(),
+                }
             )
-            identity = {"experiment": header["experiment"], "variant": member.variant, "seed": member.seed}
-            env_steps = steps[member.seed, iteration]
-            rows.append(identity | {"env_steps": env_steps, "no_op": round(no_op, 4), "visits": counts.tolist()})
     return results.Section(header, rows)
 
 

@@ -51,7 +51,8 @@ def test_a_peer_gets_the_experiments_steps_and_its_own_settings(stand_in):
     [job] = stand_in.jobs()
     config = registry.load("dqn_cartpole").config
     assert job["environment_id"] == "CartPole-v1" and job["seed"] == 0 and job["peer"] == "sb3_qrdqn"
-    assert job["steps"] == 49_152 == config.iterations * 64 and job["evaluate_every"] == 2048
+    assert job["steps"] == 49_152 == config.iterations * config.data.length * config.data.batch
+    assert job["evaluate_every"] == 2048
     assert job["episodes"] == config.evaluation.episodes and job["length"] == 500
     assert job["settings"]["n_quantiles"] == 10 and job["settings"]["net_arch"] == [256, 256]
     rows = results.read_runs(stand_in.runs, "dqn_cartpole")

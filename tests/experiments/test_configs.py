@@ -160,52 +160,43 @@ def test_every_method_learns_from_mixed_outcomes(method, world):
     assert any(jax.tree.leaves(changed["critic"])) == (method in ("ppo", "ppo_residual"))
 
 
+def best_point(experiment, variant, metric, rank="auc", *, points):
+    """The keys and values of the best of a committed sweep's ``points`` points, two seeds each."""
+    rows = results.read_rows(results.committed_file(f"{experiment}_tuning"))
+    swept = [row for row in rows if row["variant"].startswith(f"{variant}+sweep+")]
+    best = ranking(swept, metric, rank)[0]
+    assert best["seeds"] == 2 and len(results.variants_of(swept)) == points
+    return best["variant"].split("+sweep+")[1]
+
+
 @pytest.mark.parametrize("method", oprl_sokoban.METHODS)
 def test_the_tuned_values_are_the_best_of_the_committed_sweep(method):
-    rows = results.read_rows(results.committed_file("oprl_sokoban_tuning"))
-    points = [row for row in rows if row["variant"].startswith(f"{method}+sweep+")]
-    best = ranking(points, "success", "auc")[0]
     learning_rate, entropy_weight = oprl_sokoban.TUNED[method]
-    assert best["seeds"] == 2 and len(results.variants_of(points)) == 8
-    assert best["variant"].split("+sweep+")[1] == (
-        f"agent.entropy_weight={entropy_weight}+agent.learning_rate={learning_rate}"
-    )
+    expected = f"agent.entropy_weight={entropy_weight}+agent.learning_rate={learning_rate}"
+    assert best_point("oprl_sokoban", method, "success", points=8) == expected
 
 
 @pytest.mark.parametrize("method", oprl_sokoban.TUNED_ON_RGB)
 def test_the_learning_rate_on_rgb_is_the_best_of_the_committed_sweep(method):
-    rows = results.read_rows(results.committed_file("oprl_sokoban_tuning"))
-    points = [row for row in rows if row["variant"].startswith(f"{method},visual+sweep+")]
-    best = ranking(points, "success", "auc")[0]
-    assert best["seeds"] == 2 and len(results.variants_of(points)) == 3
-    assert best["variant"].endswith(f"+agent.learning_rate={oprl_sokoban.TUNED_ON_RGB[method]}")
+    found = best_point("oprl_sokoban", f"{method},visual", "success", points=3)
+    assert found.endswith(f"agent.learning_rate={oprl_sokoban.TUNED_ON_RGB[method]}")
 
 
 @pytest.mark.parametrize("method", dqn_cartpole.TUNED)
 def test_the_values_on_cartpole_are_the_best_of_the_committed_sweep(method):
-    rows = results.read_rows(results.committed_file("dqn_cartpole_tuning"))
-    points = [row for row in rows if row["variant"].startswith(f"{method}+sweep+")]
-    best = ranking(points, "return", "auc")[0]
     learning_rate, n_step = dqn_cartpole.TUNED[method]
-    assert best["seeds"] == 2 and len(results.variants_of(points)) == 4
-    assert best["variant"].split("+sweep+")[1] == f"agent.learning_rate={learning_rate}+agent.n_step={n_step}"
+    expected = f"agent.learning_rate={learning_rate}+agent.n_step={n_step}"
+    assert best_point("dqn_cartpole", method, "return", points=4) == expected
 
 
 @pytest.mark.parametrize("peer", ["sb3_dqn", "sb3_qrdqn"])
 def test_a_tuned_peer_on_cartpole_has_the_best_values_of_as_many_points(peer):
-    rows = results.read_rows(results.committed_file("dqn_cartpole_tuning"))
-    points = [row for row in rows if row["variant"].startswith(f"{peer}+sweep+")]
-    best = ranking(points, "return", "auc")[0]
     settings = dqn_cartpole.PEERS[f"{peer},tuned"]
-    assert best["seeds"] == 2 and len(results.variants_of(points)) == 4
     expected = f"learning_rate={settings['learning_rate']}+n_steps={settings['n_steps']}"
-    assert best["variant"].split("+sweep+")[1] == expected
+    assert best_point("dqn_cartpole", peer, "return", points=4) == expected
 
 
 @pytest.mark.parametrize("method", ["hindsight", "explore", "rnd", "icm"])
 def test_curiosities_learn_as_often_as_the_committed_sweep_says(method):
-    rows = results.read_rows(results.committed_file("curiosity_maze_tuning"))
-    points = [row for row in rows if row["variant"].startswith(f"{method}+sweep+")]
-    best = ranking(points, "trackers", "final")[0]
-    assert best["seeds"] == 2 and len(results.variants_of(points)) == 3
-    assert best["variant"].endswith(f"+rewards.curiosity.updates={_common.CURIOSITIES[method][1]['updates']}")
+    found = best_point("curiosity_maze", method, "trackers", "final", points=3)
+    assert found.endswith(f"rewards.curiosity.updates={_common.CURIOSITIES[method][1]['updates']}")

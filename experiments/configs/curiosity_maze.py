@@ -19,10 +19,11 @@ Expected, trackers per training episode, mean of a run of 1,024,000 steps, from 
 What holds of the paper's figure and what does not is in the notebook. A fifth of the steps by chance, on_demand's noise
 is sought in 93 % of them by rnd, in 13 % by hindsight and by explore, in 98 % by explore with a target_decay of 1.
 
-Tuned on other seeds and 150 iterations (rows in results/curiosity_maze_tuning.jsonl): optimiser steps per update, by
-    python -m experiments.sweep curiosity_maze:METHOD --seeds=2 --first-seed=100 --config.iterations=150
+Tuned on other seeds (rows in results/curiosity_maze_tuning.jsonl): optimiser steps per update, with the options
+--config.iterations=150 --config.evaluate_every=15 of
+    python -m experiments.sweep curiosity_maze:METHOD --seeds=2 --first-seed=100
 
-Time: 5 seeds side by side take 6 (rnd) to 12 minutes (hindsight) on two busy cores. Steps of the whole loop per second
+Time: 5 seeds side by side take 6 (rnd) to 15 minutes (hindsight) on two busy cores. Steps of the whole loop per second
 as a share of plain PPO's (``python -m experiments.benchmark curiosity``): hindsight 0.51, explore 0.56, icm 0.77, rnd
 0.83, counts 0.94 to 0.96; hindsight against rnd 0.62.
 """

@@ -20,8 +20,8 @@ Tuned on other seeds (rows in results/dqn_cartpole_tuning.jsonl): 4 points per m
 without 10-step returns, by the mean return of the run,
     python -m experiments.sweep dqn_cartpole:METHOD --seeds=2 --first-seed=100 --rank=auc
     python -m experiments.peers dqn_cartpole:PEER --peer-python=PYTHON --sweep --seeds=2 --first-seed=100
-With one-step returns it stays below 270 (dqn, qrdqn) and 310 (both peers). Everything else is the zoo's where ours has
-it: 128 gradient steps after every 256 steps of the world, from a target that stays the while.
+With one-step returns it stays below 270 (dqn, qrdqn) and 310 (both peers). The rhythm is the zoo's for all:
+128 gradient steps after every 256 steps of the world, from a target that stays the while.
 
 Time: 10 seeds of either take 6 to 7 minutes side by side on two busy cores, one of a peer takes one.
 """

@@ -2,7 +2,8 @@
 
 gymnasium runs the worlds (``GymnasiumHost``). Two wrappers around each of them add what MiniGrid does not have: a line
 of text for every event, such as "You picked up the yellow key", and a layer of random bits. The mission is dropped: in
-the worlds of ``TASKS`` it is the same in every episode, or names the only ball there is.
+the worlds of ``TASKS`` it is the same in every episode, or names the only ball there is. What the agent sees is worked
+out here: MiniGrid's own way, which copies and turns the cells ahead one by one, is three quarters of what a step costs.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -38,6 +40,11 @@ IMAGES = ("one_hot", "integers")
 # How many types, colours and states of a cell there are.
 _SIZES = (11, 6, 3)
 _FORWARD, _DONE = 2, 6
+# The direction of each of the four headings, to the right and down.
+_HEADINGS = ((1, 0), (0, 1), (-1, 0), (0, -1))
+# Type, colour and state of nothing, and what lies outside of the grid: a grey wall.
+_NOTHING = (1, 0, 0)
+_OUTSIDE = SimpleNamespace(see_behind=lambda: False, encode=lambda: (2, 5, 0))
 
 
 def encode_message(text: str) -> np.ndarray:
@@ -55,6 +62,47 @@ def encode_message(text: str) -> np.ndarray:
 def decode_message(message: Array) -> str:
     """The text of one message, ``uint8 [MESSAGE_LENGTH]``."""
     return np.asarray(message, np.uint8).tobytes().rstrip(b"\0").decode()
+
+
+def _view(world: Any) -> np.ndarray:
+    """What the agent of a world of MiniGrid sees, ``uint8 [size, size, 3]`` by column and row of its view.
+
+    The agent stands in the middle of the last row. Row by row away from it, from left to right and back, a cell that is
+    seen and can be seen through shows its neighbour in that direction, and what lies behind both. Cells that are not
+    seen are 0, and the agent's own shows what it carries.
+    """
+    size, grid, hidden = world.agent_view_size, world.grid, not world.see_through_walls
+    width, height, middle = grid.width, grid.height, size // 2
+    ahead_x, ahead_y = _HEADINGS[world.agent_dir]
+    # The left end of the row that is looked at, at first the agent's own.
+    x, y = int(world.agent_pos[0]) + middle * ahead_y, int(world.agent_pos[1]) - middle * ahead_x
+    image = np.zeros((size, size, 3), np.uint8)
+    seen = [not hidden or index == middle for index in range(size)]
+    for line in range(size - 1, -1, -1):
+        behind = [not hidden] * size
+        clear: list[bool | None] = [None] * size
+        for order, side in ((range(size), 1), (range(size - 1, -1, -1), -1)):
+            for index in order:
+                if not seen[index]:
+                    continue
+                if clear[index] is None:
+                    column, row = x - index * ahead_y, y + index * ahead_x
+                    inside = 0 <= column < width and 0 <= row < height
+                    thing = grid.grid[row * width + column] if inside else _OUTSIDE
+                    image[index, line] = _NOTHING if thing is None else thing.encode()
+                    clear[index] = thing is None or thing.see_behind()
+                if clear[index] and 0 <= index + side < size:
+                    seen[index + side] = behind[index + side] = behind[index] = True
+        if not any(behind):
+            break
+        seen, x, y = behind, x + ahead_x, y + ahead_y
+    image[middle, size - 1] = _NOTHING if world.carrying is None else world.carrying.encode()
+    return image
+
+
+def _observe(world: Any) -> dict[str, Any]:
+    """An observation as MiniGrid's ``gen_obs`` makes it."""
+    return {"image": _view(world), "direction": world.agent_dir, "mission": world.mission}
 
 
 class _Events(gymnasium.Wrapper):
@@ -237,11 +285,15 @@ class MiniGridHost:
             limits.add(env.unwrapped.max_steps)
             return env
 
+        def see_faster(env: gymnasium.Env) -> gymnasium.Env:
+            env.unwrapped.gen_obs = partial(_observe, env.unwrapped)
+            return env
+
         self._worlds = GymnasiumHost(
             TASKS.get(task, task),
             num_envs,
             make_kwargs=make_kwargs,
-            wrappers=[note_limit, *wrappers],
+            wrappers=[note_limit, see_faster, *wrappers],
             info_keys={"success": "success"},
         )
         self._one_hot, self._messages = image == "one_hot", messages

@@ -66,6 +66,7 @@ class Scripted:
       phrases: regular expressions, searched for in the message; the best first.
       noise: the probability that a label is turned around, for each question once and for all.
       delay: an answer comes when so many more messages were submitted, those that are known included.
+      withheld: regular expressions; a question with a message that one of them is found in is given up.
       seed: of the noise.
       size, folder: see ``AnnotationService``; not used.
 
@@ -79,6 +80,7 @@ class Scripted:
         phrases: Sequence[str],
         noise: float = 0.0,
         delay: int = 0,
+        withheld: Sequence[str] = (),
         seed: int = 0,
         size: int = 1,
         folder: Path | None = None,
@@ -86,16 +88,13 @@ class Scripted:
         del size, folder
         if not phrases or isinstance(phrases, str):
             raise ValueError(f"phrases={phrases!r}: expected one regular expression or more")
+        if isinstance(withheld, str):
+            raise ValueError(f"withheld={withheld!r}: expected a sequence of regular expressions")
         if not 0 <= noise <= 1:
             raise ValueError(f"noise={noise}: expected a probability from 0 to 1")
         if delay < 0:
             raise ValueError(f"delay={delay}: expected a number of messages, at least 0")
-        self._phrases = []
-        for phrase in phrases:
-            try:
-                self._phrases.append(re.compile(phrase))
-            except re.error as error:
-                raise ValueError(f"phrase {phrase!r} is no regular expression: {error}") from error
+        self._phrases, self._withheld = _compiled(phrases), _compiled(withheld)
         self._noise, self._delay, self._seed = noise, delay, seed
         self._line: deque[tuple[int, Question]] = deque()
 
@@ -113,8 +112,10 @@ class Scripted:
             found.append(Answer(question, self.label(question)))
         return found
 
-    def label(self, question: Question) -> float:
-        """What it says, noise included."""
+    def label(self, question: Question) -> float | None:
+        """What it says, noise included; ``None`` where it says nothing."""
+        if any(phrase.search(as_text(message)) for phrase in self._withheld for message in question):
+            return None
         worth = [self._worth(message) for message in question]
         label = float(worth[0] > 0) if len(worth) == 1 else 0.5 + 0.5 * float(np.sign(worth[0] - worth[1]))
         draw = hashlib.sha256(b"\0".join([str(self._seed).encode(), *question])).digest()
@@ -134,6 +135,20 @@ class Scripted:
 
     def close(self) -> None:
         pass
+
+
+def _compiled(phrases: Sequence[str]) -> list[re.Pattern[str]]:
+    """
+    Raises:
+      ValueError: one is no regular expression.
+    """
+    compiled = []
+    for phrase in phrases:
+        try:
+            compiled.append(re.compile(phrase))
+        except re.error as error:
+            raise ValueError(f"phrase {phrase!r} is no regular expression: {error}") from error
+    return compiled
 
 
 def as_text(message: bytes) -> str:

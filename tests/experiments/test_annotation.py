@@ -41,6 +41,19 @@ def test_labels_come_a_given_number_of_messages_late():
     assert late.counts() == {"queue": 0.0, "messages": 8.0, "labels": 3.0, "waiting": 0.0}
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_what_is_withheld_is_never_labelled(size):
+    made = service(scripted(withheld=("red", "wal+")), size, pairs=20)
+    texts = ["a blue key", "a blue ball", "a red key", "a wall", "a door"]
+    questions = read(made.exchange(said(*texts))) | read(made.exchange(said(*texts)))
+    labelled = {"a blue key", "a blue ball", "a door"}
+    assert questions.keys() == labelled if size == 1 else 0 < len(questions)
+    if size == 2:
+        assert all({first, second} <= labelled for first, second in questions)
+    # It was answered, by nothing, and is not asked again.
+    assert made.counts()["queue"] == 0 and not read(made.exchange(said("a red key", "a wall")))
+
+
 def test_what_was_masked_or_asked_is_not_asked():
     asked = []
 
@@ -283,6 +296,8 @@ REFUSED = {
     "an argument": (annotator(late=3), "section 'annotator'.*'late'"),
     "a phrase": (annotator(phrases=("ok", "(")), r"phrase '\(' is no regular expression"),
     "no phrase": (annotator(phrases=()), r"phrases=\(\): expected one"),
+    "withheld": (annotator(withheld=("(",)), r"phrase '\(' is no regular expression"),
+    "withheld alone": (annotator(withheld="grey"), r"withheld='grey': expected a sequence"),
     "noise": (annotator(noise=1.5), "noise=1.5: expected a probability"),
     "a delay": (annotator(delay=-1), "delay=-1: expected a number of messages"),
     "too many labels": (annotator(labels=17), "labels=17: expected at most the capacity of the reward, 16"),
@@ -314,7 +329,7 @@ def test_a_pure_world_with_messages_has_nobody_to_ask():
         build_annotation(config, world._replace(environment=corridor.Corridor()))
 
 
-@pytest.mark.parametrize("variant", ["", "ranking,delay_100,door_key,noisy", "classification,http,multi_room"])
+@pytest.mark.parametrize("variant", ["", "ranking,delay_100,door_key,noisy,partial", "classification,http,multi_room"])
 def test_the_sections_of_oni_minigrid_are_what_the_factories_take(variant):
     # Without MiniGrid, which may not be installed.
     config = registry.load(f"oni_minigrid:{variant}").config
@@ -325,10 +340,13 @@ def test_the_sections_of_oni_minigrid_are_what_the_factories_take(variant):
     assert config.rewards.language.model == (tokens[0] or "retrieval")
     assert settings.kind == ("http" if "http" in tokens else "scripted")
     if settings.kind == "scripted":
-        assert (settings.delay, settings.noise) == ((100, 0.1) if variant else (0, 0.0))
+        assert (settings.delay, settings.noise, len(settings.withheld)) == ((100, 0.1, 3) if variant else (0, 0.0, 0))
 
 
-@pytest.mark.parametrize("variant", ["ppo,http", "ppo,noisy", "ppo,delay_100", "http,noisy", "delay_0,delay_100"])
+@pytest.mark.parametrize(
+    "variant",
+    ["ppo,http", "ppo,noisy", "ppo,partial", "ppo,delay_100", "http,noisy", "http,partial", "delay_0,delay_100"],
+)
 def test_variants_of_oni_minigrid_that_do_not_go_together(variant):
     with pytest.raises(UserError, match=r"reads no labels|exclude each other"):
         registry.load(f"oni_minigrid:{variant}")

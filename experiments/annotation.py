@@ -114,15 +114,20 @@ class Scripted:
 
     def label(self, question: Question) -> float | None:
         """What it says, noise included; ``None`` where it says nothing."""
-        if any(phrase.search(as_text(message)) for phrase in self._withheld for message in question):
+        if self.withholds(question):
             return None
-        worth = [self._worth(message) for message in question]
+        worth = [self.worth(message) for message in question]
         label = float(worth[0] > 0) if len(worth) == 1 else 0.5 + 0.5 * float(np.sign(worth[0] - worth[1]))
         draw = hashlib.sha256(b"\0".join([str(self._seed).encode(), *question])).digest()
         noisy = int.from_bytes(draw[:8]) < self._noise * 2**64
         return 1.0 - label if noisy else label
 
-    def _worth(self, message: bytes) -> int:
+    def withholds(self, question: Question) -> bool:
+        """Whether it says nothing about it."""
+        return any(phrase.search(as_text(message)) for phrase in self._withheld for message in question)
+
+    def worth(self, message: bytes) -> int:
+        """How good a message is: the number of phrases for the first, 1 for the last, 0 where it matches none."""
         text = as_text(message)
         ranks = (len(self._phrases) - index for index, phrase in enumerate(self._phrases) if phrase.search(text))
         return next(ranks, 0)
@@ -321,6 +326,12 @@ class AnnotationService:
 
     def close(self) -> None:
         self._annotator.close()
+
+
+def remembered_messages(state: dict[str, Any]) -> list[bytes]:
+    """Every message that the saved state of a service knows of, sorted."""
+    questions = [*state["known"], *state["pending"]]
+    return sorted({*state["recent"], *(message for question in questions for message in question)})
 
 
 def _forget(remembered: dict[Any, None], most: int) -> None:

@@ -25,7 +25,7 @@ from rich.table import Table
 from experiments import registry, results, statistics
 from experiments.build import World, build_world
 from experiments.cache import enable_compilation_cache
-from experiments.checkpoint import Checkpoints
+from experiments.checkpoint import Checkpoints, Restored
 from experiments.command_parser import CommandParser
 from experiments.disk import read_json
 from experiments.drivers import Member, drivers
@@ -159,7 +159,8 @@ def evaluate_run(
             f"the run was trained on {described} and {world.spec.action_space}"
         )
     rows: list[dict[str, Any]] = []
-    for own, iteration, state in restored_programs(folder, config, world, members, checkpoint):
+    for own, found in restored_programs(folder, config, world, members, checkpoint):
+        state = found.state
         if (world.environment is None) == (changed_world.environment is None):
             states = [state]
         elif world.environment is None:
@@ -169,15 +170,15 @@ def evaluate_run(
             states = [_with_params(state, operator.itemgetter(position)) for position in range(len(own))]
         evaluated = _evaluated(drivers(changed, changed_world, own), states)
         for position, member in enumerate(own):
-            row = {"seed": member.seed, "variant": member.variant, "iteration": iteration}
+            row = {"seed": member.seed, "variant": member.variant, "iteration": found.iteration}
             rows.append(row | {name: float(values[position]) for name, values in evaluated.items()})
     return rows
 
 
 def restored_programs(
     folder: Path, config: ConfigDict, world: World, members: Sequence[Member], checkpoint: str
-) -> Iterator[tuple[list[Member], int, RunState]]:
-    """Per program of a run: its members, and the iteration and the state of its checkpoint.
+) -> Iterator[tuple[list[Member], Restored]]:
+    """Per program of a run: its members and its checkpoint.
 
     Args:
       folder: the run folder.
@@ -199,10 +200,10 @@ def restored_programs(
             own = list(members[done : done + len(checkpoints.meta(iteration)["members"])])
             [make] = drivers(config, world, own)
             with contextlib.closing(make()) as driver:
-                state = restore(checkpoints, config, driver, iteration).state
+                found = restore(checkpoints, config, driver, iteration)
         finally:
             checkpoints.close()
-        yield own, iteration, state
+        yield own, found
         done += len(own)
         index += 1
 

@@ -70,16 +70,16 @@ def count_visits(folder: Path, checkpoint: str = "latest", episodes: int | None 
         )
     )
     rows = []
-    for own, iteration, state in restored_programs(folder, config, world, members, checkpoint):
+    for own, found in restored_programs(folder, config, world, members, checkpoint):
         for position, member in enumerate(own):
-            params = jax.tree.map(lambda x, position=position: x[position], state.agent.params)
+            params = jax.tree.map(lambda x, position=position: x[position], found.state.agent.params)
             trajectory = walk(params, evaluation_key())
             rows.append(
                 {
                     "experiment": header["experiment"],
                     "variant": member.variant,
                     "seed": member.seed,
-                    "env_steps": steps[member.seed, iteration],
+                    "env_steps": steps[member.seed, found.iteration],
                     "no_op": round(float(masked_mean(trajectory.action == NO_OP, trajectory.mask)), 4),
                     "visits": np.asarray(visits(trajectory)).tolist(),
                 }

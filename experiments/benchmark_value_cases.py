@@ -32,11 +32,12 @@ def replay(options: Options) -> list[Comparison]:
 
     Batch, network and replay are those of dqn_cartpole on every side, with one-step returns and plain dense layers,
     which all of them have, and 32 gradient steps per call; ``dqn_one_a_call`` takes one, as sbx does unless it is told
-    otherwise. No world is stepped. The house's side writes a rollout to its buffer at every call and
-    moves its target network, too.
+    otherwise. No world is stepped. The house's side writes 64 steps to its buffer at every call and moves its target
+    network after every gradient step, too.
     """
     steps, stored = (4, 256) if options.tiny else (800, 10_000)
     common: dict[str, Any] = {"agent__n_step": 1, "network__layer_norm": False, "agent__updates": 32}
+    common |= {"data__length": 16, "agent__target_rate": 0.01, "agent__target_period": None}
     common |= {"agent__updates": 2, "agent__batch_size": 8} if options.tiny else {}
     configs = {
         "dqn": loaded("dqn_cartpole:dqn", **common),

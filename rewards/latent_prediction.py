@@ -24,7 +24,8 @@ from gymnasium import spaces
 
 from agents.base import DataSpec
 from agents.credit import masked_mean
-from agents.networks import Head, NetworkConfig, action_features, action_size, gated_recurrence, network
+from agents.networks import Head, NetworkConfig, action_features, action_size, network
+from agents.recurrence import gated_recurrence
 from envs.types import EnvironmentSpec, PyTree, Trajectory
 from rewards.base import RewardTransform
 from rewards.fitting import check_fit, random_parts

@@ -17,7 +17,6 @@ from agents.networks import (
     action_features,
     action_size,
     character_network,
-    gated_recurrence,
     network,
     space_leaves,
 )
@@ -241,21 +240,6 @@ def test_the_convolution_is_the_one_of_the_library(size, stride):
     np.testing.assert_allclose(ours(images, kernel), theirs(images, kernel), atol=1e-5)
     gradients = [jax.grad(lambda *x, f=f: jnp.sum(f(*x) ** 2), (0, 1))(images, kernel) for f in (ours, theirs)]
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-3), *gradients)
-
-
-def test_a_gated_recurrence_is_its_formula():
-    cell = gated_recurrence(3, 4)
-    params = jax.tree.map(lambda x: x + 0.1, cell.init(KEY))
-    carry, inputs = jax.random.normal(jax.random.key(1), (2, 4)), jax.random.normal(jax.random.key(2), (2, 3))
-    found = cell.step(params, carry, cell.project(params, inputs))
-    # The same numbers in the cell of ``network``, whose six matrices stand apart.
-    reset, update, candidate = np.split(np.asarray(inputs @ params["input"] + params["input_bias"]), 3, axis=-1)
-    h_reset, h_update, h_candidate = np.split(np.asarray(carry @ params["recurrent"]), 3, axis=-1)
-    reset, update = 1 / (1 + np.exp(-reset - h_reset)), 1 / (1 + np.exp(-update - h_update))
-    candidate = np.tanh(candidate + reset * (h_candidate + 0.1))
-    np.testing.assert_allclose(found, (1 - update) * candidate + update * np.asarray(carry), rtol=1e-5)
-    for gate in np.split(np.asarray(cell.init(KEY)["recurrent"]), 3, axis=-1):
-        np.testing.assert_allclose(gate.T @ gate, np.eye(4), atol=1e-4)
 
 
 def test_actions_as_features():

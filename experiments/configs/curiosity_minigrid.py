@@ -2,14 +2,19 @@
 
 For "Random network distillation" (Burda et al., 2018, arXiv 1810.12894) and "Curiosity in hindsight" (Jarrett et al.,
 2023, arXiv 2211.10515), on procedurally generated rooms: the reward of the world and the intrinsic one as two channels
-with a value head each, as in the former's section 2.3. No rows of it are committed yet, so that nothing is claimed
-here.
+with a value head each, as in the former's section 2.3.
 
 Command:
     python -m experiments.run curiosity_minigrid:METHOD,TASK --seeds=10
-    python -m experiments.summary curiosity_minigrid --metric=success --threshold=0.5 --baseline=ppo
+    python -m experiments.summary curiosity_minigrid --results --metric=train/success --threshold=0.5 --baseline=ppo
 
-The extra text installs MiniGrid.
+Expected on KeyCorridorS3R3, share of training episodes that succeed, from results/curiosity_minigrid.jsonl (10 seeds,
+819,200 steps):
+    episodic   0.995 [0.988, 0.998] at the end, above a half after 493k [431k, 593k] steps, by every seed
+    ppo        0.000 [0.000, 0.001]: chance succeeds in 3 of 1000 episodes, and ppo is still chance at the end
+Nothing was tuned for either. No other method, task or noise has rows yet.
+
+The extra text installs MiniGrid. Time: 5 minutes a seed of episodic, 3.5 of ppo, on one of two busy cores.
 """
 
 from __future__ import annotations

@@ -143,9 +143,10 @@ class Scripted:
 
 
 def _compiled(phrases: Sequence[str]) -> list[re.Pattern[str]]:
-    """
+    """Regular expressions, ready to search with.
+
     Raises:
-      ValueError: one is no regular expression.
+      ValueError: one of them is none.
     """
     compiled = []
     for phrase in phrases:

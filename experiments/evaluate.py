@@ -88,6 +88,18 @@ def read_run(folder: Path) -> tuple[ConfigDict, list[Member]]:
     return config, members
 
 
+def read_single_run(folder: Path) -> tuple[ConfigDict, list[Member]]:
+    """The same of a run, whose members are the seeds of one variant.
+
+    Raises:
+      UserError: if it is a sweep, or its description cannot be read.
+    """
+    config, members = read_run(folder)
+    if len({member.variant for member in members}) > 1:
+        raise UserError(f"{folder} holds a sweep: expected a run, whose seeds are of one variant")
+    return config, members
+
+
 def iteration_of(checkpoints: Checkpoints, wanted: str) -> int:
     """The iteration that ``best``, ``latest`` or a number names.
 

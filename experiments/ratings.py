@@ -1,9 +1,9 @@
 """``python -m experiments.ratings RUN... --out=FILE.jsonl``: what models of language feedback pay for each message.
 
 RUN is a run folder with a scripted annotator, or ``NAME[:variant]`` under ``--runs``. Every seed becomes a row with
-lists of equal length: ``messages``, all that were said in its training; ``paid``, what its reward model gives for each
-of them, said once; ``good``, whether the annotator likes it, noise aside; ``withheld``, whether the annotator says
-nothing about it, so that the model never saw a label of it. The file is like those of ``experiments.collect``.
+lists of equal length: ``messages``, those of its training, the latest where they were many; ``paid``, what its reward
+model gives for each of them, said once; ``good``, whether the annotator likes it, noise aside; ``withheld``, whether it
+says nothing about it, so that the model never saw a label of it. The file is like those of ``experiments.collect``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from experiments.cache import enable_compilation_cache
 from experiments.command_parser import CommandParser
 from experiments.disk import require_writable
 from experiments.errors import UserError, command
-from experiments.evaluate import find_folder, read_run, restored_programs
+from experiments.evaluate import find_folder, read_single_run, restored_programs
 from rewards.base import RewardTransform
 from rewards.language_feedback import language_feedback
 
@@ -52,6 +52,8 @@ def paid_for(
       messages: of at most ``length`` bytes each.
       length, batch: bytes of a message and worlds of a rollout, as the chain was built for.
     """
+    if not messages:
+        return np.zeros(0, np.float32)
     rows = -(-len(messages) // batch)
     said = np.zeros((rows * batch, length), np.uint8)
     for place, message in enumerate(messages):
@@ -75,9 +77,9 @@ def rate(folder: Path, checkpoint: str = "latest") -> results.Section:
     """One row per seed of a run, see the module.
 
     Raises:
-      UserError: if the run has no scripted annotator, no rows, or no such checkpoint.
+      UserError: if the run is a sweep or has no scripted annotator, no rows, or no such checkpoint.
     """
-    config, members = read_run(folder)
+    config, members = read_single_run(folder)
     kind = config.annotator.kind if "annotator" in config else None
     if kind != "scripted":
         raise UserError(f"{folder}: annotator.kind={kind!r}: expected a run with a scripted annotator")

@@ -25,7 +25,7 @@ from experiments.command_parser import CommandParser
 from experiments.disk import require_writable
 from experiments.drivers import evaluation_key
 from experiments.errors import UserError, command
-from experiments.evaluate import find_folder, read_run, restored_programs
+from experiments.evaluate import find_folder, read_single_run, restored_programs
 
 
 def parser() -> CommandParser:
@@ -43,13 +43,11 @@ def count_visits(folder: Path, checkpoint: str = "latest", episodes: int | None 
     """One row per seed of a run: ``visits [H][W]`` and ``no_op``, over all steps of ``episodes`` sampled episodes.
 
     Raises:
-      UserError: if the run is not of a maze, has no rows, or no such checkpoint.
+      UserError: if the run is a sweep or not of a maze, has no rows, or no such checkpoint.
     """
-    config, members = read_run(folder)
+    config, members = read_single_run(folder)
     if config.environment.kind != "maze":
         raise UserError(f"{folder}: environment.kind={config.environment.kind!r}: expected a run of a maze")
-    if len({member.variant for member in members}) > 1:
-        raise UserError(f"{folder} holds a sweep: expected a run, whose seeds are of one variant")
     header, known = results.run_section(folder)
     steps = {(row["seed"], row["iteration"]): row["env_steps"] for row in known}
     reporting = config.copy_and_resolve_references()

@@ -6,13 +6,26 @@ up the yellow key"). A scripted annotator stands in for the language model, DELA
 behind any endpoint that speaks OpenAI's protocol.
 
 Command:
-    python -m experiments.run oni_minigrid:MODEL,DELAY,TASK --seeds=10
-    python -m experiments.summary oni_minigrid --metric=success --threshold=0.5 --baseline=ppo
+    python -m experiments.run oni_minigrid:MODEL,DELAY,TASK --seeds=5
+    python -m experiments.run oni_minigrid:MODEL,partial --seeds=5
+    python -m experiments.summary oni_minigrid --results --metric=train/success --threshold=0.5
+    python -m experiments.ratings runs/oni_minigrid/MODEL,partial --out=ratings.jsonl
     SAGAX_ANNOTATOR_URL=http://localhost:8000/v1 SAGAX_ANNOTATOR_MODEL=NAME python -m experiments.run oni_minigrid:http
 
 The extra text installs MiniGrid. With http, SAGAX_ANNOTATOR_KEY is sent where it is set; labels are kept in
-annotations.jsonl in the run folder, or where annotator.cache says. No rows of it are committed yet, so that nothing is
-claimed here.
+annotations.jsonl in the run folder, or where annotator.cache says.
+
+Expected on KeyCorridorS3R3, share of training episodes that succeed, mean of a run, from results/oni_minigrid.jsonl (5
+seeds, 409,600 steps; ppo has 0.001 [0.000, 0.005]):
+                      delay_0              delay_1000           partial
+    retrieval         0.28 [0.19, 0.42]    0.16 [0.02, 0.33]    0.03 [0.02, 0.04]
+    classification    0.28 [0.19, 0.42]    0.22 [0.14, 0.38]    0.25 [0.15, 0.49]
+    ranking           0.60 [0.32, 0.70]    0.53 [0.42, 0.60]    0.66 [0.58, 0.73]
+With delay_0 classification and retrieval are equal, bit for bit: there are 42 messages, and all have a label at once.
+partial says what generalisation is worth: both networks pay for messages that never had a label as the script would
+(results/oni_minigrid_ratings.jsonl). Nothing was tuned.
+
+Time: 2 to 3 minutes a seed on one of two busy cores.
 """
 
 from __future__ import annotations

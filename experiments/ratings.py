@@ -22,23 +22,11 @@ from envs.types import PyTree, Transition
 from experiments import results
 from experiments.annotation import Scripted, as_text, remembered_messages
 from experiments.build import build_parts, build_world
-from experiments.cache import enable_compilation_cache
-from experiments.command_parser import CommandParser
-from experiments.disk import require_writable
+from experiments.checkpoint_rows import rows_parser, write_rows
 from experiments.errors import UserError, command
-from experiments.evaluate import find_folder, read_single_run, restored_programs
+from experiments.evaluate import read_single_run, restored_programs
 from rewards.base import RewardTransform
 from rewards.language_feedback import language_feedback
-
-
-def parser() -> CommandParser:
-    made = CommandParser(prog="python -m experiments.ratings", description="List what reward models pay for messages.")
-    made.add_argument("run", nargs="+", metavar="RUN", help="run folders, or NAME[:variant]")
-    made.add_argument("--runs", default=results.RUNS_FOLDER, help="where run folders are (default: runs)")
-    made.add_argument("--checkpoint", default="latest", help="best, latest (the default) or an iteration")
-    made.add_argument("--out", required=True, help="the file to write, such as results/NAME_ratings.jsonl")
-    made.add_argument("--append", action="store_true", help="keep what the file holds of other variants")
-    return made
 
 
 def paid_for(
@@ -130,12 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
       UserError: for anything the user can repair.
     """
-    arguments = parser().parse_args(argv)
-    require_writable(arguments.out)
-    folders = [find_folder(run, arguments.runs) for run in arguments.run]
-    enable_compilation_cache()
-    sections = [rate(folder, arguments.checkpoint) for folder in folders]
-    print(f"{arguments.out}: {results.write_sections(sections, arguments.out, arguments.append)} rows")
+    arguments = rows_parser("ratings", "List what reward models pay for messages.").parse_args(argv)
+    write_rows(arguments, lambda folder: rate(folder, arguments.checkpoint))
     return 0
 
 

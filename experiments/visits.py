@@ -20,22 +20,16 @@ from agents.credit import masked_mean
 from envs.maze import NO_OP, visits
 from experiments import learn, results
 from experiments.build import build_parts, build_world
-from experiments.cache import enable_compilation_cache
+from experiments.checkpoint_rows import rows_parser, write_rows
 from experiments.command_parser import CommandParser
-from experiments.disk import require_writable
 from experiments.drivers import evaluation_key
 from experiments.errors import UserError, command
-from experiments.evaluate import find_folder, read_single_run, restored_programs
+from experiments.evaluate import read_single_run, restored_programs
 
 
 def parser() -> CommandParser:
-    made = CommandParser(prog="python -m experiments.visits", description="Count where trained policies go in a maze.")
-    made.add_argument("run", nargs="+", metavar="RUN", help="run folders, or NAME[:variant]")
-    made.add_argument("--runs", default=results.RUNS_FOLDER, help="where run folders are (default: runs)")
-    made.add_argument("--checkpoint", default="latest", help="best, latest (the default) or an iteration")
+    made = rows_parser("visits", "Count where trained policies go in a maze.")
     made.add_argument("--episodes", type=int, help="how many episodes per seed (default: the config's)")
-    made.add_argument("--out", required=True, help="the file to write, such as results/NAME_visits.jsonl")
-    made.add_argument("--append", action="store_true", help="keep what the file holds of other variants")
     return made
 
 
@@ -95,11 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     if arguments.episodes is not None and arguments.episodes < 1:
         raise UserError(f"--episodes={arguments.episodes}: expected at least 1")
-    require_writable(arguments.out)
-    folders = [find_folder(run, arguments.runs) for run in arguments.run]
-    enable_compilation_cache()
-    sections = [count_visits(folder, arguments.checkpoint, arguments.episodes) for folder in folders]
-    print(f"{arguments.out}: {results.write_sections(sections, arguments.out, arguments.append)} rows")
+    write_rows(arguments, lambda folder: count_visits(folder, arguments.checkpoint, arguments.episodes))
     return 0
 
 

@@ -3,7 +3,7 @@
 gymnasium runs the worlds (``GymnasiumHost``). Two wrappers around each of them add what MiniGrid does not have: a line
 of text for every event, such as "You picked up the yellow key", and a layer of random bits. The mission is dropped: in
 the worlds of ``TASKS`` it is the same in every episode, or names the only ball there is. What the agent sees is worked
-out here: MiniGrid's own way, which copies and turns the cells ahead one by one, is most of what a step costs.
+out here; MiniGrid itself copies and turns the cells ahead one by one.
 """
 
 from __future__ import annotations

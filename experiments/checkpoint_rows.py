@@ -10,6 +10,7 @@ from experiments import results
 from experiments.cache import enable_compilation_cache
 from experiments.command_parser import CommandParser
 from experiments.disk import require_writable
+from experiments.drivers import Member
 from experiments.evaluate import find_folder
 
 
@@ -22,6 +23,26 @@ def rows_parser(name: str, description: str) -> CommandParser:
     made.add_argument("--out", required=True, help=f"the file to write, such as results/NAME_{name}.jsonl")
     made.add_argument("--append", action="store_true", help="keep what the file holds of other variants")
     return made
+
+
+def row_starts(folder: Path) -> tuple[results.Row, Callable[[Member, int], results.Row]]:
+    """The header of a run's rows, and what a row begins with: ``(member, iteration) -> row``.
+
+    Raises:
+      UserError: if the run has no rows.
+    """
+    header, known = results.run_section(folder)
+    steps = {(row["seed"], row["iteration"]): row["env_steps"] for row in known}
+
+    def start(member: Member, iteration: int) -> results.Row:
+        return {
+            "experiment": header["experiment"],
+            "variant": member.variant,
+            "seed": member.seed,
+            "env_steps": steps[member.seed, iteration],
+        }
+
+    return header, start
 
 
 def write_rows(arguments: argparse.Namespace, section_of: Callable[[Path], results.Section]) -> None:

@@ -22,7 +22,7 @@ from envs.types import PyTree, Transition
 from experiments import results
 from experiments.annotation import Scripted, as_text, remembered_messages
 from experiments.build import build_parts, build_world
-from experiments.checkpoint_rows import rows_parser, write_rows
+from experiments.checkpoint_rows import row_starts, rows_parser, write_rows
 from experiments.errors import UserError, command
 from experiments.evaluate import read_single_run, restored_programs
 from rewards.base import RewardTransform
@@ -71,8 +71,7 @@ def rate(folder: Path, checkpoint: str = "latest") -> results.Section:
     kind = config.annotator.kind if "annotator" in config else None
     if kind != "scripted":
         raise UserError(f"{folder}: annotator.kind={kind!r}: expected a run with a scripted annotator")
-    header, known = results.run_section(folder)
-    steps = {(row["seed"], row["iteration"]): row["env_steps"] for row in known}
+    header, start = row_starts(folder)
     world = build_world(config)
     reward, channel, script = build_parts(config, world.spec).reward, _channel(config), _script(config)
     length, batch = world.spec.message_length, config.data.batch
@@ -81,11 +80,8 @@ def rate(folder: Path, checkpoint: str = "latest") -> results.Section:
         messages = remembered_messages(_annotated(found.host))
         paid = paid_for(reward, found.state.reward, channel, messages, length=length, batch=batch)
         rows.append(
-            {
-                "experiment": header["experiment"],
-                "variant": member.variant,
-                "seed": member.seed,
-                "env_steps": steps[member.seed, found.iteration],
+            start(member, found.iteration)
+            | {
                 "messages": [as_text(message) for message in messages],
                 "paid": [round(float(each), 4) for each in paid],
                 "good": [script.worth(message) > 0 for message in messages],

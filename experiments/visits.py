@@ -20,7 +20,7 @@ from agents.credit import masked_mean
 from envs.maze import NO_OP, visits
 from experiments import learn, results
 from experiments.build import build_parts, build_world
-from experiments.checkpoint_rows import rows_parser, write_rows
+from experiments.checkpoint_rows import row_starts, rows_parser, write_rows
 from experiments.command_parser import CommandParser
 from experiments.drivers import evaluation_key
 from experiments.errors import UserError, command
@@ -42,8 +42,7 @@ def count_visits(folder: Path, checkpoint: str = "latest", episodes: int | None 
     config, members = read_single_run(folder)
     if config.environment.kind != "maze":
         raise UserError(f"{folder}: environment.kind={config.environment.kind!r}: expected a run of a maze")
-    header, known = results.run_section(folder)
-    steps = {(row["seed"], row["iteration"]): row["env_steps"] for row in known}
+    header, start = row_starts(folder)
     reporting = config.copy_and_resolve_references()
     with reporting.unlocked():
         reporting.environment.report_cell = True
@@ -67,11 +66,8 @@ def count_visits(folder: Path, checkpoint: str = "latest", episodes: int | None 
             params = jax.tree.map(lambda x, position=position: x[position], found.state.agent.params)
             trajectory = walk(params, evaluation_key())
             rows.append(
-                {
-                    "experiment": header["experiment"],
-                    "variant": member.variant,
-                    "seed": member.seed,
-                    "env_steps": steps[member.seed, found.iteration],
+                start(member, found.iteration)
+                | {
                     "no_op": round(float(masked_mean(trajectory.action == NO_OP, trajectory.mask)), 4),
                     "visits": np.asarray(visits(trajectory)).tolist(),
                 }

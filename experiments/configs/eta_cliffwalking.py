@@ -16,8 +16,8 @@ Expected, mean of the worst share of the returns of 512 episodes, from results/e
     tau 0.25    -98.9 [-137.3, -97.8]              -98.3
     tau 0.5     -84.4 [-111.5, -83.5]              -83.2
     tau 1       -65.5 [-78.0, -64.7]               -64.7
-Four seeds end there, the fifth had been near and ends far off (-190.9 at 0.1): what is learnt at the end still moves
-from one evaluation to the next. The stockless comparison has no rows.
+Four seeds end within 2 of it, the fifth had been near and ends far off (-190.9 at 0.1): what is learnt at the end still
+moves from one evaluation to the next. The stockless comparison has no rows.
 
 Time: 25 minutes for 5 seeds side by side on one of two busy cores.
 """

@@ -5,7 +5,7 @@ import pytest
 from experiments import ratings, registry, results, run
 from tests.experiments import corridor, talking
 
-SCRIPT = {"kind": "scripted", "phrases": ("reached", "cell 1", "cell -2"), "withheld": ("-",)}
+SCRIPT = {"kind": "scripted", "phrases": ("reached", "cell 1"), "withheld": ("reached", "-2")}
 SEEDS = (0, 1)
 
 
@@ -24,6 +24,7 @@ def trained(config, monkeypatch, runs):
 def test_every_message_of_a_run_is_rated(model, monkeypatch, tmp_path, capsys):
     config = talking.config_of(model, **SCRIPT)
     config.iterations = 12
+    config.rewards.language.update({"updates": 64, "learning_rate": 0.02})
     trained(config, monkeypatch, tmp_path)
     out = tmp_path / "ratings.jsonl"
     assert ratings.main([str(tmp_path / "talking" / "default"), f"--out={out}"]) == 0
@@ -33,14 +34,17 @@ def test_every_message_of_a_run_is_rated(model, monkeypatch, tmp_path, capsys):
     for row in section.rows:
         assert row["env_steps"] == last
         rated = dict(zip(row["messages"], zip(row["paid"], row["good"], row["withheld"], strict=True), strict=True))
-        # What is withheld is good or not all the same.
         assert rated.keys() <= {talking.name_of(cell) for cell in (-3, -2, -1, 1, 2)}
-        flags = [rated[talking.name_of(cell)][1:] for cell in (-2, -1, 1)]
-        assert flags == [(True, True), (False, True), (True, False)]
-        if model == "retrieval":
-            assert all(paid == float(good and not withheld) for paid, good, withheld in rated.values())
+        # What is withheld is good or not all the same.
+        flags = [rated[talking.name_of(cell)][1:] for cell in (-2, -1, 1, 2)]
+        assert flags == [(False, True), (False, False), (True, False), (True, True)]
+        labelled = {message: (paid, good) for message, (paid, good, withheld) in rated.items() if not withheld}
+        if model == "ranking":
+            assert labelled[talking.name_of(1)][0] > labelled[talking.name_of(-1)][0]
         else:
-            assert any(paid > 0 for paid, _, _ in rated.values())
+            assert all(paid == float(good) for paid, good in labelled.values())
+        if model == "retrieval":
+            assert all(paid == 0 for paid, _, withheld in rated.values() if withheld)
 
 
 def test_runs_that_cannot_be_rated_are_refused_in_one_line(monkeypatch, tmp_path, capsys):

@@ -63,7 +63,7 @@ def get_config(variant: str = "") -> ConfigDict:
     agent.updates, agent.batch_size, agent.learning_rate, agent.n_step = 16, 64, 1e-3, 3
     agent.value_low, agent.value_high = -40.0, 40.0
     agent.epsilon_steps = 20_000.0
-    config.evaluation = {"episodes": 32, "length": 1000, "greedy": True, "metric": "return"}
+    config.evaluation = {"episodes": 16, "length": 1000, "greedy": True, "metric": "return"}
     if "smoke" in tokens:
         config.iterations, config.evaluate_every = 4, 2
         agent.learning_starts, agent.updates = 32, 2

@@ -55,7 +55,7 @@ def encode_message(text: str) -> np.ndarray:
     """
     data = text.encode()
     if len(data) > MESSAGE_LENGTH:
-        raise ValueError(f"message {text!r} has {len(data)} bytes: expected at most {MESSAGE_LENGTH}")
+        raise ValueError(f"message {text[:40]!r}... has {len(data)} bytes: expected at most {MESSAGE_LENGTH}")
     return np.frombuffer(data.ljust(MESSAGE_LENGTH, b"\0"), np.uint8).copy()
 
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from envs.types import Trajectory
+from experiments.errors import UserError
 from rewards.language_feedback import Annotations
 
 Question = tuple[bytes, ...]
@@ -230,7 +231,7 @@ class AnnotationService:
           trajectory: with ``extras["info"]["message"]``, ``uint8 [T, B, length]``, all 0 where nothing was said.
 
         Raises:
-          ValueError: messages of another shape.
+          UserError: messages of another shape.
         """
         self._settle()
         self._submit(trajectory.extras["info"]["message"], np.asarray(trajectory.mask))
@@ -253,7 +254,7 @@ class AnnotationService:
     def _submit(self, messages: np.ndarray, mask: np.ndarray) -> None:
         expected = (*mask.shape, self._length)
         if messages.shape != expected or messages.dtype != np.uint8:
-            raise ValueError(
+            raise UserError(
                 f"messages are {messages.dtype}{list(messages.shape)}: expected uint8{list(expected)}, as the world's "
                 "spec says"
             )

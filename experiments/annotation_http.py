@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.client
 import json
 import math
-import os
 import random
 import re
 import threading
 import urllib.error
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.annotation import Answer, Question, as_text
+from experiments.annotation_cache import Cache
 from experiments.chat_endpoint import (
     KEY,
     MODEL,
@@ -30,8 +29,7 @@ from experiments.chat_endpoint import (
     one_line,
     retry_after,
 )
-from experiments.disk import require_writable
-from experiments.errors import UserError, cannot_read
+from experiments.errors import UserError
 
 CACHE_FILE = "annotations.jsonl"
 # Whoever answers so will not answer otherwise when asked again.
@@ -74,73 +72,6 @@ def read_labels(text: str, count: int, size: int) -> list[float | None]:
     return [found.get(number) for number in range(1, count + 1)]
 
 
-class Cache:
-    """What was answered and what was spent, in a file that only grows; in memory alone without ``path``.
-
-    Every line is written at once, so that a kill costs the last one at most, and several runs may share a file.
-    """
-
-    def __init__(self, path: Path | None):
-        self.path = path
-        self._labels: dict[str, float] = {}
-        self.requests, self.cost, self.unsaved = 0, 0.0, 0
-
-    def open(self) -> None:
-        """Reads what is there.
-
-        Raises:
-          UserError: if the file cannot be read or written.
-        """
-        if self.path is None:
-            return
-        require_writable(self.path)
-        try:
-            lines = self.path.read_bytes().split(b"\n") if self.path.exists() else []
-        except OSError as error:
-            raise cannot_read(self.path, error) from error
-        for line in lines:
-            # A torn line was of a run that was killed; what it said is asked again.
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                self._read(json.loads(line))
-        if lines and lines[-1]:
-            self._append(b"\n")
-
-    def _read(self, entry: dict[str, Any]) -> None:
-        if "cost" in entry:
-            self.requests, self.cost = self.requests + 1, self.cost + float(entry["cost"])
-        elif entry["label"] in (0, 0.5, 1):
-            self._labels[entry["key"]] = float(entry["label"])
-
-    def get(self, key: str) -> float | None:
-        """The label of a key, or ``None``."""
-        return self._labels.get(key)
-
-    def spend(self, cost: float) -> None:
-        """Notes a request."""
-        self._write([{"cost": cost}])
-
-    def add(self, entries: Iterable[tuple[str, Question, float]]) -> None:
-        """Notes labels by key; the messages are for whoever reads the file."""
-        self._write([{"key": key, "label": label, "messages": [*map(as_text, q)]} for key, q, label in entries])
-
-    def _write(self, entries: Sequence[dict[str, Any]]) -> None:
-        for entry in entries:
-            self._read(entry)
-        self._append(b"".join(json.dumps(entry).encode() + b"\n" for entry in entries))
-
-    def _append(self, content: bytes) -> None:
-        if self.path is None or not content:
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "ab", buffering=0) as file:
-                file.write(content)
-                os.fsync(file.fileno())
-        except OSError:
-            # A full disk does not stop the labels; a run says elsewhere that it cannot write its rows.
-            self.unsaved += 1
-
-
 class _Asked(NamedTuple):
     """A question and after how many messages it was asked."""
 
@@ -152,16 +83,19 @@ class Http:
     """A language model, asked from a thread about the newest questions first.
 
     Questions wait in a queue of ``queue`` places; when it is full the oldest is dropped. A request takes the ``batch``
-    newest. What fails for a reason that may pass (a time-out, no connection, status 408, 425, 429 or 5xx) is tried
-    again after ``shortest_wait 2^k`` seconds, times a random number from 0.5 to 1, at most ``longest_wait``, or as long
-    as the endpoint says; after ``attempts`` times its questions go back to the queue and nothing is asked for
-    ``longest_wait``. A question whose reply is no label is asked again, ``attempts`` times in all. Statuses 401, 403
-    and 404 end the annotator, not the run: nothing is asked any more until the run is started again. Other statuses
-    give up the questions of the request.
+    newest. What fails for a reason that may pass (a time-out, no connection, a reply that is no chat completion, status
+    408, 425, 429 or 5xx) is tried again after ``shortest_wait 2^k`` seconds, times a random number from 0.5 to 1, or as
+    long as the endpoint says, never after more than ``longest_wait``; after ``attempts`` times its questions go back to
+    the queue and nothing is asked for ``longest_wait``. A question that a reply has no label for is asked again,
+    ``attempts`` times in all, after ``shortest_wait``. Statuses 401, 403 and 404 end the annotator, not the run:
+    nothing is asked any more until the run is started again. After any other status the questions of the request are
+    asked one by one, and a question that is refused alone is given up.
 
     Labels are kept in a file, by model, instructions and question, so that nothing is asked twice, by this run or by
-    others with the same file. What the file says was spent counts against ``max_requests`` and ``max_cost``; the cost
-    of a request is what the reply says of its tokens, and the largest possible where it says nothing or does not come.
+    others with the same file; the seeds of one run share it, so that a seed has at once what another one asked. What
+    the file says was spent, by whomever, counts against ``max_requests`` and ``max_cost``; runs side by side may exceed
+    them by the requests that are under way. The cost of a request is what the reply says of its tokens, and the
+    largest possible where it says nothing that can be believed or does not come.
 
     Args:
       goal: what the player is after, for the prompt.
@@ -212,7 +146,8 @@ class Http:
         amounts = {"max_requests": max_requests, "max_cost": max_cost, "temperature": temperature}
         amounts |= {"prompt_price": prompt_price, "completion_price": completion_price}
         for name, amount in amounts.items():
-            if amount < 0:
+            # No limit is one; an infinite price is none.
+            if not amount >= 0 or (name not in ("max_requests", "max_cost") and amount == math.inf):
                 raise ValueError(f"{name}={amount}: expected at least 0")
         if not goal.strip():
             raise ValueError(f"goal={goal!r}: expected a sentence that says what the player is after")
@@ -233,6 +168,8 @@ class Http:
         self._answers: list[Answer] = []
         self._dropped: list[Question] = []
         self._strikes: Counter[Question] = Counter()
+        # To be asked one by one, because a request with them was refused.
+        self._alone: set[Question] = set()
         self._happened: Counter[str] = Counter()
         self._gone = self._spent = False
         self._defect: BaseException | None = None
@@ -248,7 +185,7 @@ class Http:
         self._cache.open()
         if state is not None:
             self._happened = Counter(state["happened"])
-            self._strikes = Counter(state["strikes"])
+            self._strikes, self._alone = Counter(state["strikes"]), set(state["alone"])
             self._answers = [Answer(*each) for each in state["answers"]]
             self._dropped = list(state["dropped"])
             for number, question in state["queue"]:
@@ -269,11 +206,9 @@ class Http:
                     f"the annotator at {self._endpoint.shown} answers {error.code} ({one_line(error.reason)}): "
                     f"expected {hint}"
                 ) from None
-        except TimeoutError:
+        except (TimeoutError, GarbageReplyError):
             # It may still answer later, and the rows count it.
             pass
-        except GarbageReplyError:
-            self._count("garbage")
         except (OSError, http.client.HTTPException) as error:
             reason = one_line(getattr(error, "reason", error))
             raise UserError(
@@ -313,11 +248,12 @@ class Http:
         return found
 
     def counts(self) -> dict[str, float]:
-        """See the names below; ``requests`` and ``cost`` are what the file says, ``queue`` holds those being asked,
+        """See the names below; ``garbage`` counts replies that are no chat completion, ``unlabelled`` questions that a
+        reply has no label for, ``requests`` and ``cost`` are what the file says, ``queue`` holds those being asked,
         ``gone`` and ``spent`` are 1 where nothing is asked any more."""
-        names = ("retries", "timeouts", "http_errors", "unreachable", "garbage", "given_up", "cached", "dropped")
+        names = ("retries", "timeouts", "http_errors", "unreachable", "garbage", "unlabelled")
         with self._changed:
-            found = {name: self._happened[name] for name in names}
+            found = {name: self._happened[name] for name in (*names, "given_up", "cached", "dropped")}
             found |= {"queue": len(self._queue) + len(self._in_flight), "gone": self._gone, "spent": self._spent}
         found |= {"requests": self._cache.requests, "unsaved": self._cache.unsaved}
         return {name: float(value) for name, value in found.items()} | {"cost": self._cache.cost}
@@ -327,6 +263,7 @@ class Http:
             return {
                 "happened": dict(self._happened),
                 "strikes": dict(self._strikes),
+                "alone": sorted(self._alone),
                 "answers": [tuple(answer) for answer in self._answers],
                 "dropped": list(self._dropped),
                 "queue": [tuple(asked) for asked in sorted(self._queue + self._in_flight)],
@@ -343,7 +280,14 @@ class Http:
     def _work(self) -> None:
         try:
             while batch := self._take():
-                self._put(batch, self._ask_patiently([asked.question for asked in batch]))
+                questions = [asked.question for asked in batch]
+                labels: Mapping[Question, float | None] = self._found(questions)
+                if not labels:
+                    labels = self._ask_patiently(questions)
+                self._put(batch, labels)
+                if None in labels.values():
+                    # Who gave no label will hardly give one at once.
+                    self._stopped.wait(self._waits[0])
         except BaseException as error:
             self._defect = error
 
@@ -353,56 +297,75 @@ class Http:
             self._changed.wait_for(lambda: self._stopped.is_set() or self._queue)
             if self._stopped.is_set() or self._gone or self._spent:
                 return []
-            self._queue, self._in_flight = self._queue[: -self._batch], self._queue[-self._batch :]
+            together = [asked for asked in self._queue if asked.question not in self._alone]
+            self._in_flight = together[-self._batch :] or self._queue[-1:]
+            taken = set(self._in_flight)
+            self._queue = [asked for asked in self._queue if asked not in taken]
             return self._in_flight
 
-    def _put(self, batch: Sequence[_Asked], labels: Sequence[float | None] | None) -> None:
-        """Hands over the answers to ``batch``; without any it goes back to the queue."""
+    def _found(self, questions: Sequence[Question]) -> dict[Question, float]:
+        """What another run with the same file has asked since."""
+        self._cache.refresh()
+        labels = {question: self._cache.get(self._key(question)) for question in questions}
+        found = {question: label for question, label in labels.items() if label is not None}
+        with self._changed:
+            self._happened["cached"] += len(found)
+        return found
+
+    def _put(self, batch: Sequence[_Asked], labels: Mapping[Question, float | None]) -> None:
+        """Hands over the answers to ``batch``; a question that is not among ``labels`` goes back to the queue."""
         with self._changed:
             self._in_flight = []
             back: list[_Asked] = []
-            for asked, label in zip(batch, labels or [None] * len(batch), strict=True):
-                if labels is not None and label is None:
-                    self._strikes[asked.question] += 1
-                    self._happened["garbage"] += 1
-                if label is not None or self._strikes[asked.question] >= self._attempts:
+            for asked in batch:
+                question, label = asked.question, labels.get(asked.question)
+                if label is None and question in labels:
+                    self._strikes[question] += 1
+                    self._happened["unlabelled"] += 1
+                if label is not None or self._strikes[question] >= self._attempts:
                     self._happened["given_up"] += label is None
-                    self._strikes.pop(asked.question, None)
-                    self._answers.append(Answer(asked.question, label))
+                    self._strikes.pop(question, None)
+                    self._alone.discard(question)
+                    self._answers.append(Answer(question, label))
                 else:
                     back.append(asked)
             self._queue = sorted(self._queue + back)
             self._make_room()
 
-    def _ask_patiently(self, questions: Sequence[Question]) -> Sequence[float | None] | None:
-        """The labels, ``None`` for what is no label; nothing at all where there is no answer for now."""
+    def _ask_patiently(self, questions: Sequence[Question]) -> dict[Question, float | None]:
+        """Labels by question, ``None`` for what is no label; nothing at all where there is no answer for now."""
         shortest, longest = self._waits
         for attempt in range(self._attempts):
             if attempt:
                 self._count("retries")
             if self._stopped.is_set():
-                return None
+                return {}
             if not self._affordable(questions):
                 self._spent = True
-                return None
+                return {}
             wait = min(longest, shortest * 2**attempt) * random.uniform(0.5, 1.0)
             try:
-                return self._label(questions)
+                return dict(zip(questions, self._label(questions), strict=True))
             except urllib.error.HTTPError as error:
                 self._gone = error.code in _GONE
                 if self._gone:
-                    return None
+                    return {}
                 if not may_pass(error):
-                    with self._changed:
-                        self._strikes.update(dict.fromkeys(questions, self._attempts))
-                    return None
+                    self._note_refusal(questions)
+                    return {}
                 wait = min(longest, max(wait, retry_after(error)))
-            except GarbageReplyError:
-                return [None] * len(questions)
-            except (OSError, http.client.HTTPException):
+            except (OSError, http.client.HTTPException, GarbageReplyError):
                 pass
             self._stopped.wait(wait if attempt + 1 < self._attempts else longest)
-        return None
+        return {}
+
+    def _note_refusal(self, questions: Sequence[Question]) -> None:
+        """Which of several questions it was for is not known; one alone is given up."""
+        with self._changed:
+            if len(questions) > 1:
+                self._alone.update(questions)
+            else:
+                self._strikes[questions[0]] = self._attempts
 
     def _label(self, questions: Sequence[Question]) -> list[float | None]:
         """One request; counts what happens.
@@ -421,6 +384,9 @@ class Http:
             raise
         except TimeoutError:
             self._count("timeouts")
+            raise
+        except GarbageReplyError:
+            self._count("garbage")
             raise
         except (OSError, http.client.HTTPException):
             self._count("unreachable")
@@ -458,9 +424,9 @@ class Http:
     def _cost(self, usage: Any, otherwise: float) -> float:
         try:
             prompt, completion = (max(int(usage[name]), 0) for name in ("prompt_tokens", "completion_tokens"))
-        except (TypeError, KeyError, ValueError):
+            return float(self._prices[0] * prompt + self._prices[1] * completion)
+        except (TypeError, KeyError, ValueError, OverflowError):
             return otherwise
-        return self._prices[0] * prompt + self._prices[1] * completion
 
     def _affordable(self, questions: Sequence[Question]) -> bool:
         most_requests, most_cost = self._most

@@ -6,10 +6,13 @@ Where it is comes from the environment: ``SAGAX_ANNOTATOR_URL`` (requests go to 
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import math
 import os
+import socket
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -46,14 +49,17 @@ def endpoint() -> Endpoint:
             f"annotator kind 'http': the environment lacks {' and '.join(missing)}: expected the base URL of an "
             "OpenAI-compatible endpoint, such as http://localhost:8000/v1, and the name of a model it has"
         )
-    parts = urllib.parse.urlsplit(base)
     try:
-        # Reading the port checks it.
-        named = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        parts = urllib.parse.urlsplit(base)
+        # Reading the port checks it, and so does encoding the host.
+        named = parts.scheme in ("http", "https") and bool((parts.hostname or "").encode("idna")) and parts.port != 0
+        named = named and parts.username is None and not parts.query and not parts.fragment
     except ValueError:
         named = False
-    if not named or parts.username is not None or not base.isascii() or " " in base:
-        raise UserError(f"{URL} is no address such as http://localhost:8000/v1, without a name or password in it")
+    if not named or not base.isascii() or " " in base:
+        raise UserError(
+            f"{URL} is no address such as http://localhost:8000/v1, without a name or password in it and without ? or #"
+        )
     if not (key.isascii() and key.isprintable()):
         # Its value is a secret.
         raise UserError(f"{KEY} has characters that no key has: expected printable ASCII in one line")
@@ -62,13 +68,63 @@ def endpoint() -> Endpoint:
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Another host must not get the key."""
+    """Another host must not get the key. Where it would be is not even read: it may be no address."""
 
-    def redirect_request(self, *arguments):
+    def http_error_302(self, *arguments):
         return None
 
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
-_OPENER = urllib.request.build_opener(_NoRedirects)
+
+class _Request(urllib.request.Request):
+    """A request that ends at a deadline. A time-out of a socket is one of a single read: who sends a byte now and then
+    holds the line as long as he likes."""
+
+    def __init__(self, endpoint: Endpoint, body: bytes, timeout: float):
+        super().__init__(endpoint.address, body, endpoint.headers, method="POST")
+        self._deadline = time.monotonic() + timeout
+        self._sockets: list[socket.socket] = []
+
+    @property
+    def late(self) -> bool:
+        return time.monotonic() >= self._deadline
+
+    def opened(self, connection: socket.socket) -> None:
+        """Notes a socket that this request waits for."""
+        self._sockets.append(connection)
+        if self.late:
+            self.hang_up()
+
+    def hang_up(self) -> None:
+        """Whoever reads from its sockets finds the end."""
+        for connection in self._sockets:
+            with contextlib.suppress(OSError):
+                # Not the method of a socket with TLS, which must not be called while another thread reads.
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+
+def _noted(kind: type[http.client.HTTPConnection], request: Any) -> type[http.client.HTTPConnection]:
+    """``kind`` of connection that tells ``request`` of its socket."""
+
+    class Noted(kind):  # type: ignore[misc, valid-type]
+        def connect(self):
+            super().connect()
+            request.opened(self.sock)
+
+    return Noted
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, request):
+        return self.do_open(_noted(http.client.HTTPConnection, request), request)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, request):
+        return self.do_open(_noted(http.client.HTTPSConnection, request), request)
+
+
+_OPENER = urllib.request.build_opener(_NoRedirects, _Http, _Https)
 
 
 class GarbageReplyError(Exception):
@@ -95,7 +151,7 @@ def retry_after(error: urllib.error.HTTPError) -> float:
 
 
 def chat(endpoint: Endpoint, body: bytes, timeout: float) -> tuple[str, Any]:
-    """What the model says and the tokens it took, within ``timeout`` seconds in all.
+    """What the model says and the tokens it took, within ``timeout`` seconds in all; connecting may take as long again.
 
     Raises:
       urllib.error.HTTPError: another status than 2xx.
@@ -103,26 +159,23 @@ def chat(endpoint: Endpoint, body: bytes, timeout: float) -> tuple[str, Any]:
       OSError, http.client.HTTPException: there is no connection, or it broke.
       GarbageReplyError: the reply is no chat completion.
     """
-    deadline = time.monotonic() + timeout
-    request = urllib.request.Request(endpoint.address, body, endpoint.headers, method="POST")
-    reply = bytearray()
+    request = _Request(endpoint, body, timeout)
+    watch = threading.Timer(timeout, request.hang_up)
+    watch.daemon = True
+    watch.start()
     try:
-        with _OPENER.open(request, timeout=timeout) as response:
-            while part := response.read1(2**16):
-                reply += part
-                if time.monotonic() > deadline:
-                    raise TimeoutError
-                if len(reply) > LARGEST_REPLY:
-                    raise GarbageReplyError
-            if response.length:
-                raise http.client.IncompleteRead(bytes(reply), response.length)
+        reply = _reply(request, timeout)
     except urllib.error.HTTPError as error:
         error.close()
         raise
-    except urllib.error.URLError as error:
-        if isinstance(error.reason, TimeoutError):
-            raise error.reason from error
+    except (OSError, http.client.HTTPException) as error:
+        if request.late or isinstance(getattr(error, "reason", None), TimeoutError):
+            raise TimeoutError from error
         raise
+    except ValueError as error:
+        raise GarbageReplyError from error
+    finally:
+        watch.cancel()
     try:
         decoded = json.loads(reply)
         text = decoded["choices"][0]["message"]["content"]
@@ -131,3 +184,18 @@ def chat(endpoint: Endpoint, body: bytes, timeout: float) -> tuple[str, Any]:
     if not isinstance(text, str):
         raise GarbageReplyError
     return text, decoded.get("usage")
+
+
+def _reply(request: _Request, timeout: float) -> bytes:
+    """The body of the reply, whole."""
+    reply = bytearray()
+    with _OPENER.open(request, timeout=timeout) as response:
+        while part := response.read1(2**16):
+            reply += part
+            if len(reply) > LARGEST_REPLY:
+                raise GarbageReplyError
+        if response.length:
+            raise http.client.IncompleteRead(bytes(reply), response.length)
+    if request.late:
+        raise TimeoutError
+    return bytes(reply)

@@ -13,7 +13,8 @@ Command:
     SAGAX_ANNOTATOR_URL=http://localhost:8000/v1 SAGAX_ANNOTATOR_MODEL=NAME python -m experiments.run oni_minigrid:http
 
 The extra text installs MiniGrid. With http, SAGAX_ANNOTATOR_KEY is sent where it is set; labels are kept in
-annotations.jsonl in the run folder, or where annotator.cache says.
+annotations.jsonl in the run folder, or where annotator.cache says. The seeds of a run share that file and what may be
+spent: a later one has at once what an earlier one asked. Seeds that are compared want a --first-seed and a cache each.
 
 Expected on KeyCorridorS3R3, share of training episodes that succeed, mean of a run, from results/oni_minigrid.jsonl (5
 seeds, 409,600 steps; ppo has 0.001 [0.000, 0.005]):

@@ -186,7 +186,7 @@ def test_state_there_and_back(size):
 def test_a_message_of_another_length_is_refused():
     made, trajectory = service(scripted()), said("a")
     trajectory.extras["info"]["message"] = np.ones((1, 1, 10**6), np.uint8)
-    with pytest.raises(ValueError, match=r"messages are uint8\[1, 1, 1000000\]: expected uint8\[1, 1, 24\]"):
+    with pytest.raises(UserError, match=r"messages are uint8\[1, 1, 1000000\]: expected uint8\[1, 1, 24\]"):
         made.exchange(trajectory)
 
 

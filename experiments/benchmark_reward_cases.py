@@ -77,11 +77,11 @@ def curiosity(options: Options) -> list[Comparison]:
 
 
 def annotator(options: Options) -> list[Comparison]:
-    """oni_minigrid with an annotator that takes a second per reply, against nobody asked; needs the extra text
+    """oni_minigrid with an annotator that takes a second per reply, against one that answers at once; extra text
 
-    The annotator is a server in a process of its own that always has a next request to answer; the other side may ask
-    once. The reward model takes one gradient step per update at most: whoever has no labels takes none, and waiting is
-    what is measured, not learning.
+    The annotator is a server in a process of its own that always has a next request to answer; on the other side a
+    script answers in no time. Both learn from one label per update at most, with one gradient step: what is measured
+    is whether anybody waits.
     """
     tiny: dict[str, Any] = {"data__batch": 2, "data__length": 8} if options.tiny else {}
     iterations = 1 if options.tiny else 4
@@ -89,10 +89,11 @@ def annotator(options: Options) -> list[Comparison]:
         address = stack.enter_context(slow_endpoint(REPLY_SECONDS))
         stack.enter_context(mock.patch.dict(os.environ, {URL: address, MODEL: "stand-in"}))
         sides: dict[str, Side] = {}
-        for name, requests in {"asked": 1_000_000, "unasked": 1}.items():
-            # Pairs never run out, and one a request keeps the annotator busy.
-            settings = tiny | {"annotator__max_requests": requests, "annotator__batch": 1}
-            config = loaded("oni_minigrid:ranking,http", rewards__language__updates=1, **settings)
+        # Pairs never run out, and one a request keeps the annotator busy.
+        asked = {"annotator__max_requests": 1_000_000, "annotator__batch": 1}
+        for name, variant, settings in (("asked", "ranking,http", asked), ("scripted", "ranking", {})):
+            settings = settings | tiny | {"annotator__labels": 1}
+            config = loaded(f"oni_minigrid:{variant}", rewards__language__updates=1, **settings)
             driver = HostDriver(config, build_world(config), Member(0, ""))
             stack.callback(driver.close)
             sides[name] = Chunks(driver, iterations, slots_of(config))
@@ -101,10 +102,10 @@ def annotator(options: Options) -> list[Comparison]:
         compared(
             samples,
             "asked",
-            "unasked",
+            "scripted",
             name="waiting",
             ours=f"oni_minigrid:ranking, an annotator that takes {REPLY_SECONDS:g} s per reply",
-            reference="the same, one question asked in all",
+            reference="the same, a script that answers at once",
             unit="environment steps/s",
             target=0.95,
         )

@@ -15,6 +15,8 @@ from experiments.configs._common import choose_value_based, value_based_config, 
 
 VARIANTS = value_based_variants("qrdqn") | {"smoke": "seconds: a few iterations of a small batch"}
 REPRODUCES = "QR-DQN (Dabney et al., 2018), DQN, C51 and IQN on gymnasium LunarLander-v3: return above 200"
+# Learning rate and rows per segment: of 4 points, the best area under the curve of the return, the same for DQN and QR-DQN.
+TUNED = (5e-4, 3)
 # What rl-baselines3-zoo documents as tuned for stable-baselines3 on this world (version 2 of it).
 PEERS = {
     "sb3_dqn": {
@@ -60,7 +62,8 @@ def get_config(variant: str = "") -> ConfigDict:
     agent = config.agent
     choose_value_based(config, tokens, "qrdqn")
     config.network.layer_norm = True
-    agent.updates, agent.batch_size, agent.learning_rate, agent.n_step = 16, 64, 1e-3, 3
+    agent.updates, agent.batch_size = 16, 64
+    agent.learning_rate, agent.n_step = TUNED
     agent.value_low, agent.value_high = -40.0, 40.0
     agent.epsilon_steps = 20_000.0
     config.evaluation = {"episodes": 16, "length": 1000, "greedy": True, "metric": "return"}

@@ -15,7 +15,7 @@ from experiments.configs._common import choose_value_based, value_based_config, 
 
 VARIANTS = value_based_variants("qrdqn") | {"smoke": "seconds: a few iterations of a small batch"}
 REPRODUCES = "QR-DQN (Dabney et al., 2018), DQN, C51 and IQN on gymnasium LunarLander-v3: return above 200"
-# Learning rate and rows per segment: of 4 points, the best area under the curve of the return, the same for DQN and QR-DQN.
+# Learning rate and rows per segment: of 4 points, the best area under the curve of the return, for both methods.
 TUNED = (5e-4, 3)
 # What rl-baselines3-zoo documents as tuned for stable-baselines3 on this world (version 2 of it).
 PEERS = {

@@ -1,7 +1,7 @@
 """What is measured: every case times the house beside something else.
 
 A case is a function of the command line's ``Options`` that returns comparisons; the first paragraph of its docstring
-is its line in the help. ``CASES`` names them, with those of ``benchmark_value_cases.py`` and
+is its line in the help. ``CASES`` names them, with those of ``benchmark_value_cases.py``, ``benchmark_buffers.py`` and
 ``benchmark_reward_cases.py`` beside this file.
 """
 
@@ -26,6 +26,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from ml_collections import ConfigDict
 
 from experiments._fused import fused_chunk, fused_state
+from experiments.benchmark_buffers import buffer
 from experiments.benchmark_peers import peer, peer_job
 from experiments.benchmark_reward_cases import annotator, curiosity
 from experiments.benchmark_sides import SEEDS, Chunks, Options, has_peers, loaded, scan_driver, slots_of
@@ -375,6 +376,7 @@ CASES: dict[str, Callable[[Options], list[Comparison]]] = {
     "seeds": seeds,
     "replay": replay,
     "compile": compile_case,
+    "buffer": buffer,
     "planner": planner,
     "curiosity": curiosity,
     "annotator": annotator,

@@ -286,6 +286,20 @@ def test_a_tiny_annotator_is_asked(capsys):
     assert found["name"] == "waiting" and found["target"] == 0.95 and found["ratio"] > 0
 
 
+def test_tiny_buffers_are_drawn_from(capsys):
+    pytest.importorskip("flashbax")
+    assert benchmark.main(["buffer", "--tiny", "--json", "--repeats=1"]) == 0
+    found = json.loads(capsys.readouterr().out)["comparisons"]
+    assert [each["name"] for each in found] == ["uniform", "prioritised"]
+    assert all(each["ratio"] > 0 and each["details"]["peer_versions"] for each in found)
+
+
+def test_buffers_without_flashbax_are_one_line(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "flashbax", None)
+    assert benchmark.main(["buffer", "--tiny"]) == 2
+    assert "error: the case buffer needs flashbax: pip install flashbax" in capsys.readouterr().err
+
+
 # --- the same work -------------------------------------------------------------------------------------
 
 

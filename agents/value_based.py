@@ -433,7 +433,7 @@ def _validate_functional(functional, spec, head, discount, use_stock, stock_edit
         if functional.dimension not in (None, 0):
             raise ValueError(f"{functional.name} is for vectors of {functional.dimension}, the return is a number")
         return
-    # A traced discount is a sweep's; the configuration's own number was checked before.
+    # A traced discount is a sweep's, whose points were checked one by one.
     known = 1.0 if isinstance(discount, jax.core.Tracer) else float(discount)
     require(functional, discount=known, dimension=0, stock=stocked)
     if stocked and spec.observation_space["stock"].shape != ():

@@ -152,6 +152,12 @@ def _call(factory: Callable, where: str, *positional, **arguments) -> Any:
         raise UserError(f"configuration section {where!r}: {error}") from error
 
 
+def builds_world(config: ConfigDict, key: str) -> bool:
+    """Whether the world is built from ``key``: of the section environment, or the discount by which its stock grows."""
+    stocked = config.environment.get("stock") is not None
+    return key.startswith("environment.") or (stocked and key == "agent.discount")
+
+
 def build_world(config: ConfigDict) -> World:
     """The worlds of ``config.environment``.
 

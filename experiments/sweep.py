@@ -1,10 +1,10 @@
 """``python -m experiments.sweep NAME[:variant] [--sweep.KEY=V1,V2 ...]``: a grid of runs, ranked.
 
 The grid is the product of the experiment's ``get_sweep()``, or of the ``--sweep`` arguments. Numbers that may be traced
-(floats of the sections agent, credit and rewards, on a pure world) are vmapped together with the seeds in one program;
-every combination of the other keys is a job of its own, a separate process. A point's rows are filed under the
-variant ``VARIANT+sweep+KEY=VALUE+...``, beside those that ``experiments.run`` files for a run with these overrides. The
-same command resumes.
+(floats of the sections agent, credit and rewards that a pure world is not built from) are vmapped together with the
+seeds in one program; every combination of the other keys is a job of its own, a separate process. A point's rows are
+filed under the variant ``VARIANT+sweep+KEY=VALUE+...``, beside those that ``experiments.run`` files for a run with
+these overrides. The same command resumes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import registry, results, statistics
-from experiments.build import World
+from experiments.build import World, builds_world
 from experiments.cache import enable_compilation_cache
 from experiments.command_parser import CommandParser
 from experiments.drivers import Member, ScanDriver
@@ -106,7 +106,8 @@ def grid_of(arguments: Sequence[str], default: Mapping[str, Sequence[Any]]) -> t
 
 def is_traceable(config: ConfigDict, world: World, key: str, values: Sequence[Any] = ()) -> bool:
     """Whether ``key`` may be a traced number of ``values``: floats that no factory and no learning step branches on."""
-    if world.environment is None or not key.startswith(TRACED_SECTIONS):
+    # One world is shared by all members of a program.
+    if world.environment is None or not key.startswith(TRACED_SECTIONS) or builds_world(config, key):
         return False
     # An optional number of which a point wants none is no number in that point's program.
     if not all(isinstance(value, float) for value in (registry.keys(config)[key], *values)):
@@ -151,6 +152,9 @@ def plan(
         for numbers in itertools.product(*(typed[key] for key in traced)):
             values = dict(zip(traced, numbers, strict=True))
             point = registry.apply_overrides(config, values)
+            # What is traced is out of reach of every check: a point is refused here, as its single run is.
+            if values:
+                checked_world(point)
             variant = variant_name(f"{loaded.variant}+{MARK}", [*named, *typed], point)
             chosen = dict(overrides) | {key: registry.keys(point)[key] for key in typed}
             commands[variant] = run_command(loaded, chosen, seeds, first_seed)

@@ -12,6 +12,7 @@ import pytest
 
 from experiments import registry, results, run, sweep
 from experiments.build import build_world
+from experiments.errors import UserError
 
 TINY = [
     "--config.data.batch=16",
@@ -88,6 +89,34 @@ def test_every_combination_of_untraced_keys_is_a_job(tmp_path):
         assert [member.seed for member in job.members] == [5, 6] * 3
         assert sorted({member.values["agent.learning_rate"] for member in job.members}) == [0.1, 0.2, 0.3]
         assert all(f"agent.epochs={job.config.agent.epochs}" in member.variant for member in job.members)
+
+
+def test_a_discount_that_the_world_is_built_from_is_a_job_of_its_own(tmp_path):
+    """A stock grows by the agent's discount: one world for both points would pursue another return than the agent."""
+    loaded = registry.load("eta_gridworld:smoke")
+    grid = {"agent.discount": ["0.9", "0.5"], "agent.target_rate": ["0.1", "0.2"]}
+    made = sweep.plan(loaded, loaded.config, {}, grid, seeds=1, first_seed=0, runs=str(tmp_path))
+    assert [job.config.agent.discount for job in made.jobs] == [0.9, 0.5]
+    assert [build_world(job.config).environment.discount for job in made.jobs] == [0.9, 0.5]
+    for job in made.jobs:
+        assert [member.values for member in job.members] == [{"agent.target_rate": rate} for rate in (0.1, 0.2)]
+
+
+def test_every_point_is_refused_as_its_single_run_is(tmp_path):
+    loaded = registry.load("eta_gridworld:smoke")
+    config = loaded.config.copy_and_resolve_references().unlock()
+    # A functional that needs neither a stock nor, at discount 1, anything else.
+    del config.environment.stock
+    config.agent.functional = {"kind": "exponential_utility", "rate": 0.5}
+    config.agent.stock_features = config.agent.stock_edits = 0
+    config.evaluation.objectives, config.evaluation.metric = {}, "return"
+    config.lock()
+    cases = {"agent.discount": (["1.0", "0.5"], "not indifferent to discount=0.5")}
+    cases["agent.learning_rate"] = (["0.1", "-0.1"], "'agent.learning_rate' got -0.1, expected at least 0")
+    for key, (values, message) in cases.items():
+        assert sweep.is_traceable(config, build_world(config), key)
+        with pytest.raises(UserError, match=message):
+            sweep.plan(loaded, config, {}, {key: values}, seeds=1, first_seed=0, runs=str(tmp_path))
 
 
 def test_the_command_of_a_point_has_the_configuration_of_the_point(tmp_path):

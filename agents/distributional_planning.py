@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from agents import return_backup
-from agents.functionals import Functional, require
+from agents.functionals import Functional, finite_utility, require
 from agents.planning import resolve_length
 from agents.return_laws import (
     ON_GRID,
@@ -98,8 +98,9 @@ def value_iteration(
       keep_stages: returns the laws of every time step (only with a horizon).
 
     Raises:
-      ValueError: see ``envs.tabular.validated``, ``functionals.require`` and ``planning.resolve_length``; a
-        representation that only evaluates or that does not fit the rewards, and an unknown ``ties``.
+      ValueError: see ``envs.tabular.validated``, ``functionals.require``, ``functionals.finite_utility`` and
+        ``planning.resolve_length``; a representation that only evaluates or that does not fit the rewards, and an
+        unknown ``ties``.
     """
     model = validated(model)
     length, finite = _checked(model, functional, representation, grid, discount, horizon, iterations)
@@ -186,15 +187,17 @@ def policy_evaluation(
       keep_stages: returns the laws of every time step (only with a horizon).
 
     Raises:
-      ValueError: see ``envs.tabular.validated`` and ``planning.resolve_length``; a policy of another shape, whose rows
-        do not sum to one or with an unknown action; a representation or functional that does not fit the rewards;
-        quantiles with a stock that falls between grid points.
+      ValueError: see ``envs.tabular.validated``, ``planning.resolve_length`` and ``functionals.finite_utility``; a
+        policy of another shape, whose rows do not sum to one or with an unknown action; a representation or functional
+        that does not fit the rewards; quantiles with a stock that falls between grid points.
     """
     model = validated(model)
     length, finite = resolve_length(model, discount, horizon, iterations)
     _check_dimension(model, representation, grid)
     if functional is not None and functional.dimension not in (None, model.reward_dimension):
         raise ValueError(f"{functional.name} does not fit rewards of dimension {model.reward_dimension} (0: numbers)")
+    if functional is not None:
+        _check_utility(model, functional, representation, grid)
     problem = return_backup.backup_problem(model, None, representation, grid, discount)
     stages = _stages(policy, model, problem.stock_index.shape[1], grid is not None, length, finite)
     if representation.linear:
@@ -293,6 +296,18 @@ def _check_dimension(model: TabularModel, representation: Representation, grid: 
             raise ValueError(f"{name} is for {kinds[0]}, the model's rewards are {kinds[1]}")
 
 
+def _check_utility(
+    model: TabularModel, functional: Functional, representation: Representation, grid: StockGrid | None
+) -> None:
+    if functional.utility is not None and representation.particles is not None:
+        finite_utility(functional, _totals(model, representation.particles, grid))
+
+
+def _totals(model: TabularModel, particles: np.ndarray, grid: StockGrid | None) -> np.ndarray:
+    """Every stock plus every return, ``[C, K]`` or ``[C, K, m]``."""
+    return stocks_or_zero(grid, model.reward_dimension)[:, None] + particles
+
+
 def _checked(
     model: TabularModel,
     functional: Functional,
@@ -310,6 +325,7 @@ def _checked(
             "expected lattice(...) or categorical(...)"
         )
     _check_dimension(model, representation, grid)
+    _check_utility(model, functional, representation, grid)
     return length, finite
 
 
@@ -355,8 +371,7 @@ def _plan(
         weights = jnp.full(laws.shape[-1], 1 / laws.shape[-1])
         values = functional.value(jnp.asarray(stocks, float)[:, None] + laws, weights)
     else:
-        totals = jnp.asarray(stocks[:, None] + representation.particles, float)
-        values = functional.value(totals, laws)
+        values = functional.value(jnp.asarray(_totals(model, representation.particles, grid), float), laws)
     possible = model.reward[model.probability > 0].reshape(-1, max(model.reward_dimension, 1))
     steps = length if discount == 1 else (1 - discount**length) / (1 - discount)
     spread = float((np.maximum(possible.max(0), 0) - np.minimum(possible.min(0), 0)).sum()) * steps

@@ -287,6 +287,29 @@ def require(functional: Functional, *, discount: float, dimension: int, stock: b
         raise ValueError(f"{functional.name} depends on the stock: expected a stock grid, got none")
 
 
+def finite_utility(functional: Functional, totals: Any) -> jax.Array:
+    """The utility ``f`` of stocks plus returns ``totals``, ``[...]`` or ``[..., m]``, where laws have a mass on each.
+
+    Raises:
+      ValueError: ``f`` is not finite somewhere. Times the mass 0 of what cannot happen that is NaN, and no action that
+        is worth NaN is better than another.
+    """
+    if functional.utility is None:
+        raise ValueError(f"{functional.name} is no expected utility")
+    found = functional.utility(jnp.asarray(totals, float))
+    finite = np.isfinite(np.asarray(found))
+    if not finite.all():
+        place = np.unravel_index(int(np.argmin(finite)), finite.shape)
+        bits = 8 * found.dtype.itemsize
+        total, more = np.asarray(totals)[place].tolist(), ", or jax.enable_x64" if bits < 64 else ""
+        raise ValueError(
+            f"{functional.name} is {float(found[place])} where stock plus return is {total}, in {bits} bits: expected "
+            "a finite utility of all stocks and returns that are told apart, such as by a smaller rate or smaller "
+            f"ranges{more}"
+        )
+    return found
+
+
 def initial_stock(functional: Functional, stocks: Any, utilities: Any) -> tuple[float, int]:
     """The initial stock by the functional's rule, and what the functional comes to.
 

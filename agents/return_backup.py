@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agents.functionals import Functional
+from agents.functionals import Functional, finite_utility
 from agents.planning import lowest_best, tied
 from agents.return_laws import Representation, StockGrid, move_particles, stock_moves, stocks_or_zero
 from envs.tabular import TabularModel
@@ -63,7 +63,11 @@ def backup_problem(
     grid: StockGrid | None,
     discount: float,
 ) -> BackupProblem:
-    """The arrays of a checked problem; without a functional, those of an evaluation."""
+    """The arrays of a checked problem; without a functional, those of an evaluation.
+
+    Raises:
+      ValueError: see ``functionals.finite_utility``.
+    """
     possible = model.probability > 0
     tail = model.reward.shape[3:]
     rewards, inverse = np.unique(model.reward[possible].reshape(-1, *tail), axis=0, return_inverse=True)
@@ -73,7 +77,7 @@ def backup_problem(
         stocks = stocks_or_zero(grid, model.reward_dimension)
         totals = stocks[:, None] + discount * representation.particles
         # One reward at a time: vectors would need m times the memory of the result.
-        utility = np.stack([np.asarray(functional.utility(jnp.asarray(reward + totals, float))) for reward in rewards])
+        utility = np.stack([np.asarray(finite_utility(functional, reward + totals)) for reward in rewards])
     following = np.where(model.terminated, model.num_states, model.next_state)[possible]
     size = max(1, _PIECE // (index.shape[1] * len(representation.zero)))
     places, states, group = _pieces(inverse.ravel(), following, model.num_states, size)

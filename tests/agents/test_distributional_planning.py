@@ -516,6 +516,25 @@ def test_evaluation_with_any_functional():
         assert weights.sum() == pytest.approx(1) and weights @ particles == pytest.approx(3, abs=0.05)
 
 
+def test_a_utility_that_overflows_is_refused_and_chooses_nothing():
+    """One action loses 1 a step, the other nothing: 60 losses are more than 32 bits hold of this utility."""
+    model, functional = one_state([[(-1, 1.0)], [(0, 1.0)]], horizon=30), exponential_utility(5.0)
+    message = r"exponential_utility\(5\.0\) is -inf where stock plus return is -60\.0, in 32 bits: .*enable_x64"
+    for plan in (value_iteration, policy_iteration):
+        with pytest.raises(ValueError, match=message):
+            plan(model, functional, lattice(-60, 0))
+    # Only what follows a reward is too much: 17 losses are 85, and 18 are 90.
+    with pytest.raises(ValueError, match=r"return is -18\.0"):
+        value_iteration(model, functional, lattice(-17, 0))
+    with pytest.raises(ValueError, match=r"return is -60\.0"):
+        policy_evaluation(model, [0], lattice(-60, 0), functional=functional)
+    with jax.enable_x64(True):
+        plan = value_iteration(model, functional, lattice(-60, 0))
+        assert (plan.policy == 1).all() and plan.values[0, 0] == 0
+        with pytest.raises(ValueError, match=r"in 64 bits: .* ranges$"):
+            value_iteration(model, functional, lattice(-160, 0))
+
+
 PLAIN = {"functional": cvar(0.5), "representation": lattice(-2, 20), "grid": StockGrid(-20, 20)}
 
 

@@ -51,8 +51,9 @@ class DistributionalPlan(NamedTuple):
       left_stock: ``[S, C]``, probability that the stock leaves its grid, by the step before a time limit included.
       left_support: ``[S, C]``, expected mass that was moved to the edge of the laws' support, over all backups.
       bound: on the error of ``values`` as the utility of the policies' returns where nothing left:
-        ``lipschitz (discount ** n diameter + sum_k<n discount ** k error)``, with the representation's error per
-        backup, and diameter 0 with a horizon. It does not count how much better a finer stock grid would act.
+        ``lipschitz (discount ** n (diameter + zero_error) + sum_k<n discount ** k error)``, with the representation's
+        errors of the return 0 and per backup, and diameter 0 with a horizon. It does not count how much better a
+        finer stock grid would act.
       wasserstein: the same without ``lipschitz``: a bound on the 1-Wasserstein distance of the laws.
       stages: ``[H + 1, S, C, K]``, the laws from every time step on, or ``None``.
       rounds: evaluations that policy iteration took, else 1.
@@ -376,7 +377,8 @@ def _plan(
     steps = length if discount == 1 else (1 - discount**length) / (1 - discount)
     spread = float((np.maximum(possible.max(0), 0) - np.minimum(possible.min(0), 0)).sum()) * steps
     tail = 0.0 if finite else discount**length * float(np.abs(possible).sum(-1).max()) / (1 - discount)
-    wasserstein = tail + steps * representation.error(spread)
+    # Also for episodes that end earlier: each backup that they save would add more than their return 0 adds earlier.
+    wasserstein = tail + discount**length * representation.zero_error + steps * representation.error(spread)
     lipschitz = math.nan if functional is None else functional.lipschitz
     return DistributionalPlan(
         policy,

@@ -38,6 +38,7 @@ class Representation(NamedTuple):
       linear: whether the law of a mixture is the mixture of the numbers.
       error: ``(spread of the returns) -> `` bound on the 1-Wasserstein error, in the sum norm, that one backup adds
         inside the support.
+      zero_error: that of ``zero``, at most the error of a backup; 0 where 0 is on the support.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Representation(NamedTuple):
     transport: Callable[[PyTree, jax.Array], tuple[jax.Array, jax.Array]]
     linear: bool
     error: Callable[[float], float]
+    zero_error: float
 
 
 class StockGrid(NamedTuple):
@@ -101,7 +103,7 @@ def lattice(low: float | Sequence[float], high: float | Sequence[float], step: f
 
     zero = _product([np.isclose(axis, 0.0, atol=ON_GRID).astype(float) for axis in axes])
     return Representation(
-        "lattice", _points(axes, dimension), dimension, zero, operators, _shift, True, lambda spread: 0.0
+        "lattice", _points(axes, dimension), dimension, zero, operators, _shift, True, lambda spread: 0.0, 0.0
     )
 
 
@@ -109,19 +111,22 @@ def categorical(low: float | Sequence[float], high: float | Sequence[float], ato
     """Probability vectors on ``atoms`` evenly spaced returns; what falls between two is split so that the mean stays.
 
     The projection of categorical learning (Bellemare, Dabney and Munos, 2017), any discount. It moves no particle
-    by more than half a step on average. Tuples make a product of ``m`` axes.
+    by more than half a step on average. Tuples make a product of ``m`` axes. The return 0 of an episode that has
+    ended is split as well where it is no atom.
 
     Returns:
       A ``Representation``.
 
     Raises:
-      ValueError: fewer than two atoms, or ``low`` not below ``high``.
+      ValueError: fewer than two atoms, ``low`` not below ``high``, or a range without 0.
     """
     sizes = np.broadcast_to(np.asarray(atoms), np.shape(low)).ravel()
     bounds = list(zip(np.ravel(low).astype(float), np.ravel(high).astype(float), sizes, strict=True))
     for below, above, size in bounds:
         if size < 2 or not below < above:
             raise ValueError(f"low={below}, high={above}, atoms={size}: expected low below high and at least 2 atoms")
+        if not below <= 0 <= above:
+            raise ValueError(f"low={below}, high={above}: expected a range that holds 0, the return of no step")
     axes = [np.linspace(below, above, int(size)) for below, above, size in bounds]
     dimension = 0 if np.ndim(low) == 0 else len(axes)
 
@@ -134,10 +139,19 @@ def categorical(low: float | Sequence[float], high: float | Sequence[float], ato
             parts.append(_Projection(jnp.asarray(_hats(axis, images), float), jnp.asarray(outside, float)))
         return tuple(parts)
 
-    zero = _product([_hats(axis, np.zeros(1))[0] for axis in axes])
+    factors = [_hats(axis, np.zeros(1))[0] for axis in axes]
     half_steps = sum((axis[1] - axis[0]) / 2 for axis in axes)
+    zero_error = sum(float(factor @ np.abs(axis)) for factor, axis in zip(factors, axes, strict=True))
     return Representation(
-        "categorical", _points(axes, dimension), dimension, zero, operators, _project, True, lambda spread: half_steps
+        "categorical",
+        _points(axes, dimension),
+        dimension,
+        _product(factors),
+        operators,
+        _project,
+        True,
+        lambda spread: half_steps,
+        zero_error,
     )
 
 
@@ -163,7 +177,7 @@ def quantiles(count: int):
     def error(spread: float) -> float:
         return spread / (2 * count)
 
-    return Representation("quantiles", None, 0, np.zeros(count), operators, move_particles, False, error)
+    return Representation("quantiles", None, 0, np.zeros(count), operators, move_particles, False, error, 0.0)
 
 
 def stock_points(grid: StockGrid) -> np.ndarray:

@@ -280,16 +280,40 @@ def test_expectation_is_classical_dynamic_programming(model):
 @given(model=small_models())
 def test_projected_laws_stay_within_the_stated_distance(model):
     policy = np.array([[0.3, 0.7], [0.5, 0.5]])
-    law = markov_law(model, policy, 3, 0.9)
-    for representation in (categorical(-10, 20, 61), quantiles(16)):
-        result = policy_evaluation(model, policy, representation, discount=0.9)
-        particles, weights = return_law(result, 0)
-        distance = wasserstein_distance(list(law), particles, list(law.values()), weights)
-        assert 0 < distance <= result.wasserstein
+    for horizon in (1, 3):
+        law = markov_law(model, policy, horizon, 0.9)
+        # With 60 atoms 0 is none of them.
+        for representation in (categorical(-10, 20, 61), categorical(-10, 20, 60), quantiles(16)):
+            result = policy_evaluation(model, policy, representation, discount=0.9, horizon=horizon)
+            particles, weights = return_law(result, 0)
+            distance = wasserstein_distance(list(law), particles, list(law.values()), weights)
+            assert distance <= result.wasserstein
+            # One step onto atoms from an atom is exact.
+            assert distance > 0 or horizon == 1
     exact = policy_evaluation(model, policy, lattice(-3, 6))
     law = markov_law(model, policy, 3)
     particles, weights = return_law(exact, 0)
     assert wasserstein_distance(list(law), particles, list(law.values()), weights) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("reward", "discount", "support", "distance"),
+    [
+        # 0 is split into -1 and 1, and 1/2 more into (-1, 1) and (1, 3) by 3/4 and 1/4.
+        (0.5, 1.0, (-3, 3, 4), 3 / 8 * 1.5 + 1 / 2 * 0.5 + 1 / 8 * 2.5),
+        # 0 lies in the middle of a step of 20 / 51, and 0.2 off it: almost two halves of a step.
+        (0.2, 1.0, (-10, 10, 52), 0.198),
+        (0.0, 0.5, (-1, 1, 2), 1.0),
+    ],
+)
+def test_what_0_is_off_the_atoms_is_part_of_the_stated_distance(reward, discount, support, distance):
+    model, representation = one_state([[(reward, 1.0)]], horizon=1), categorical(*support)
+    half_step = (support[1] - support[0]) / (support[2] - 1) / 2
+    result = policy_evaluation(model, [0], representation, discount=discount)
+    particles, weights = return_law(result, 0)
+    found = wasserstein_distance([reward], particles, [1.0], weights)
+    assert found == pytest.approx(distance, abs=1e-4) and float(result.left_support.max()) == 0
+    assert found <= result.wasserstein == pytest.approx(half_step * (1 + discount))
 
 
 # Vectors.

@@ -35,5 +35,8 @@ def test_refusals():
         lattice(1, 2)
     with pytest.raises(ValueError, match="at least 2 atoms"):
         categorical(0, 1, 1)
+    for low, high in ((1, 2), (-2, -1)):
+        with pytest.raises(ValueError, match="expected a range that holds 0"):
+            categorical(low, high, 3)
     with pytest.raises(ValueError, match="count=0"):
         quantiles(0)

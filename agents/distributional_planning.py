@@ -319,7 +319,13 @@ def _checked(
     iterations: int | None,
 ) -> tuple[int, bool]:
     length, finite = resolve_length(model, discount, horizon, iterations)
-    require(functional, discount=discount, dimension=model.reward_dimension, stock=grid is not None)
+    require(
+        functional,
+        discount=discount,
+        dimension=model.reward_dimension,
+        stock=grid is not None,
+        infinite=not finite,
+    )
     if not representation.linear:
         raise ValueError(
             f"{representation.name} keeps no expected utility of a mixture, so that greedy steps would be biased: "

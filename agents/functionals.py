@@ -5,11 +5,12 @@ stock. The stock ``C`` is carried along, ``C_t+1 = (C_t + r_t) / discount``, so 
 what the whole episode comes to and one greedy step is right for a functional that no reward expresses (Pires et al.,
 2025, "Optimizing Return Distributions with Distributional Dynamic Programming", JMLR 26(185)).
 
-Two conditions decide whether greedy steps solve the problem, besides Lipschitz continuity for the infinite horizon:
+Three conditions decide whether greedy steps solve the problem:
 
 * ``mixtures``: which of two laws is better does not change when both are mixed with a third one;
 * ``homogeneous``: it does not change when both are scaled by a discount below 1 either, which
-  ``f(g x) = g ** a f(x) + constant`` ensures.
+  ``f(g x) = g ** a f(x) + constant`` ensures;
+* ``lipschitz``: without time limit, laws that are close are worth about the same, so that backups come to an end.
 
 ``require`` refuses what violates them. A law is a set of weighted particles: ``particles [..., K]``, or
 ``[..., K, m]`` where stock and return are vectors, and ``weights [..., K]`` that sum to one over ``K``.
@@ -258,7 +259,7 @@ def direct_cvar(level: float) -> Functional:
     return Functional(f"direct_cvar({level})", value, None, 1 / level, False, True, False, 0, Start())
 
 
-def require(functional: Functional, *, discount: float, dimension: int, stock: bool) -> None:
+def require(functional: Functional, *, discount: float, dimension: int, stock: bool, infinite: bool) -> None:
     """Refuses a functional for which greedy steps do not solve the problem.
 
     Args:
@@ -266,6 +267,7 @@ def require(functional: Functional, *, discount: float, dimension: int, stock: b
       discount: of the problem.
       dimension: of its rewards, 0 for numbers.
       stock: whether the planner or agent carries the stock along.
+      infinite: whether returns are summed without time limit, with a discount below 1.
 
     Raises:
       ValueError: the reason, and what would do.
@@ -279,6 +281,11 @@ def require(functional: Functional, *, discount: float, dimension: int, stock: b
         raise ValueError(
             f"{functional.name} is not indifferent to discount={discount}: expected discount 1, or a utility with "
             "f(g x) = g ** a f(x) + constant"
+        )
+    if infinite and not functional.lipschitz < math.inf:
+        raise ValueError(
+            f"{functional.name} has no Lipschitz constant (lipschitz={functional.lipschitz}), so that no number of "
+            "backups is enough without time limit: expected one, or a time limit"
         )
     if functional.dimension is not None and functional.dimension != dimension:
         kinds = [f"vectors of {size}" if size else "numbers" for size in (functional.dimension, dimension)]

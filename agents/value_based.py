@@ -435,6 +435,7 @@ def _validate_functional(functional, spec, head, discount, use_stock, stock_edit
         return
     # A traced discount is a sweep's, whose points were checked one by one.
     known = 1.0 if isinstance(discount, jax.core.Tracer) else float(discount)
-    require(functional, discount=known, dimension=0, stock=stocked)
+    infinite = known < 1 and spec.max_episode_steps is None
+    require(functional, discount=known, dimension=0, stock=stocked, infinite=infinite)
     if stocked and spec.observation_space["stock"].shape != ():
         raise ValueError(f"{functional.name}: the stock is a vector and the return a number: expected a scalar stock")

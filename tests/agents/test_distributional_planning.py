@@ -28,6 +28,7 @@ from agents.functionals import (
     cvar_of,
     direct_cvar,
     expectation,
+    expected_utility,
     exponential_utility,
     homeostasis,
     initial_stock,
@@ -567,6 +568,15 @@ PLAIN = {"functional": cvar(0.5), "representation": lattice(-2, 20), "grid": Sto
     [
         ({"functional": direct_cvar(0.5)}, "not indifferent to mixtures"),
         ({"functional": exponential_utility(1.0), "discount": 0.9}, r"not indifferent to discount=0\.9"),
+        (
+            {
+                "functional": expected_utility(lambda x: -(x**2), name="square", homogeneous=True),
+                "representation": categorical(-4, 40),
+                "discount": 0.8,
+                "iterations": 20,
+            },
+            "square has no Lipschitz constant",
+        ),
         ({"grid": None}, "depends on the stock"),
         ({"representation": quantiles(5)}, "quantiles keeps no expected utility"),
         (

@@ -117,19 +117,28 @@ def test_direct_cvar_changes_its_mind_when_laws_are_mixed():
         (cvar(0.5), {"dimension": 2}, "for rewards that are numbers, these are vectors of 2"),
         (homeostasis((0.0, 1.0)), {}, "for rewards that are vectors of 2, these are numbers"),
         (cvar(0.5), {"stock": False}, "depends on the stock"),
+        (
+            expected_utility(lambda x: -(x**2), name="square", homogeneous=True),
+            {"discount": 0.8, "infinite": True},
+            r"square has no Lipschitz constant \(lipschitz=inf\)",
+        ),
     ],
 )
 def test_what_is_refused(functional, problem, message):
     with pytest.raises(ValueError, match=message):
-        require(functional, **({"discount": 1.0, "dimension": 0, "stock": True} | problem))
+        require(functional, **({"discount": 1.0, "dimension": 0, "stock": True, "infinite": False} | problem))
 
 
 def test_what_is_allowed():
-    require(expectation(), discount=0.9, dimension=0, stock=False)
-    require(exponential_utility(-1.0), discount=1.0, dimension=0, stock=False)
-    require(expected_utility(lambda x: x[..., 0], dimension=None), discount=1.0, dimension=3, stock=True)
-    for functional in VECTOR:
-        require(functional, discount=0.9, dimension=2, stock=True)
+    square = expected_utility(lambda x: -(x**2), homogeneous=True)
+    for infinite in (False, True):
+        require(expectation(), discount=0.9, dimension=0, stock=False, infinite=infinite)
+        for functional in SCALAR + VECTOR:
+            require(functional, discount=0.9, dimension=functional.dimension, stock=True, infinite=infinite)
+    require(square, discount=0.9, dimension=0, stock=True, infinite=False)
+    require(exponential_utility(-1.0), discount=1.0, dimension=0, stock=False, infinite=False)
+    first = expected_utility(lambda x: x[..., 0], dimension=None)
+    require(first, discount=1.0, dimension=3, stock=True, infinite=False)
 
 
 @pytest.mark.parametrize("level", [0.1, 0.25, 0.6, 1.0])

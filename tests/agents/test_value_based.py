@@ -1,5 +1,6 @@
 """The value-based learner's mechanics: targets and gradients by hand, exploration, ties, compilation, refusals."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from gymnasium import spaces
 
 from agents.base import DataSpec
-from agents.functionals import cvar, expectation, exponential_utility, homeostasis, target_return
+from agents.functionals import cvar, expectation, expected_utility, exponential_utility, homeostasis, target_return
 from agents.networks import Head, NetworkConfig, implicit_quantile_network
 from agents.replay import replay_sample
 from agents.return_networks import best_actions, return_network, stock_hats, utilities
@@ -508,6 +509,10 @@ def test_actions_must_be_discrete_and_a_vector_stock_has_no_functional():
             agent_of(ONE_STEP.spec, **arguments)
     with pytest.raises(ValueError, match="is for vectors of 2, the return is a number"):
         agent_of(ONE_STEP.spec, head="quantile", functional=homeostasis((0.0, 0.0)), use_stock=False)
+    square = expected_utility(lambda x: -(x**2), name="square", homogeneous=True)
+    agent_of(ONE_STEP.spec, head="quantile", functional=square)
+    with pytest.raises(ValueError, match="square has no Lipschitz constant"):
+        agent_of(replace(ONE_STEP.spec, max_episode_steps=None), head="quantile", functional=square)
     with pytest.raises(ValueError, match="stock_edits=2: expected 0 but"):
         agent_of(ONE_STEP.spec, stock_edits=2, use_stock=False)
     world = StockAugmented(ObservationActionReward(), 0.5, 0.0, 1.0, channels=("env",))

@@ -294,6 +294,33 @@ def test_priorities_are_the_errors_and_weigh_the_loss():
     np.testing.assert_allclose(probability, np.where(index == 0, 0.25, 0.75))
 
 
+@pytest.mark.parametrize("edits", [0, 3])
+def test_what_is_sampled_often_weighs_less_by_hand(edits):
+    """Priorities 3 and 1, actions 0 and 1; both networks are 0: the errors are 2 and -1, the losses 2 and 1/2."""
+    batch = 64
+    arguments = {"capacity": 2, "batch_size": batch, "learning_starts": 2, "stock_edits": edits, "huber": 100.0}
+    agent = agent_of(ONE_STEP.spec, prioritised=True, importance_exponent=1.0, **arguments)
+    policy = lambda carry, observation, key: (jnp.zeros(1, jnp.int32), (), {})  # noqa: E731
+    _, trajectory = unroll(ONE_STEP, policy, start_unroll(ONE_STEP, KEY, 1, ()), KEY, length=2, initial_carry=())
+    rewards = {"env": jnp.array([[2.0], [-1.0]])}
+    trajectory = trajectory._replace(action=jnp.array([[0], [1]]), rewards=rewards, extras={})
+    first, second = jax.tree.map(lambda x: x[:1], trajectory), jax.tree.map(lambda x: x[1:], trajectory)
+    update, state = jit(agent.update), jit(agent.init)(KEY)
+    nothing = jax.tree.map(jnp.zeros_like, state.target)
+    state = state._replace(params=state.params | {"online": nothing}, target=nothing)
+    # The first is only stored. New rows get the largest priority so far.
+    state, _ = update(state, first, KEY)
+    state = state._replace(replay=state.replay._replace(priority=jnp.array([[3.0], [0.0]]), largest=jnp.float32(1.0)))
+    state, metrics = update(state, second, KEY)
+    # An action's bias moves by its share of the batch times weight times error; the weights are 1 / 3 and 1.
+    change = np.asarray(state.params["online"]["head_advantage"]["bias"])
+    often, seldom = change[0] * batch / (1 / 3 * 2), change[1] * batch / (1 * -1)
+    np.testing.assert_allclose([often, seldom], np.rint([often, seldom]), atol=0.02)
+    np.testing.assert_allclose(often + seldom, batch, rtol=1e-3)
+    assert abs(often - 0.75 * batch) < 4 * np.sqrt(batch * 0.75 * 0.25)
+    np.testing.assert_allclose(metrics["loss"], (1 / 3 * 2 * often + 1 / 2 * seldom) / batch, rtol=1e-3)
+
+
 # --- acting --------------------------------------------------------------------------------------------
 
 

@@ -75,7 +75,8 @@ def validated(model: TabularModel) -> TabularModel:
 
     Raises:
       ValueError: shapes that do not fit, a negative probability, a row that does not sum to one, a next state that
-        is none, a reward that is not finite, an ``initial`` that is no distribution, or a horizon below 1.
+        is none or no integer, a reward that is not finite, an ``initial`` that is no distribution, or a horizon below
+        1.
     """
     probability = np.asarray(model.probability, np.float64)
     if probability.ndim != 3 or 0 in probability.shape:
@@ -100,10 +101,15 @@ def validated(model: TabularModel) -> TabularModel:
         )
     num_states = probability.shape[0]
     if not ((next_state >= 0) & (next_state < num_states)).all():
-        state, action, outcome = np.argwhere((next_state < 0) | (next_state >= num_states))[0]
+        state, action, outcome = np.argwhere(~((next_state >= 0) & (next_state < num_states)))[0]
         raise ValueError(
             f"next_state[{state}, {action}, {outcome}]={next_state[state, action, outcome]}: expected a state from "
             f"0 to {num_states - 1}"
+        )
+    if not (next_state == np.rint(next_state)).all():
+        state, action, outcome = np.argwhere(next_state != np.rint(next_state))[0]
+        raise ValueError(
+            f"next_state[{state}, {action}, {outcome}]={next_state[state, action, outcome]}: expected an integer"
         )
     if not np.isfinite(reward).all():
         position = tuple(int(index) for index in np.argwhere(~np.isfinite(reward))[0])
@@ -139,31 +145,40 @@ def from_outcomes(
     Equal outcomes are merged, outcomes of probability 0 dropped, and rows padded to one length.
 
     Raises:
-      ValueError: see ``validated``; also states with different numbers of actions.
+      ValueError: see ``validated``; also states with different numbers of actions, or rewards of different shapes.
     """
     counts = {len(actions) for actions in outcomes}
     if len(counts) != 1:
         raise ValueError(f"states have {sorted(counts)} actions: expected the same number in every state")
+    tail = np.shape(next((reward for actions in outcomes for row in actions for _, _, reward, _ in row), 0.0))
     merged: list[list[dict[tuple, float]]] = []
-    for actions in outcomes:
+    for state, actions in enumerate(outcomes):
         merged.append([])
-        for row in actions:
+        for action, row in enumerate(actions):
             parts: dict[tuple, float] = {}
             for probability, following, reward, terminated in row:
-                vector = tuple(np.asarray(reward, np.float64).ravel().tolist())
-                name = (int(following), vector, bool(terminated))
+                # A sum may hide what is negative.
+                if not probability >= 0:
+                    raise ValueError(f"state {state}, action {action}: probability {probability}, expected at least 0")
+                vector = np.asarray(reward, np.float64)
+                if vector.shape != tail:
+                    raise ValueError(
+                        f"state {state}, action {action}: reward {reward} has shape {vector.shape}, expected {tail} as "
+                        "the first one has"
+                    )
+                name = (float(following), tuple(vector.ravel().tolist()), bool(terminated))
                 parts[name] = parts.get(name, 0.0) + float(probability)
             merged[-1].append({name: probability for name, probability in parts.items() if probability != 0.0})
-    first = next((reward for actions in outcomes for row in actions for _, _, reward, _ in row), 0.0)
     shape = (len(outcomes), counts.pop(), max((len(row) for actions in merged for row in actions), default=0))
-    masses, next_state = np.zeros(shape), np.zeros(shape, np.int32)
-    rewards, ended = np.zeros((*shape, *np.shape(first))), np.zeros(shape, bool)
+    # Floating point, so that a next state that is no integer is seen.
+    masses, next_state = np.zeros(shape), np.zeros(shape)
+    rewards, ended = np.zeros((*shape, *tail)), np.zeros(shape, bool)
     for state, laws in enumerate(merged):
         for action, law in enumerate(laws):
             for index, ((following, vector, ends), mass) in enumerate(law.items()):
                 where = state, action, index
                 masses[where], next_state[where], ended[where] = mass, following, ends
-                rewards[where] = np.reshape(vector, np.shape(first))
+                rewards[where] = np.reshape(vector, tail)
     return validated(TabularModel(masses, next_state, rewards, ended, np.asarray(initial), horizon))
 
 

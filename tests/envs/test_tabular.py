@@ -37,6 +37,8 @@ def coin():
         ({"probability": [[[1.5, -0.5]]]}, r"probability\[0, 0, 1\]=-0\.5: expected at least 0"),
         ({"probability": [[[np.nan, 1.0]]]}, "expected at least 0"),
         ({"next_state": [[[0, 1]]]}, r"next_state\[0, 0, 1\]=1: expected a state from 0 to 0"),
+        ({"next_state": [[[0, 0.7]]]}, r"next_state\[0, 0, 1\]=0\.7: expected an integer"),
+        ({"next_state": [[[0, np.nan]]]}, r"next_state\[0, 0, 1\]=nan: expected a state from 0 to 0"),
         ({"reward": [[[0.0, np.inf]]]}, r"reward\[0, 0, 1\] is inf"),
         ({"reward": [[0.0, 1.0]]}, "reward has shape"),
         ({"terminated": [[True, False]]}, "terminated has shape"),
@@ -63,6 +65,21 @@ def test_equal_outcomes_are_merged_and_rows_padded():
     np.testing.assert_array_equal(model.reward[0, 0], [2.0, 2.0])
     with pytest.raises(ValueError, match=r"states have \[1, 2\] actions"):
         from_outcomes([[[(1, 0, 0, False)]], [[(1, 0, 0, False)]] * 2], [1, 0])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        # Merged, the two would be a probability of 1.
+        ([(1.5, 0, 1.0, False), (-0.5, 0, 1.0, False)], r"state 0, action 0: probability -0\.5, expected at least 0"),
+        ([(np.nan, 0, 1.0, False)], "probability nan, expected at least 0"),
+        ([(1.0, 0.9, 1.0, False)], r"next_state\[0, 0, 0\]=0\.9: expected an integer"),
+        ([(0.5, 0, 1.0, False), (0.5, 0, (1.0, 2.0), False)], r"reward \(1\.0, 2\.0\) has shape \(2,\), expected \(\)"),
+    ],
+)
+def test_a_bad_outcome_is_refused_before_it_is_merged(row, message):
+    with pytest.raises(ValueError, match=message):
+        from_outcomes([[row]], [1.0])
 
 
 def test_dense_matrices():

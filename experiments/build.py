@@ -95,7 +95,7 @@ def _noisy_line(*, time_limit: int, observation: str = "index", **arguments) -> 
 
 def _gymnasium_table(*, environment_id: str, time_limit: int | None = None, **parameters) -> Environment:
     model = from_gymnasium(environment_id, **parameters)
-    limit = time_limit or model.horizon
+    limit = model.horizon if time_limit is None else time_limit
     world = TabularWorld(model)
     return world if limit is None else TimeLimit(world, limit)
 

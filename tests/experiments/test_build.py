@@ -30,6 +30,12 @@ def test_the_noisy_line_by_name():
     assert world.spec.observation_space.n == 16 and world.spec.max_episode_steps == 50
 
 
+def test_a_table_of_gymnasium_keeps_its_own_time_limit_unless_told():
+    for arguments, limit in (({}, 100), ({"time_limit": None}, 100), ({"time_limit": 7}, 7)):
+        world = build(kind="gymnasium_table", environment_id="FrozenLake-v1", **arguments)
+        assert world.spec.max_episode_steps == limit
+
+
 def test_minigrid_by_name():
     pytest.importorskip("minigrid")
     world = build(kind="minigrid", task="DoorKey-8x8", messages=True)
@@ -46,6 +52,10 @@ def test_minigrid_by_name():
         (
             dict(kind="maze", time_limit=9, noise="brownien"),
             "section 'environment': unknown noise 'brownien'",
+        ),
+        (
+            dict(kind="gymnasium_table", environment_id="FrozenLake-v1", time_limit=0),
+            "section 'environment': max_episode_steps=0",
         ),
         (dict(kind="noisy_line", time_limit=9, bits=0), "section 'environment': bits=0"),
         (dict(kind="minigrid", task="DoorKey"), "section 'environment': unknown task 'DoorKey'.*DoorKey-8x8"),

@@ -162,7 +162,12 @@ def mean_cvar(level: float, mean_weight: float) -> Functional:
 
 
 def target_return(target: float) -> Functional:
-    """``-E |G - target|``: ``f(x) = -|x|`` from the stock ``-target``."""
+    """``-E |G - target|``: ``f(x) = -|x|`` from the stock ``-target``.
+
+    Raises:
+      ValueError: a target that is not finite.
+    """
+    _check_finite("target", target)
     return expected_utility(
         lambda x: -jnp.abs(x),
         name=f"target_return({target})",
@@ -176,10 +181,11 @@ def homeostasis(set_points: Sequence[float], order: float = 2.0) -> Functional:
     """``-E ||G - set_points||_order`` for vectors: ``f(x) = -||x||_order`` from the stock ``-set_points``.
 
     Raises:
-      ValueError: no set point, or ``order`` below 1.
+      ValueError: no set point, one that is not finite, or ``order`` below 1.
     """
     if not len(set_points):
         raise ValueError("set_points is empty: expected one per component of the reward")
+    _check_finite("set_points", *set_points)
     if not order >= 1:
         raise ValueError(f"order={order}: expected a norm, of an order of at least 1")
 
@@ -205,12 +211,14 @@ def soft_constraints(weights: Sequence[float], thresholds: Sequence[float]) -> F
     stock ``(0, -thresholds)``.
 
     Raises:
-      ValueError: no constraint, unequal lengths or a negative weight.
+      ValueError: no constraint, unequal lengths, a negative weight or a number that is not finite.
     """
     if not len(weights) or len(weights) != len(thresholds):
         raise ValueError(
             f"{len(weights)} weights and {len(thresholds)} thresholds: expected one of each per constraint"
         )
+    _check_finite("weights", *weights)
+    _check_finite("thresholds", *thresholds)
     if min(weights) < 0:
         raise ValueError(f"weights={tuple(weights)}: expected numbers of at least 0")
     slopes = tuple(float(weight) for weight in weights)
@@ -234,8 +242,9 @@ def exponential_utility(rate: float) -> Functional:
     The stock factors out of the exponential, so that the greedy action does not depend on it.
 
     Raises:
-      ValueError: ``rate`` is 0, where ``expectation`` is meant.
+      ValueError: ``rate`` is 0, where ``expectation`` is meant, or not finite.
     """
+    _check_finite("rate", rate)
     if rate == 0:
         raise ValueError("rate=0: expected another number; expectation() is the limit")
     return expected_utility(
@@ -442,6 +451,12 @@ def _ordered(particles: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.A
 def _check_level(level: float) -> None:
     if not 0 < level <= 1:
         raise ValueError(f"level={level}: expected a share of the mass, above 0 and at most 1")
+
+
+def _check_finite(name: str, *values: float) -> None:
+    for value in values:
+        if not math.isfinite(value):
+            raise ValueError(f"{name}={value}: expected finite numbers")
 
 
 FUNCTIONALS: dict[str, Callable[..., Functional]] = {

@@ -188,6 +188,12 @@ def test_a_level_is_a_share(make, level):
         (lambda: soft_constraints([1.0], []), "1 weights and 0 thresholds"),
         (lambda: soft_constraints([-1.0], [0.0]), "at least 0"),
         (lambda: exponential_utility(0), "rate=0"),
+        (lambda: exponential_utility(math.nan), "rate=nan: expected finite numbers"),
+        (lambda: target_return(-math.inf), "target=-inf: expected finite numbers"),
+        (lambda: homeostasis((1.0, math.nan)), "set_points=nan: expected finite numbers"),
+        (lambda: homeostasis((1.0,), math.nan), "order=nan"),
+        (lambda: soft_constraints([math.nan], [0.0]), "weights=nan: expected finite numbers"),
+        (lambda: soft_constraints([1.0], [math.nan]), "thresholds=nan: expected finite numbers"),
         (lambda: functionals.quantile(PARTICLES, WEIGHTS, 0), "level=0"),
     ],
 )

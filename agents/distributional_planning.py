@@ -225,7 +225,7 @@ def return_law(plan: DistributionalPlan, state: Any, stock: Any = None) -> tuple
       stock: one of ``plan.stocks``; not needed where there is one only.
 
     Raises:
-      ValueError: a state that is none, or a stock off the grid.
+      ValueError: a state that is none, shares that are no distribution, or a stock off the grid.
     """
     laws = np.asarray(plan.laws)[:, stock_index(plan, stock)]
     if np.ndim(state) == 0:
@@ -236,6 +236,10 @@ def return_law(plan: DistributionalPlan, state: Any, stock: Any = None) -> tuple
         shares = np.asarray(state, np.float64)
         if shares.shape != (len(laws),):
             raise ValueError(f"state has shape {shares.shape}, expected an index or a distribution ({len(laws)},)")
+        if not (shares >= 0).all() or not abs(shares.sum() - 1) <= 1e-5:
+            raise ValueError(
+                f"state sums to {shares.sum():.6g} with minimum {shares.min():.6g}: expected a distribution over states"
+            )
     if plan.particles is not None:
         return plan.particles, shares @ laws
     chosen = shares > 0

@@ -634,5 +634,8 @@ def test_what_evaluation_and_look_ups_refuse():
         return_law(plan, 0, 0.4)
     with pytest.raises(ValueError, match="the plan has 45 stocks"):
         return_law(plan, 0)
+    for shares, message in (([2.0], "sums to 2 with minimum 2"), ([np.nan], "sums to nan"), ([1, 0], "has shape")):
+        with pytest.raises(ValueError, match=f"state {message}"):
+            return_law(plan, shares, 0)
     with pytest.raises(ValueError, match="state=1: expected a state from 0 to 0"):
         return_law(plan, 1, 0)

@@ -59,7 +59,7 @@ def resolve_length(
     """The number of backups, and whether the problem has a time limit.
 
     Raises:
-      ValueError: a discount outside [0, 1], both lengths or neither, one below 1, or discount 1 without time limit.
+      ValueError: a discount outside (0, 1], both lengths or neither, one below 1, or discount 1 without time limit.
     """
     if not 0 < discount <= 1:
         raise ValueError(f"discount={discount}: expected a number above 0 and at most 1")

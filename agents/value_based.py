@@ -146,9 +146,11 @@ def value_based(
       batch_size, updates: segments per gradient step and gradient steps per update.
       learning_starts: stored transitions before the first gradient step.
       prioritised, priority_exponent, importance_exponent: prioritised replay, its alpha and beta (Schaul et al., 2016).
-        The priority is the absolute error of the expected head, else the loss.
+        The priority is the absolute error of the expected head, else the loss. Beta stays what it is, where the paper
+        lets it grow to 1 over the training.
       target_rate: ``target <- target + target_rate (online - target)`` after every gradient step.
-      target_period: the target becomes the online network every so many gradient steps; ``None`` for never.
+      target_period: the target becomes the online network every so many gradient steps; ``None`` for never. It comes
+        on top of ``target_rate``, which is 0 for copies alone.
       epsilon_start, epsilon_end, epsilon_steps: share of random actions, linear over so many environment steps.
       learning_rate: a number or an optax schedule over gradient steps.
       adam_epsilon, max_gradient_norm: optimiser; ``None`` for no clipping of the global gradient norm.

@@ -114,6 +114,7 @@ def test_the_lowest_action_is_taken_where_values_tie():
         ({"iterations": 0, "discount": 0.9}, "iterations=0"),
         ({"horizon": 0}, "horizon=0"),
         ({"horizon": 2, "discount": 1.5}, "discount=1.5"),
+        ({"horizon": 2, "discount": 0.0}, "discount=0.0: expected a number above 0 and at most 1"),
     ],
 )
 def test_bad_problems(problem, message):

@@ -90,6 +90,12 @@ def tied(values: jax.Array, axis: int = -1) -> jax.Array:
     return values >= best - TIE_TOLERANCE * jnp.maximum(1.0, jnp.abs(best))
 
 
+def kept_or_best(values: jax.Array, actions: jax.Array, axis: int = -1) -> jax.Array:
+    """``actions`` (without ``axis``) where they tie with the best along ``axis``, else the lowest best; ``int32``."""
+    keeps = jnp.take_along_axis(tied(values, axis), jnp.expand_dims(actions, axis), axis)
+    return jnp.where(jnp.squeeze(keeps, axis), actions, lowest_best(values, axis))
+
+
 def value_iteration(
     model: TabularModel, *, discount: float = 1.0, horizon: int | None = None, iterations: int | None = None
 ) -> Plan:
@@ -238,13 +244,9 @@ def _improve(tables: _Tables, policy: jax.Array, discount: jax.Array, length: in
     """Evaluates ``policy [H, S]`` (``[1, S]`` where not finite): its greedy policy, values and action values."""
     states = jnp.arange(tables.reward.shape[0])
 
-    def greedy(action_values, actions):
-        best = lowest_best(action_values)
-        return jnp.where(tied(action_values)[states, actions], actions, best)
-
     def step(values, actions):
         action_values = _backup(tables, values, discount)
-        return action_values[states, actions], (greedy(action_values, actions), action_values)
+        return action_values[states, actions], (kept_or_best(action_values, actions), action_values)
 
     zeros = jnp.zeros(tables.reward.shape[0])
     if finite:
@@ -252,7 +254,7 @@ def _improve(tables: _Tables, policy: jax.Array, discount: jax.Array, length: in
         return improved, values, action_values[0]
     values = jax.lax.fori_loop(0, length, lambda _, values: step(values, policy[0])[0], zeros)
     action_values = _backup(tables, values, discount)
-    return greedy(action_values, policy[0])[None], values, action_values
+    return kept_or_best(action_values, policy[0])[None], values, action_values
 
 
 def _bound(model: TabularModel, discount: float, length: int, values: jax.Array, previous: jax.Array) -> float:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from agents.functionals import Functional, finite_utility
-from agents.planning import lowest_best, tied
+from agents.planning import kept_or_best, lowest_best, tied
 from agents.return_laws import Representation, StockGrid, move_particles, stock_moves, stocks_or_zero
 from envs.tabular import TabularModel
 from envs.types import PyTree
@@ -240,13 +240,9 @@ def improve(problem: BackupProblem, policy: jax.Array, *, transport: Callable, l
       Laws ``[S, C, K]``, what left ``[S, C, 2]``, the greedy policy.
     """
 
-    def greedy(values, actions):
-        keeps = jnp.take_along_axis(tied(values, axis=1), actions[:, None], axis=1)[:, 0]
-        return jnp.where(keeps, actions, lowest_best(values, axis=1))
-
     def step(carry, actions):
         following, blocks, gone = _successors(problem, carry[0], carry[1], transport)
-        improved = greedy(_action_values(problem, following), actions)
+        improved = kept_or_best(_action_values(problem, following), actions, axis=1)
         return (_mix(problem, blocks, actions), _mix(problem, gone, actions)), improved
 
     start = _start(problem)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.planning import policy_evaluation, policy_iteration, value_iteration
+from agents.planning import kept_or_best, policy_evaluation, policy_iteration, value_iteration
 from envs.tabular import TabularModel, from_gymnasium, one_state, validated
 
 SHAPE = (3, 2, 2)
@@ -103,6 +103,12 @@ def test_known_worlds():
 def test_the_lowest_action_is_taken_where_values_tie():
     plan = value_iteration(one_state([[(0, 1.0)], [(1, 1.0)], [(0, 0.5), (2, 0.5)]], horizon=2))
     assert plan.policy.tolist() == [[1], [1]]
+
+
+def test_an_action_that_ties_with_the_best_is_kept():
+    values, actions = np.array([[1.0, 1.0, 0.0], [0.0, 2.0, 2.0], [3.0, 1.0, 0.0]]), np.array([1, 0, 2])
+    assert kept_or_best(values, actions).tolist() == [1, 1, 0]
+    assert kept_or_best(values.T, actions, axis=0).tolist() == [1, 1, 0]
 
 
 @pytest.mark.parametrize(

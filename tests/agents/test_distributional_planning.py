@@ -1,12 +1,9 @@
-"""Distributional planning against hand numbers, all history-dependent policies, a linear program and simulation."""
+"""Distributional planning against hand numbers, all history-dependent policies and a linear program."""
 
 import itertools
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -31,18 +28,14 @@ from agents.functionals import (
     expected_utility,
     exponential_utility,
     homeostasis,
-    initial_stock,
     optimistic_cvar,
     quantile,
     soft_constraints,
     target_return,
 )
 from agents.return_laws import StockGrid, categorical, lattice, quantiles
-from envs.rollout import episodes
-from envs.stock import next_stock
-from envs.tabular import TabularModel, TabularWorld, from_gymnasium, gridworld, one_state, validated
-from envs.types import Environment
-from envs.wrappers import TimeLimit
+from envs.tabular import TabularModel, gridworld, one_state, validated
+from tests.agents.planned import lower_mean, start
 
 # Action 0 is safe, 1 has the best mean, 2 the best chance of much.
 TOY = [[(1, 1.0)], [(4, 0.5), (-1, 0.5)], [(10, 0.2), (-1, 0.8)]]
@@ -53,12 +46,6 @@ SHAPE = (2, 2, 2)
 def toy(horizon):
     """The model, a lattice that holds every return and a grid that holds every stock that is reached."""
     return one_state(TOY, horizon), lattice(-horizon, 10 * horizon), StockGrid(-11 * horizon, 11 * horizon)
-
-
-def start(functional, plan, model):
-    """The functional's value, the initial stock, and particles and weights of the return from there."""
-    value, index = initial_stock(functional, plan.stocks, jnp.asarray(model.initial, float) @ plan.values)
-    return value, plan.stocks[index], *return_law(plan, model.initial, plan.stocks[index])
 
 
 def history_laws(model, steps, discount=1.0, state=0):
@@ -99,19 +86,6 @@ def markov_law(model, policy, steps, discount=1.0, state=0):
             total = float(model.reward[state, action, index] + discount * particle)
             law[total] = law.get(total, 0.0) + mass * share
     return law
-
-
-def lower_mean(level):
-    """The mean of the worst share ``level``, by a loop."""
-
-    def score(particles, weights):
-        total, rest = 0.0, level
-        for index in np.argsort(particles):
-            share = min(rest, weights[index])
-            total, rest = total + share * particles[index], rest - share
-        return total / level
-
-    return score
 
 
 def best(laws, score):
@@ -352,125 +326,6 @@ def test_vector_laws_on_atoms_are_the_lattice_laws():
     np.testing.assert_allclose(projected.laws, exact.laws, atol=1e-6)
     mean = np.mean([np.sum([np.multiply(*part) for part in law], axis=0) for law in PAIRS], axis=0)
     np.testing.assert_allclose(exact.laws[0, 0] @ exact.particles, 3 * mean, atol=1e-5)
-
-
-# Worlds and simulation.
-
-
-class StockState(NamedTuple):
-    inside: Any
-    stock: jax.Array
-    steps: jax.Array
-
-
-@dataclass(frozen=True, eq=False)
-class WithStock:
-    """Shows the policy the state, the stock and the time."""
-
-    environment: Environment
-    stock: float
-
-    @property
-    def spec(self):
-        return self.environment.spec
-
-    def reset(self, key):
-        inside, observation = self.environment.reset(key)
-        state = StockState(inside, jnp.float32(self.stock), jnp.int32(0))
-        return state, (observation, state.stock, state.steps)
-
-    def step(self, key, state, action):
-        inside, timestep = self.environment.step(key, state.inside, action)
-        state = StockState(inside, next_stock(state.stock, timestep.reward, 1.0), state.steps + 1)
-        return state, timestep._replace(observation=(timestep.observation, state.stock, state.steps))
-
-
-def simulated(model, plan, grid, stock, count, batches=1):
-    """Returns of ``count * batches`` episodes of the plan's policy."""
-    world = WithStock(TimeLimit(TabularWorld(model), model.horizon), stock)
-
-    def policy(carry, observation, key):
-        state, now, time = observation
-        act_one = partial(act, plan, grid)
-        return jax.vmap(act_one)(time, state, now, jax.random.split(key, count)), carry, {}
-
-    def run(key):
-        trajectory = episodes(world, policy, key, length=model.horizon, batch=count, group_size=1, initial_carry=())
-        return trajectory.rewards["env"].sum(0)
-
-    return np.asarray(jax.jit(partial(jax.lax.map, run))(jax.random.split(jax.random.key(0), batches))).ravel()
-
-
-def distance(returns, particles, weights):
-    """Kolmogorov and Smirnov's: the largest gap between two distribution functions, atoms included."""
-    order = np.argsort(particles)
-    empirical = np.searchsorted(np.sort(returns), particles[order] + 1e-3) / len(returns)
-    return np.abs(np.cumsum(weights[order]) - empirical).max()
-
-
-def cliff(horizon):
-    """A short way past a row of falls, a long one away from it; a step costs 1, a fall 5 more."""
-    model = gridworld([".....", ".....", "S---G"], slip=0.3, horizon=horizon)
-    return model._replace(reward=5 * model.reward - 1), lattice(-6 * horizon, 0), StockGrid(0, 6 * horizon)
-
-
-@pytest.fixture(scope="module")
-def cliff_plan():
-    model, representation, grid = cliff(15)
-    return model, grid, value_iteration(model, cvar(0.5), representation, grid)
-
-
-def test_less_risk_costs_mean(cliff_plan):
-    model, _, plan = cliff_plan
-    levels = (1.0, 0.5, 0.2, 0.05)
-    means, edges, tails = [], [], []
-    for level in levels:
-        value, _, particles, weights = start(cvar(level), plan, model)
-        means.append(weights @ particles)
-        tails.append([lower_mean(tail)(particles, weights) for tail in levels])
-        edges.append(float(quantile(particles, weights, 0.05)))
-        assert tails[-1][-1 + len(tails)] == pytest.approx(value, abs=1e-3)
-    assert (np.diff(means) <= 1e-4).all() and means[0] > means[-1] + 0.1
-    assert (np.diff(edges) >= 0).all() and edges[-1] > edges[0]
-    # Each law is the best at its own level.
-    assert (np.diag(tails) >= np.max(tails, axis=0) - 1e-4).all()
-
-
-def test_simulated_episodes_follow_the_planned_law(cliff_plan):
-    model, grid, plan = cliff_plan
-    _, stock, particles, weights = start(cvar(0.2), plan, model)
-    returns = simulated(model, plan, grid, stock, 20_000)
-    # Dvoretzky, Kiefer, Wolfowitz and Massart: exceeded once in a million.
-    assert distance(returns, particles, weights) < np.sqrt(np.log(2e6) / (2 * len(returns)))
-    assert distance(returns, *return_law(plan, model.initial, 0.0)) > 0.05
-
-
-def test_a_frozen_lake_is_crossed_as_often_as_classical_planning_says():
-    model = from_gymnasium("FrozenLake-v1")
-    plan = value_iteration(model, cvar(0.9), lattice(0, 1), StockGrid(-1, 1))
-    value, stock, _, weights = start(cvar(0.9), plan, model)
-    crossed = float(planning.value_iteration(model).values[0])
-    assert stock == -1 and weights[1] == pytest.approx(crossed, abs=1e-4)
-    assert value == pytest.approx((crossed - 0.1) / 0.9, abs=1e-4)
-
-
-@pytest.mark.study
-def test_a_million_episodes_follow_the_planned_law():
-    model, representation, grid = cliff(20)
-    plan = value_iteration(model, cvar(0.25), representation, grid)
-    _, stock, particles, weights = start(cvar(0.25), plan, model)
-    returns = simulated(model, plan, grid, stock, 20_000, 50)
-    assert distance(returns, particles, weights) < 0.005
-
-
-def test_stocks_between_grid_points_are_rounded_at_random():
-    """Rewards of 1/2 on a grid of whole stocks: the plan's law is the law of the policy that rounds."""
-    model = one_state([[(0.5, 0.5), (0.0, 0.5)], [(2.0, 0.25), (0.0, 0.75)]], horizon=6)
-    grid = StockGrid(-12, 12)
-    plan = value_iteration(model, target_return(3), lattice(0, 12, 0.5), grid)
-    particles, weights = return_law(plan, 0, -3)
-    returns = simulated(model, plan, grid, -3.0, 20_000)
-    assert distance(returns, particles, weights) < np.sqrt(np.log(2e6) / (2 * len(returns)))
 
 
 # The infinite horizon.

@@ -1,0 +1,26 @@
+"""What the tests of planned laws share: where an objective starts, and a tail mean that is worked out by a loop."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from agents.distributional_planning import return_law
+from agents.functionals import initial_stock
+
+
+def start(functional, plan, model):
+    """The functional's value, the initial stock, and particles and weights of the return from there."""
+    value, index = initial_stock(functional, plan.stocks, jnp.asarray(model.initial, float) @ plan.values)
+    return value, plan.stocks[index], *return_law(plan, model.initial, plan.stocks[index])
+
+
+def lower_mean(level):
+    """The mean of the worst share ``level``, by a loop."""
+
+    def score(particles, weights):
+        total, rest = 0.0, level
+        for index in np.argsort(particles):
+            share = min(rest, weights[index])
+            total, rest = total + share * particles[index], rest - share
+        return total / level
+
+    return score

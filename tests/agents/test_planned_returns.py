@@ -1,0 +1,104 @@
+"""Planned laws in worlds with a risk to avoid, against gymnasium's tables and against simulated episodes."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from agents import planning
+from agents.distributional_planning import act, return_law, value_iteration
+from agents.functionals import cvar, quantile, target_return
+from agents.return_laws import StockGrid, lattice
+from envs.rollout import episodes
+from envs.stock import StockAugmented
+from envs.tabular import TabularWorld, from_gymnasium, gridworld, one_state
+from envs.wrappers import TimeLimit
+from tests.agents.planned import lower_mean, start
+
+
+def simulated(model, plan, grid, stock, count, batches=1):
+    """Returns of ``count * batches`` episodes of the plan's policy."""
+    world = StockAugmented(TimeLimit(TabularWorld(model), model.horizon), 1.0, stock, stock)
+
+    def policy(carry, observation, key):
+        seen = (observation[part] for part in ("steps", "observation", "stock"))
+        return jax.vmap(partial(act, plan, grid))(*seen, jax.random.split(key, count)), carry, {}
+
+    def run(key):
+        trajectory = episodes(world, policy, key, length=model.horizon, batch=count, group_size=1, initial_carry=())
+        return trajectory.rewards["env"].sum(0)
+
+    return np.asarray(jax.jit(partial(jax.lax.map, run))(jax.random.split(jax.random.key(0), batches))).ravel()
+
+
+def distance(returns, particles, weights):
+    """Kolmogorov and Smirnov's: the largest gap between two distribution functions, atoms included."""
+    order = np.argsort(particles)
+    empirical = np.searchsorted(np.sort(returns), particles[order] + 1e-3) / len(returns)
+    return np.abs(np.cumsum(weights[order]) - empirical).max()
+
+
+def cliff(horizon):
+    """A short way past a row of falls, a long one away from it; a step costs 1, a fall 5 more."""
+    model = gridworld([".....", ".....", "S---G"], slip=0.3, horizon=horizon)
+    return model._replace(reward=5 * model.reward - 1), lattice(-6 * horizon, 0), StockGrid(0, 6 * horizon)
+
+
+@pytest.fixture(scope="module")
+def cliff_plan():
+    model, representation, grid = cliff(15)
+    return model, grid, value_iteration(model, cvar(0.5), representation, grid)
+
+
+def test_less_risk_costs_mean(cliff_plan):
+    model, _, plan = cliff_plan
+    levels = (1.0, 0.5, 0.2, 0.05)
+    means, edges, tails = [], [], []
+    for level in levels:
+        value, _, particles, weights = start(cvar(level), plan, model)
+        means.append(weights @ particles)
+        tails.append([lower_mean(tail)(particles, weights) for tail in levels])
+        edges.append(float(quantile(particles, weights, 0.05)))
+        assert tails[-1][-1 + len(tails)] == pytest.approx(value, abs=1e-3)
+    assert (np.diff(means) <= 1e-4).all() and means[0] > means[-1] + 0.1
+    assert (np.diff(edges) >= 0).all() and edges[-1] > edges[0]
+    # Each law is the best at its own level.
+    assert (np.diag(tails) >= np.max(tails, axis=0) - 1e-4).all()
+
+
+def test_simulated_episodes_follow_the_planned_law(cliff_plan):
+    model, grid, plan = cliff_plan
+    _, stock, particles, weights = start(cvar(0.2), plan, model)
+    returns = simulated(model, plan, grid, stock, 20_000)
+    # Dvoretzky, Kiefer, Wolfowitz and Massart: exceeded once in a million.
+    assert distance(returns, particles, weights) < np.sqrt(np.log(2e6) / (2 * len(returns)))
+    assert distance(returns, *return_law(plan, model.initial, 0.0)) > 0.05
+
+
+def test_a_frozen_lake_is_crossed_as_often_as_classical_planning_says():
+    model = from_gymnasium("FrozenLake-v1")
+    plan = value_iteration(model, cvar(0.9), lattice(0, 1), StockGrid(-1, 1))
+    value, stock, _, weights = start(cvar(0.9), plan, model)
+    crossed = float(planning.value_iteration(model).values[0])
+    assert stock == -1 and weights[1] == pytest.approx(crossed, abs=1e-4)
+    assert value == pytest.approx((crossed - 0.1) / 0.9, abs=1e-4)
+
+
+@pytest.mark.study
+def test_a_million_episodes_follow_the_planned_law():
+    model, representation, grid = cliff(20)
+    plan = value_iteration(model, cvar(0.25), representation, grid)
+    _, stock, particles, weights = start(cvar(0.25), plan, model)
+    returns = simulated(model, plan, grid, stock, 20_000, 50)
+    assert distance(returns, particles, weights) < 0.005
+
+
+def test_stocks_between_grid_points_are_rounded_at_random():
+    """Rewards of 1/2 on a grid of whole stocks: the plan's law is the law of the policy that rounds."""
+    model = one_state([[(0.5, 0.5), (0.0, 0.5)], [(2.0, 0.25), (0.0, 0.75)]], horizon=6)
+    grid = StockGrid(-12, 12)
+    plan = value_iteration(model, target_return(3), lattice(0, 12, 0.5), grid)
+    particles, weights = return_law(plan, 0, -3)
+    returns = simulated(model, plan, grid, -3.0, 20_000)
+    assert distance(returns, particles, weights) < np.sqrt(np.log(2e6) / (2 * len(returns)))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from agents import planning
-from agents.distributional_planning import act, return_law, value_iteration
+from agents.distributional_planning import act, return_law, stock_index, value_iteration
 from agents.functionals import cvar, quantile, target_return
 from agents.return_laws import StockGrid, lattice
 from envs.rollout import episodes
@@ -45,6 +45,17 @@ def cliff(horizon):
     return model._replace(reward=5 * model.reward - 1), lattice(-6 * horizon, 0), StockGrid(0, 6 * horizon)
 
 
+def frozen_lake():
+    """Gymnasium's: 1 for crossing it within 100 steps."""
+    return from_gymnasium("FrozenLake-v1"), lattice(0, 1), StockGrid(-1, 1)
+
+
+def cliff_walking(horizon):
+    """Gymnasium's, slippery: a step costs 1, a fall 100; the grids of the notebook."""
+    model = from_gymnasium("CliffWalking-v1", is_slippery=True)._replace(horizon=horizon)
+    return model, lattice(-horizon - 100, 0), StockGrid(0, min(horizon, 150))
+
+
 @pytest.fixture(scope="module")
 def cliff_plan():
     model, representation, grid = cliff(15)
@@ -77,19 +88,51 @@ def test_simulated_episodes_follow_the_planned_law(cliff_plan):
 
 
 def test_a_frozen_lake_is_crossed_as_often_as_classical_planning_says():
-    model = from_gymnasium("FrozenLake-v1")
-    plan = value_iteration(model, cvar(0.9), lattice(0, 1), StockGrid(-1, 1))
+    model, representation, grid = frozen_lake()
+    plan = value_iteration(model, cvar(0.9), representation, grid)
     value, stock, _, weights = start(cvar(0.9), plan, model)
     crossed = float(planning.value_iteration(model).values[0])
     assert stock == -1 and weights[1] == pytest.approx(crossed, abs=1e-4)
     assert value == pytest.approx((crossed - 0.1) / 0.9, abs=1e-4)
+    # The numbers of notebooks/distributional_dp.ipynb; below 1 - 0.744 every policy has a tail of 0.
+    for level, tail in ((1.0, 0.744), (0.75, 0.659), (0.5, 0.488), (0.25, 0.0)):
+        assert start(cvar(level), plan, model)[0] == pytest.approx(tail, abs=6e-4)
+
+
+def test_slippery_cliff_walking_as_the_notebook_says():
+    """The numbers that notebooks/distributional_dp.ipynb states: one law is the best at every level, unless the worst
+    cases are the time limit itself."""
+    model, representation, grid = cliff_walking(200)
+    plan = value_iteration(model, cvar(0.5), representation, grid)
+    neutral = start(cvar(1.0), plan, model)[3]
+    for level, tail, edge in ((1.0, -64.702, -15), (0.5, -83.212, -60), (0.1, -116.616, -97), (0.01, -159.074, -142)):
+        value, stock, particles, weights = start(cvar(level), plan, model)
+        assert value == pytest.approx(tail, abs=2e-3) and quantile(particles, weights, level) == edge
+        assert float(plan.left_support[int(model.initial.argmax()), stock_index(plan, stock)]) == 0
+        np.testing.assert_allclose(weights, neutral, atol=1e-6)
+
+    model, representation, grid = cliff_walking(100)
+    plan = value_iteration(model, cvar(0.5), representation, grid)
+    neutral = start(cvar(1.0), plan, model)[3]
+    for level, mean, tail, of_mean in ((0.1, -63.017, -99.787, -99.817), (0.05, -100.0, -100.0, -100.0)):
+        value, _, particles, weights = start(cvar(level), plan, model)
+        assert (value, weights @ particles) == pytest.approx((tail, mean), abs=2e-3)
+        assert lower_mean(level)(particles, neutral) == pytest.approx(of_mean, abs=2e-3)
+
+
+STUDIED = {
+    "a row of falls": (partial(cliff, 20), 0.25),
+    "FrozenLake": (frozen_lake, 0.9),
+    "CliffWalking": (partial(cliff_walking, 100), 0.1),
+}
 
 
 @pytest.mark.study
-def test_a_million_episodes_follow_the_planned_law():
-    model, representation, grid = cliff(20)
-    plan = value_iteration(model, cvar(0.25), representation, grid)
-    _, stock, particles, weights = start(cvar(0.25), plan, model)
+@pytest.mark.parametrize(("make", "level"), STUDIED.values(), ids=STUDIED)
+def test_a_million_episodes_follow_the_planned_law(make, level):
+    model, representation, grid = make()
+    plan = value_iteration(model, cvar(level), representation, grid)
+    _, stock, particles, weights = start(cvar(level), plan, model)
     returns = simulated(model, plan, grid, stock, 20_000, 50)
     assert distance(returns, particles, weights) < 0.005
 

@@ -7,6 +7,7 @@ the write head, where the newest row meets the oldest.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -107,37 +108,53 @@ def replay_sample(
       probability ``[batch]``.
     """
     rows, worlds = state.transitions.mask.shape
-    row_key, world_key = jax.random.split(key)
-    # Starts are counted from the oldest row.
-    starts = jnp.maximum(state.size - length + 1, 1)
-    oldest = state.cursor - state.size
     if state.priority is None:
+        # Starts are counted from the oldest row.
+        starts, oldest = jnp.maximum(state.size - length + 1, 1), state.cursor - state.size
+        row_key, world_key = jax.random.split(key)
         age = jax.random.randint(row_key, (batch,), 0, starts)
+        first = (oldest + age) % rows
         world = jax.random.randint(world_key, (batch,), 0, worlds)
         probability = jnp.full(batch, 1.0) / (starts * worlds)
     else:
-        # First a row by its sum, then a world in it: two short sums round less than one long one.
-        order = (oldest + jnp.arange(rows)) % rows
-        sums = jnp.where(jnp.arange(rows) < starts, jnp.sum(state.priority, axis=1)[order], 0.0)
-        total = jnp.sum(sums)
-        age = _position(jnp.cumsum(sums), jax.random.uniform(row_key, (batch,)))
-        age = jnp.minimum(age, starts - 1)
-        within = state.priority[(oldest + age) % rows]
-        world = _position(jnp.cumsum(within, axis=1), jax.random.uniform(world_key, (batch,)))
-        world = jnp.minimum(world, worlds - 1)
-        probability = jnp.take_along_axis(within, world[:, None], axis=1)[:, 0] / total
-    first = (oldest + age) % rows
+        # What was never written has priority 0.
+        newest = (state.cursor - 1 - jnp.arange(length - 1)) % rows
+        weight = state.priority.at[newest].set(0.0, unique_indices=True).reshape(-1)
+        index = _drawn_by_weight(weight, key, batch)
+        first, world = index // worlds, index % worlds
+        probability = weight[index] / jnp.sum(weight)
     picked = (first + jnp.arange(length)[:, None]) % rows
     segments = jax.tree.map(lambda x: x[picked, world[None]], state.transitions)
     return segments, first * worlds + world, probability
 
 
-def _position(cumulative: jax.Array, uniform: jax.Array) -> jax.Array:
-    """The first position whose sum, ``[N]`` or one per draw ``[batch, N]``, exceeds ``uniform`` of the whole."""
-    threshold = uniform * cumulative[..., -1]
-    if cumulative.ndim == 1:
-        return jnp.searchsorted(cumulative, threshold, side="right").astype(jnp.int32)
-    return jnp.sum(cumulative <= threshold[:, None], axis=1, dtype=jnp.int32)
+def _drawn_by_weight(weight: jax.Array, key: jax.Array, batch: int) -> jax.Array:
+    """``batch`` indices of ``weight [N]``, each with a probability in proportion to its weight.
+
+    An index is three digits to the base ``N^(1/3)``: the last is drawn by the sums over the two others, then the
+    second, then the first. Cumulative sums are short, so that they round little and cost little, where a single one
+    over ``N`` would take most of a gradient step; and sums over leading axes are vectorised on a CPU, others are not.
+    """
+    base = math.ceil(weight.size ** (1 / 3))
+    # Without the barriers the compiler works all of it out again for whatever reads a part of it.
+    places = jnp.pad(weight, (0, base**3 - weight.size)).reshape(base, base, base)
+    places = jax.lax.optimization_barrier(places)
+    parts = jax.lax.optimization_barrier(jnp.sum(places, axis=0))
+    uniform = jax.random.uniform(key, (3, batch))
+    last = _position(jnp.sum(parts, axis=0)[:, None], uniform[0])
+    second = _position(parts[:, last], uniform[1])
+    first = _position(places[:, second, last], uniform[2])
+    return jnp.minimum((first * base + second) * base + last, weight.size - 1)
+
+
+def _position(weight: jax.Array, uniform: jax.Array) -> jax.Array:
+    """The first position up to which the sum of ``weight [N, batch]`` (or ``[N, 1]``) exceeds ``uniform [batch]`` of
+    the whole; never one without weight, unless nothing has any."""
+    cumulative = jax.lax.associative_scan(jnp.add, weight, axis=0)
+    whole = cumulative[-1]
+    # Rounding must not reach the whole, which is exceeded nowhere.
+    threshold = jnp.minimum(uniform * whole, jnp.nextafter(whole, 0.0))
+    return jnp.minimum(jnp.sum(cumulative <= threshold, axis=0, dtype=jnp.int32), weight.shape[0] - 1)
 
 
 def replay_prioritise(

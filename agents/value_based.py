@@ -140,8 +140,8 @@ def value_based(
       dueling: value and advantage as two heads (Wang et al., 2016).
       quantiles: ``N`` of both quantile heads.
       atoms, value_low, value_high: the categorical head's.
-      huber: where the loss turns linear, ``delta`` of the expected head and ``kappa`` of the quantile heads (0: the
-        plain quantile loss).
+      huber: where the loss turns linear, ``delta`` of the expected head (above 0) and ``kappa`` of the quantile heads
+        (0: the plain quantile loss).
       capacity: of the buffer, in transitions.
       batch_size, updates: segments per gradient step and gradient steps per update.
       learning_starts: stored transitions before the first gradient step.
@@ -157,7 +157,8 @@ def value_based(
 
     Raises:
       ValueError: see ``return_network``; data of another kind; counts out of range; a buffer too small to learn from;
-        a functional that greedy steps do not optimise, or that this head or world cannot tell.
+        a functional that greedy steps do not optimise, or that this head or world cannot tell; an expected head
+        with ``huber`` 0.
       UnsupportedSpaceError: actions that are not Discrete, or an observation without encoder.
     """
     returns = return_network(
@@ -174,6 +175,8 @@ def value_based(
     )
     _validate_data(data, capacity, learning_starts, n_step, batch_size, updates, target_period)
     _validate_functional(functional, spec, head, discount, use_stock, stock_edits)
+    if head == "expected" and not isinstance(huber, jax.core.Tracer) and huber == 0:
+        raise ValueError("huber=0: head='expected' would lose nothing, whatever it predicts: expected above 0")
     weights = {"env": 1.0} if channels is None else dict(channels)
     steps = [] if max_gradient_norm is None else [optax.clip_by_global_norm(max_gradient_norm)]
     optimiser = optax.flatten(optax.chain(*steps, optax.adam(learning_rate, eps=adam_epsilon)))

@@ -31,7 +31,7 @@ from experiments.disk import read_json
 from experiments.drivers import Member, drivers
 from experiments.errors import UserError, command, nearest
 from experiments.learn import RunState
-from experiments.run import validate
+from experiments.ranges import validate
 from experiments.train import CHECKPOINT_FOLDER, program_name, restore
 
 CHOICES = ("best", "latest")

@@ -28,14 +28,10 @@ from experiments.command_parser import CommandParser
 from experiments.drivers import Member
 from experiments.errors import UserError, command, unknown
 from experiments.progress import progress, result_table
+from experiments.ranges import validate
 from experiments.train import PROLONGABLE, Outcome, devices, planned_steps, prepare_folder, stop_on_signals, train
 
 SIGNAL_EXIT = 128
-# What no factory checks, because a sweep traces it or because it is the loop's own.
-LOWEST = {
-    1: ("iterations", "evaluate_every", "seeds", "evaluation.episodes", "evaluation.length", "rollout.start_states"),
-    0: ("agent.learning_rate", "agent.clip", "agent.max_gradient_norm", "warm_start.rooms"),
-}
 
 
 def parser() -> CommandParser:
@@ -62,20 +58,6 @@ def members_of(config, variant: str, seeds: int | None, first_seed: int) -> list
             f"--seeds={count}, --first-seed={first_seed}: expected one seed or more, from 0 to {DEMONSTRATION_SEED - 1}"
         )
     return [Member(seed, variant) for seed in range(first_seed, first_seed + count)]
-
-
-def validate(config: ConfigDict) -> None:
-    """Checks the keys of the loop itself.
-
-    Raises:
-      UserError: for a number out of range.
-    """
-    values = registry.keys(config)
-    for lowest, keys in LOWEST.items():
-        for key in keys:
-            value = values.get(key)
-            if value is not None and value < lowest:
-                raise UserError(f"configuration key {key!r} got {value}, expected at least {lowest}")
 
 
 def checked_world(config: ConfigDict) -> World:

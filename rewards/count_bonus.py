@@ -16,10 +16,16 @@ from agents.networks import observation_features, space_leaves
 from envs.spaces import nearest
 from envs.types import EnvironmentSpec, PyTree, Trajectory
 from rewards.base import RewardTransform
-from rewards.moments import counts_carried_on, counts_within_episodes, entering_counts, episode_starts
+from rewards.moments import (
+    LARGEST_TABLE,
+    check_episode_counts,
+    counts_carried_on,
+    counts_within_episodes,
+    entering_counts,
+    episode_starts,
+)
 
 IDENTITIES = ("exact", "hash", "projection")
-LARGEST_TABLE = 2**24
 
 
 class CountBonusState(NamedTuple):
@@ -65,7 +71,7 @@ def count_bonus(
 
     Raises:
       ValueError: an unknown ``identify``; ``bits`` out of range; ``exact`` on an observation that is not made of
-        bounded integers, or that can take too many values for a table.
+        bounded integers, or that can take too many values for a table; counts of too many episodes at a time.
       UnsupportedSpaceError: if a part of the observation cannot be encoded.
     """
     if identify not in IDENTITIES:
@@ -78,6 +84,8 @@ def count_bonus(
     space = spec.observation_space
     ranges = _ranges(space) if identify == "exact" else None
     buckets = 2**bits if ranges is None else math.prod(int(np.prod(size)) for _, size in ranges)
+    if episodic:
+        check_episode_counts("count_bonus", data.batch, buckets)
 
     def bucket(state, observation):
         """``int32 [T, B]``."""

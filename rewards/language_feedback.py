@@ -21,7 +21,9 @@ from envs.spaces import nearest
 from envs.types import EnvironmentSpec, PyTree, Trajectory
 from rewards.base import Metrics, RewardTransform
 from rewards.moments import (
+    LARGEST_TABLE,
     Moments,
+    check_episode_counts,
     counts_carried_on,
     counts_within_episodes,
     entering_counts,
@@ -187,6 +189,10 @@ def language_feedback(
     for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"language_feedback: {name}={value}: expected at least 1")
+    largest = LARGEST_TABLE.bit_length() - 1
+    if bits > largest:
+        raise ValueError(f"language_feedback: bits={bits}: expected a number from 1 to {largest}")
+    check_episode_counts("language_feedback", data.batch, 2**bits)
     length, size = spec.message_length, QUESTION_SIZES[model]
     shape = CharacterConfig(embedding_size, channels, kernels, pools, hidden)
     if model == "retrieval":

@@ -12,6 +12,9 @@ from agents.base import DataSpec
 from agents.credit import masked_mean
 from envs.types import Trajectory
 
+# Counts that a transform may keep in all: 64 MiB.
+LARGEST_TABLE = 2**24
+
 
 class Moments(NamedTuple):
     """Running count ``[]``, mean and sum of squared deviations ``[...]`` of the values seen."""
@@ -114,6 +117,25 @@ def episode_starts(trajectory: Trajectory) -> jax.Array:
         return trajectory.extras["episode_start"]
     ends = trajectory.terminated | trajectory.truncated
     return jnp.concatenate([jnp.ones_like(ends[:1]), ends[:-1]])
+
+
+def check_episode_counts(name: str, batch: int, buckets: int) -> None:
+    """Refuses counts of every world's episode that would fill the memory.
+
+    Args:
+      name: of the transform, for the message.
+      batch: worlds.
+      buckets: counts of each.
+
+    Raises:
+      ValueError: more than ``LARGEST_TABLE`` in all.
+    """
+    if batch * buckets > LARGEST_TABLE:
+        most = LARGEST_TABLE // batch
+        raise ValueError(
+            f"{name}: {buckets} counts for each of the {batch} worlds: expected at most {LARGEST_TABLE} in all, "
+            f"which is bits={most.bit_length() - 1}"
+        )
 
 
 def counts_within_episodes(buckets: jax.Array, counted: jax.Array, starts: jax.Array, entering: jax.Array) -> jax.Array:

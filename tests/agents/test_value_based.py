@@ -518,6 +518,7 @@ def test_numbers_may_be_traced():
         ({"head": "categorical", "atoms": 1}, "atoms=1"),
         ({"updates": 0}, "updates=0: expected at least 1"),
         ({"target_period": 0}, "target_period=0: expected at least 1"),
+        ({"huber": 0.0}, "huber=0: head='expected' would lose nothing"),
         ({"capacity": 2, "n_step": 3}, "capacity=2 holds 2 rows of batch=1: expected at least 3 rows"),
         ({"learning_starts": 5}, "learning_starts=5: the buffer never holds more than 1 transitions"),
         ({"stock_edits": 1}, "stock_edits=1: expected 0 but for a stock-augmented world"),

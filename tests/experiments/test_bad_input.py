@@ -90,6 +90,8 @@ def refused(capsys, runs, arguments, words):
 
 
 SOKOBAN, CARTPOLE = "oprl_sokoban:oprl,smoke", "ppo_cartpole:smoke"
+DQN, GRID = "dqn_cartpole:smoke", "eta_gridworld:smoke"
+RND, EPISODIC = "curiosity_maze:rnd,smoke", "curiosity_maze:episodic,smoke"
 MISTAKES = {
     "an experiment": (["oprl_sokobn"], ["unknown experiment 'oprl_sokobn'", "did you mean 'oprl_sokoban'?"]),
     "no experiment": ([":grpo"], ["unknown experiment ''", "known: "]),
@@ -159,6 +161,48 @@ MISTAKES = {
     "negative rooms": ([SOKOBAN, "--config.warm_start.rooms=-1"], ["'warm_start.rooms' got -1", "at least 0"]),
     "no start states": ([CARTPOLE, "--config.rollout.start_states=0"], ["rollout.start_states", "at least 1"]),
     "uphill": ([SOKOBAN, "--config.agent.learning_rate=-1"], ["agent.learning_rate", "at least 0"]),
+    "a discount": ([DQN, "--config.agent.discount=1.5"], ["'agent.discount' got 1.5", "from 0 to 1"]),
+    "no chance": ([DQN, "--config.agent.epsilon_end=-0.1"], ["'agent.epsilon_end' got -0.1", "from 0 to 1"]),
+    "no epsilon": ([DQN, "--config.agent.adam_epsilon=0"], ["'agent.adam_epsilon' got 0.0", "above 0"]),
+    "atoms upside down": (
+        ["dqn_cartpole:c51,smoke", "--config.agent.value_low=10", "--config.agent.value_high=-10"],
+        ["'agent.value_low' got 10.0", "below agent.value_high, which is -10.0"],
+    ),
+    "no loss": ([DQN, "--config.agent.huber=0"], ["'agent'", "huber=0", "expected above 0"]),
+    "a buffer": ([DQN, "--config.agent.capacity=100"], ["'agent'", "capacity=100", "capacity=256"]),
+    "a functional": (
+        [GRID, "--config.agent.functional.kind=target_retrun"],
+        ["unknown functional 'target_retrun' in agent.functional", "did you mean 'target_return'"],
+    ),
+    "a level": (
+        ["eta_gridworld:cvar,smoke", "--config.agent.functional.level=1.5"],
+        ["'agent.functional'", "level=1.5", "at most 1"],
+    ),
+    "no candidate": ([GRID, "--config.evaluation.candidates=0"], ["'evaluation.candidates' got 0", "at least 1"]),
+    "fewer candidates than none": ([GRID, "--config.evaluation.candidates=-3"], ["got -3", "at least 1"]),
+    "returns turned around": ([GRID, "--config.agent.return_scale=-1"], ["'agent.return_scale' got -1.0", "above 0"]),
+    "a stock upside down": (
+        [GRID, "--config.environment.stock.low=10"],
+        ["'environment.stock'", "low=10.0, high=9.0", "low <= high"],
+    ),
+    "curiosity uphill": (
+        [RND, "--config.rewards.curiosity.learning_rate=-1"],
+        ["'rewards.curiosity.learning_rate' got -1.0", "at least 0"],
+    ),
+    "a target that flees": (
+        ["curiosity_maze:explore,smoke", "--config.rewards.curiosity.target_decay=1.5"],
+        ["'rewards.curiosity.target_decay' got 1.5", "from 0 to 1"],
+    ),
+    "a discount of curiosity": (
+        [RND, "--config.credit.curiosity.discount=1.7"],
+        ["'credit.curiosity.discount' got 1.7", "from 0 to 1"],
+    ),
+    "a trace": ([RND, "--config.credit.curiosity.trace=-0.1"], ["'credit.curiosity.trace' got -0.1", "from 0 to 1"]),
+    "parts of nothing": ([RND, "--config.rewards.curiosity.parts=0"], ["'rewards.curiosity'", "parts=0"]),
+    "more counts than memory": (
+        [EPISODIC, "--config.rewards.curiosity.bits=24"],
+        ["'rewards.curiosity'", "16777216 counts for each of the 8 worlds", "bits=21"],
+    ),
     "no seed": ([SOKOBAN, "--seeds=0"], ["--seeds=0", "one seed or more"]),
     "no seed in the configuration": ([SOKOBAN, "--config.seeds=0"], ["'seeds' got 0", "at least 1"]),
     "a negative seed": ([SOKOBAN, "--first-seed=-1"], ["--first-seed=-1"]),

@@ -234,6 +234,8 @@ make = partial(language_feedback, data=DataSpec("unroll", 1, 1))
         (SILENT, {}, "gives no messages: expected one that does, such as kind='minigrid' with messages=True"),
         (SPEC, {"data": DataSpec("replay", 1, 1)}, "data.kind='replay': a replay buffer keeps no messages"),
         (SPEC, {"capacity": 0}, "capacity=0: expected at least 1"),
+        (SPEC, {"bits": 25}, "bits=25: expected a number from 1 to 24"),
+        (SPEC, {"bits": 22, "data": DataSpec("unroll", 1, 8)}, "4194304 counts for each of the 8 worlds.*bits=21"),
         (SPEC, {"model": "ranking", "kernels": (9, 9)}, r"kernels=\(9, 9\).*leave nothing of 16 characters"),
         (SPEC, {"model": "ranking", "kernels": (3,)}, "expected as many of both"),
         (SPEC, {"model": "ranking", "channels": 0}, "expected numbers of at least 1"),

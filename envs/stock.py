@@ -177,7 +177,8 @@ class StockAugmented:
 
     Raises:
       TypeError: if ``environment`` is no ``Environment``.
-      ValueError: for numbers out of range, or channels that the world does not write.
+      ValueError: for numbers out of range, a horizon behind the time limit inside, or channels that the world does
+        not write.
     """
 
     environment: Environment
@@ -192,6 +193,12 @@ class StockAugmented:
         if not isinstance(self.environment, Environment):
             raise TypeError(f"environment={self.environment!r}: expected an Environment (spec, reset, step)")
         self._augmentation.checked(self.environment.spec)
+        limit = self.environment.spec.max_episode_steps
+        # Cut before its end, an episode of discount 1 would be bootstrapped from a value that has no fixed point.
+        if limit is not None and self.horizon is not None and self.horizon > limit:
+            raise ValueError(
+                f"horizon={self.horizon}: the world inside is cut after {limit} steps: expected that at most, or None"
+            )
 
     @cached_property
     def _augmentation(self) -> _Augmentation:

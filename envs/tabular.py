@@ -27,6 +27,9 @@ STAY, UP, RIGHT, DOWN, LEFT = range(5)
 GRID_MOVES = ((0, 0), (-1, 0), (0, 1), (1, 0), (0, -1))
 """Row and column change of the actions stay, up, right, down, left of a ``gridworld``."""
 
+TABLES = ("FrozenLake-v1", "FrozenLake8x8-v1", "CliffWalking-v1", "Taxi-v4")
+"""The worlds of gymnasium's that publish their model."""
+
 LAYOUTS: dict[str, tuple[str, ...]] = {
     "two_rewards": ("S..+", ".#..", "..#.", "-..G"),
     "short_and_risky": ("....", ".##.", "S--G", "...+"),
@@ -238,16 +241,21 @@ def from_dense(
 def from_gymnasium(environment_id: str, **parameters: Any) -> TabularModel:
     """The model of a world of gymnasium's that publishes it, with its registered time limit as horizon.
 
-    These are ``FrozenLake-v1``, ``FrozenLake8x8-v1``, ``CliffWalking-v1`` (no time limit) and ``Taxi-v4``.
+    These are ``TABLES``; ``CliffWalking-v1`` has no time limit.
 
     Args:
       environment_id: as registered.
       **parameters: handed to ``gymnasium.make``, such as ``is_slippery=True``.
 
     Raises:
-      ValueError: the world has no table ``P``.
+      ValueError: an unknown identifier, or a world without table ``P``.
     """
-    environment = gymnasium.make(environment_id, **parameters)
+    try:
+        environment = gymnasium.make(environment_id, **parameters)
+    except gymnasium.error.Error as error:
+        raise ValueError(
+            f"environment_id={environment_id!r}: {error} ({nearest(environment_id, TABLES)}; all: {', '.join(TABLES)})"
+        ) from error
     try:
         inside = environment.unwrapped
         table = getattr(inside, "P", None)
@@ -255,7 +263,7 @@ def from_gymnasium(environment_id: str, **parameters: Any) -> TabularModel:
         if table is None or initial is None:
             raise ValueError(
                 f"{environment_id} publishes no model (no attribute P with initial_state_distrib): expected a tabular "
-                "world such as FrozenLake-v1, CliffWalking-v1 or Taxi-v4"
+                f"world such as {', '.join(TABLES)}"
             )
         limit = None if environment.spec is None else environment.spec.max_episode_steps
         outcomes = [[list(table[state][action]) for action in sorted(table[state])] for state in sorted(table)]

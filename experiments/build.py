@@ -43,7 +43,7 @@ from envs.wrappers import TimeLimit
 from experiments.annotation import AnnotationService, Annotator, Scripted
 from experiments.annotation_http import Http
 from experiments.errors import UserError, unknown
-from experiments.objectives import Objectives
+from experiments.objectives import JUDGED, Objectives, require_units_of_stock
 from rewards import transforms
 from rewards.base import RewardTransform, chain
 from rewards.count_bonus import count_bonus
@@ -264,8 +264,13 @@ def _rewards(nested, spec, data, network_config) -> tuple[RewardTransform, list[
         context = {key: value for key, value in context.items() if key in accepted}
         positional = (spec,) if "spec" in accepted else ()
         transforms_by_name[name] = _call(factory, f"rewards.{name}", *positional, **context, **arguments)
-        known_channels.add(arguments.get("channel", accepted["channel"].default))
+        known_channels.add(_written_channel(section))
     return chain(**transforms_by_name), sorted(known_channels)
+
+
+def _written_channel(section: Mapping[str, Any]) -> str:
+    """The channel that a reward transform of a known kind writes, or reads where it writes none."""
+    return section.get("channel", inspect.signature(REWARDS[section["kind"]]).parameters["channel"].default)
 
 
 def build_annotation(
@@ -313,10 +318,7 @@ def build_annotation(
 
 def _unread(nested: Mapping[str, Any], read: Iterable[str]) -> list[tuple[str, str]]:
     """The transforms, each with its channel, that write a channel besides the world's which is none of ``read``."""
-    channels = {
-        name: section.get("channel", inspect.signature(REWARDS[section["kind"]]).parameters["channel"].default)
-        for name, section in nested["rewards"].items()
-    }
+    channels = {name: _written_channel(section) for name, section in nested["rewards"].items()}
     return [(name, channel) for name, channel in channels.items() if channel != "env" and channel not in set(read)]
 
 
@@ -358,7 +360,8 @@ def build_objectives(
     """What ``config.evaluation.objectives`` asks of a stock-augmented agent; ``None`` where it asks nothing.
 
     Raises:
-      UserError: for an unknown functional, or a world or agent without stock.
+      UserError: for an unknown functional or one of vectors, a world without stock or with one of other rewards than
+        those that are judged, or episodes that are cut before the world ends them.
     """
     nested = with_values(config, values or {})
     wanted = nested["evaluation"].get("objectives", {})
@@ -367,11 +370,28 @@ def build_objectives(
     stock = nested["environment"].get("stock")
     if stock is None:
         raise UserError("evaluation.objectives: the world has no stock; expected a section environment.stock")
+    channel = stock.get("channels", JUDGED)
+    if channel != JUDGED:
+        raise UserError(
+            f"evaluation.objectives: judged are returns of the channel {JUDGED!r}, the stock adds up {channel!r}; "
+            f"expected environment.stock.channels={JUDGED!r}"
+        )
+    length, limit = nested["evaluation"]["length"], spec.max_episode_steps
+    if limit is not None and length < limit:
+        raise UserError(
+            f"evaluation.length={length}: the world's episodes last up to {limit} steps, and objectives are of whole "
+            f"returns; expected at least {limit}"
+        )
     functionals = {}
     for name, section in wanted.items():
         functional = build_functional(section, f"evaluation.objectives.{name}")
         if functional is None:
             raise UserError(f"evaluation.objectives.{name}: kind 'mean' is no functional; expected 'expectation'")
+        if functional.dimension not in (None, 0):
+            raise UserError(
+                f"evaluation.objectives.{name}: {functional.name} is for vectors of {functional.dimension}, the return "
+                "is a number; expected a functional of numbers, such as 'target_return'"
+            )
         functionals[name] = functional
     agent, network_config = nested["agent"], _call(NetworkConfig, "network", **nested["network"])
     described = {name: agent[name] for name in inspect.signature(return_network).parameters if name in agent}
@@ -390,6 +410,11 @@ def _value_based(config, nested, spec, section, channels, context) -> Agent:
         if name not in channels:
             raise unknown("reward channel", name, channels, "in agent.channels")
     functional = build_functional(section.pop("functional"))
+    stock = nested["environment"].get("stock")
+    if stock is not None and (functional is not None or nested["evaluation"].get("objectives")):
+        channel = stock.get("channels", JUDGED)
+        changes = {name: each for name, each in nested["rewards"].items() if _written_channel(each) == channel}
+        require_units_of_stock(nested["agent"], channel, changes)
     return _call(value_based, "agent", spec, functional=functional, **context, **section)
 
 

@@ -6,8 +6,9 @@ the worst returns) is said by the stock that an episode starts with.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,11 @@ from agents.functionals import FIXED, Functional, searched_stock, statistic
 from agents.return_networks import ReturnNetwork, utilities
 from envs.stock import StartingAt, StockAugmented, with_start
 from envs.types import Observation, PyTree, Trajectory
+from experiments.errors import UserError
 from experiments.learn import evaluation_rollout
 
+# The channel whose realised returns are judged.
+JUDGED = "env"
 # Start states over which the utility of an initial stock is averaged.
 START_STATES = 32
 
@@ -39,6 +43,47 @@ class Objectives(NamedTuple):
     return_scale: float
     candidates: jax.Array
     use_stock: bool = True
+
+
+def require_units_of_stock(agent: Mapping[str, Any], channel: str, changes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuses an agent whose predicted returns are not in the units of the stock that they are added to.
+
+    The stock adds up a channel as the world pays it; the agent predicts returns of what the reward chain and its own
+    weights make of the channels. Stock plus return means something only if the agent's reward is the stock's channel
+    alone, changed by nothing but factors, and ``return_scale * weight * factors = 1``. Traced numbers have no value.
+
+    Args:
+      agent: the section, with ``channels`` and ``return_scale``.
+      channel: what the stock adds up.
+      changes: sections of the reward transforms that write this channel, by name.
+
+    Raises:
+      UserError: names the key and what it should be.
+    """
+    if list(agent["channels"]) != [channel]:
+        raise UserError(
+            f"agent.channels: the agent's reward is made of {', '.join(agent['channels'])}, the stock adds up "
+            f"{channel!r}; an objective of stock plus return expects {channel!r} alone"
+        )
+    factors = {f"agent.channels.{channel}": agent["channels"][channel]}
+    for name, section in changes.items():
+        if section["kind"] != "scale":
+            raise UserError(
+                f"rewards.{name}: kind {section['kind']!r} changes the channel {channel!r}, which the stock adds up as "
+                "the world pays it; expected kind 'scale', or another channel"
+            )
+        factors[f"rewards.{name}.factor"] = section["factor"]
+    scale = agent["return_scale"]
+    if any(isinstance(number, jax.core.Tracer) for number in (scale, *factors.values())):
+        return
+    product = math.prod(float(factor) for factor in factors.values())
+    if not math.isclose(float(scale) * product, 1.0, rel_tol=1e-5):
+        shown = " and ".join(f"{key}={float(factor):g}" for key, factor in factors.items())
+        expected = f"agent.return_scale={1 / product:g}" if product > 0 else "factors whose product is above 0"
+        raise UserError(
+            f"agent.return_scale={float(scale):g} does not undo {shown}: a predicted return would not be in the units "
+            f"of the stock; expected {expected}"
+        )
 
 
 def predicted_utilities(
@@ -77,7 +122,7 @@ def initial_stocks(objectives: Objectives, online: PyTree, observation: Observat
 def discounted_returns(trajectory: Trajectory, discount: float) -> jax.Array:
     """``sum_t discount^t r_t`` of whole episodes ``[T, B]``; ``[B]``."""
     powers = discount ** jnp.arange(trajectory.mask.shape[0], dtype=jnp.float32)
-    return jnp.sum(powers[:, None] * trajectory.rewards["env"] * trajectory.mask, axis=0)
+    return jnp.sum(powers[:, None] * trajectory.rewards[JUDGED] * trajectory.mask, axis=0)
 
 
 def objective_metrics(objectives: Objectives, stocks: jax.Array, returns: jax.Array) -> dict[str, jax.Array]:

@@ -49,7 +49,7 @@ VARIANTS = {
     "cvar": "the mean of the worst share of the returns, in a slippery world",
     "optimistic_cvar": "the mean of the best share of the returns",
     "mean_cvar": "half the mean, half the mean of the worst quarter",
-    "homeostasis": "a stock that stays near its set point 0, whatever the world adds",
+    "homeostasis": "of one number, which is a target return: a stock that stays near 0, whatever the world adds",
     "stockless": "for comparison: greedy for the functional of the return to come, without stock",
     **ONLY,
     "smoke": "seconds: a few iterations of a small batch",

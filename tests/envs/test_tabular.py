@@ -117,6 +117,9 @@ def test_gymnasium_models():
     assert set(np.unique(taxi.reward)) == {-10, -1, 20}
     with pytest.raises(ValueError, match="CartPole-v1 publishes no model"):
         from_gymnasium("CartPole-v1")
+    for unknown in ("CliffWalkin-v1", "CliffWalking-v7"):
+        with pytest.raises(ValueError, match=f"environment_id='{unknown}'.*known: CliffWalking-v1.*all: .*Taxi-v4"):
+            from_gymnasium(unknown)
 
 
 def test_gridworld_by_hand():

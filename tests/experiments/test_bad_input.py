@@ -90,7 +90,7 @@ def refused(capsys, runs, arguments, words):
 
 
 SOKOBAN, CARTPOLE = "oprl_sokoban:oprl,smoke", "ppo_cartpole:smoke"
-DQN, GRID = "dqn_cartpole:smoke", "eta_gridworld:smoke"
+DQN, GRID, CLIFF = "dqn_cartpole:smoke", "eta_gridworld:smoke", "eta_cliffwalking:smoke"
 RND, EPISODIC = "curiosity_maze:rnd,smoke", "curiosity_maze:episodic,smoke"
 MISTAKES = {
     "an experiment": (["oprl_sokobn"], ["unknown experiment 'oprl_sokobn'", "did you mean 'oprl_sokoban'?"]),
@@ -181,9 +181,31 @@ MISTAKES = {
     "no candidate": ([GRID, "--config.evaluation.candidates=0"], ["'evaluation.candidates' got 0", "at least 1"]),
     "fewer candidates than none": ([GRID, "--config.evaluation.candidates=-3"], ["got -3", "at least 1"]),
     "returns turned around": ([GRID, "--config.agent.return_scale=-1"], ["'agent.return_scale' got -1.0", "above 0"]),
+    "returns of another unit": (
+        [CLIFF, "--config.rewards.env.factor=0.5"],
+        ["agent.return_scale=20", "rewards.env.factor=0.5", "expected agent.return_scale=2"],
+    ),
+    "a channel of another weight": (
+        [GRID, "--config.agent.channels.env=0.5"],
+        ["agent.return_scale=1", "agent.channels.env=0.5", "expected agent.return_scale=2"],
+    ),
+    "a horizon that is never reached": (
+        [GRID, "--config.environment.time_limit=8"],
+        ["'environment.stock'", "horizon=16", "cut after 8 steps"],
+    ),
+    "judged before the end": ([GRID, "--config.evaluation.length=5"], ["evaluation.length=5", "at least 16"]),
     "a stock upside down": (
         [GRID, "--config.environment.stock.low=10"],
         ["'environment.stock'", "low=10.0, high=9.0", "low <= high"],
+    ),
+    "a world without a table": (
+        [CLIFF, "--config.environment.environment_id=CliffWalkin-v1"],
+        [
+            "'environment'",
+            "environment_id='CliffWalkin-v1'",
+            "the nearest known: CliffWalking-v1",
+            "all: FrozenLake-v1",
+        ],
     ),
     "curiosity uphill": (
         [RND, "--config.rewards.curiosity.learning_rate=-1"],

@@ -1,5 +1,7 @@
 """Objectives of a stock-augmented agent: the searched stock, what is realised, and an agent that does nothing."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,12 @@ from experiments import build, registry
 from experiments.build import build_objectives, build_parts, build_world
 from experiments.drivers import HostDriver, Member, ScanDriver
 from experiments.errors import UserError
-from experiments.objectives import Objectives, evaluate_objectives, initial_stocks
+from experiments.objectives import (
+    Objectives,
+    evaluate_objectives,
+    initial_stocks,
+    require_units_of_stock,
+)
 
 KEY = jax.random.key(0)
 OBJECTIVES = ("target_1", "tau_50")
@@ -34,6 +41,67 @@ def test_the_initial_stocks_by_what_the_network_predicts():
     found = jax.jit(lambda online: initial_stocks(objectives, online, observation))(params)
     # All stocks from -2 to -1 tie for the first; the last is at minus the best quarter's quantile.
     np.testing.assert_allclose(found, [-1.0, -1.5, -2.0])
+
+
+SCALED = {"kind": "scale", "channel": "env", "factor": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("scale", "channels", "changes", "message"),
+    [
+        (1.0, {"env": 1.0}, {}, None),
+        (20.0, {"env": 1.0}, {"env": SCALED}, None),
+        (10.0, {"env": 2.0}, {"env": SCALED}, None),
+        (400.0, {"env": 1.0}, {"first": SCALED, "second": SCALED}, None),
+        (2.0, {"env": 1.0}, {}, "agent.return_scale=2 does not undo agent.channels.env=1:.*agent.return_scale=1$"),
+        (1.0, {"env": 1.0}, {"a": SCALED}, "rewards.a.factor=0.05:.*expected agent.return_scale=20$"),
+        (1.0, {"env": -1.0}, {}, "expected factors whose product is above 0"),
+        (1.0, {"env": 0.0}, {}, "expected factors whose product is above 0"),
+        (1.0, {"env": 1.0, "curiosity": 0.1}, {}, "made of env, curiosity, the stock adds up 'env'.*'env' alone"),
+        (1.0, {"cost/x": 1.0}, {}, "made of cost/x, the stock adds up 'env'"),
+        (
+            1.0,
+            {"env": 1.0},
+            {"a": {"kind": "clip", "channel": "env"}},
+            "rewards.a: kind 'clip' changes the channel 'env'",
+        ),
+    ],
+)
+def test_predicted_returns_are_in_the_units_of_the_stock(scale, channels, changes, message):
+    agent = {"return_scale": scale, "channels": channels}
+    with contextlib.nullcontext() if message is None else pytest.raises(UserError, match=message):
+        require_units_of_stock(agent, "env", changes)
+
+
+def test_a_traced_factor_is_left_to_the_point_of_the_sweep():
+    agent = {"return_scale": 1.0, "channels": {"env": 1.0}}
+
+    def traced(factor):
+        require_units_of_stock(agent, "env", {"env": SCALED | {"factor": factor}})
+        return factor
+
+    jax.eval_shape(traced, 7.0)
+    # What a driver was given is known, and of 32 bits.
+    require_units_of_stock(agent | {"return_scale": 20.0}, "env", {"env": SCALED | {"factor": jnp.float32(0.05)}})
+
+
+@pytest.mark.parametrize(
+    ("functional", "objectives", "refused"),
+    [
+        ({"kind": "target_return", "target": 0.0}, {}, True),
+        # The stock that an objective starts with is searched among what the network predicts.
+        ({"kind": "mean"}, {"tau_50": {"kind": "cvar", "level": 0.5}}, True),
+        ({"kind": "mean"}, {}, False),
+    ],
+)
+def test_units_matter_where_a_return_is_added_to_a_stock(functional, objectives, refused):
+    config = registry.load("eta_gridworld:smoke").config.copy_and_resolve_references()
+    config.unlock()
+    config.agent.functional, config.evaluation.objectives = functional, objectives
+    config.rewards.halved = {"kind": "scale", "factor": 0.5}
+    spec = build_world(registry.load("eta_gridworld:smoke").config).spec
+    with pytest.raises(UserError, match=r"rewards\.halved\.factor=0\.5") if refused else contextlib.nullcontext():
+        build_parts(config, spec)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +164,12 @@ def test_both_drivers_find_the_same_in_a_world_without_chance(monkeypatch):
         ({"evaluation.objectives": {"x": {"kind": "cvr", "level": 0.1}}}, "did you mean 'cvar'"),
         ({"evaluation.objectives": {"x": {"kind": "cvar", "level": 2.0}}}, "level"),
         ({"evaluation.objectives": {"x": {"kind": "mean"}}}, "expected 'expectation'"),
+        (
+            {"evaluation.objectives": {"x": {"kind": "homeostasis", "set_points": (0.0, 0.0)}}},
+            "evaluation.objectives.x: homeostasis.* is for vectors of 2, the return is a number",
+        ),
+        ({"evaluation.length": 15}, "evaluation.length=15: .*up to 16 steps.*expected at least 16"),
+        ({"environment.stock": {"low": 0.0, "high": 1.0, "channels": "cost/x"}}, "the stock adds up 'cost/x'"),
         ({"environment.stock": None}, "the world has no stock"),
     ],
 )

@@ -115,7 +115,9 @@ def value_based(
         target = G_n + discount^n (1 - terminated) Z_target(s_n, a*),    a* greedy at s_n,
 
     is regressed on by the loss of the head, averaged over the segments. ``relabel(trajectory) -> trajectory`` is
-    applied to every sampled batch, so that reward transforms are those of now.
+    applied to every sampled batch, so that reward transforms are those of now. Of a stock that the network sees, the
+    metric ``stock_outside`` is the share of the unroll's steps at which it was outside the range of start stocks: there
+    the network has to go on from what it learnt at the edge.
 
     Args:
       spec: the world.
@@ -181,6 +183,7 @@ def value_based(
     steps = [] if max_gradient_norm is None else [optax.clip_by_global_norm(max_gradient_norm)]
     optimiser = optax.flatten(optax.chain(*steps, optax.adam(learning_rate, eps=adam_epsilon)))
     actions = int(spec.action_space.n)
+    stocked = is_augmented(spec.observation_space) and use_stock
 
     def init_fn(key):
         online = returns.init(key)
@@ -359,6 +362,8 @@ def value_based(
         ready = (stored >= learning_starts) & (replay.size >= n_step)
         (online, target, optimiser_state, count, priority, largest), metrics = jax.lax.cond(ready, learn, wait, learner)
         metrics |= {"epsilon": epsilon_at(environment_steps), "stored": stored.astype(jnp.float32)}
+        if stocked:
+            metrics["stock_outside"] = _mean(outside_start(spec, trajectory.observation["stock"]), trajectory.mask)
         state = ValueBasedState(
             params={"online": online, "steps": environment_steps},
             target=target,
@@ -369,6 +374,13 @@ def value_based(
         return state, metrics
 
     return Agent(init_fn, initial_carry, act_fn, update_fn, data)
+
+
+def outside_start(spec: EnvironmentSpec, stock: jax.Array) -> jax.Array:
+    """Whether a stock is outside the range that start stocks are drawn from, any component of a vector; ``[...]``."""
+    space = spec.observation_space["start_stock"]
+    outside = (stock < space.low) | (stock > space.high)
+    return jnp.any(outside.reshape(*outside.shape[: outside.ndim - len(space.shape)], -1), axis=-1)
 
 
 def _mean(x, weight):

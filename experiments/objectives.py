@@ -126,15 +126,24 @@ def discounted_returns(trajectory: Trajectory, discount: float) -> jax.Array:
 
 
 def objective_metrics(objectives: Objectives, stocks: jax.Array, returns: jax.Array) -> dict[str, jax.Array]:
-    """``objective/NAME``, ``mean/NAME`` (of the return) and ``stock/NAME`` (the initial one) of every objective, and
-    ``objective``, the mean of the first over the names; from ``stocks [K]`` and the realised ``returns [K, N]``."""
+    """What became of every objective, from its initial stock, ``stocks [K]``, and the realised ``returns [K, N]``.
+
+    By name ``objective/NAME``, ``mean/NAME`` (of the return), ``stock/NAME`` (the initial one) and ``edge/NAME``, and
+    ``objective``, the mean of the first over the names. ``edge/NAME`` is 1 where the candidates, and with them the
+    range of start stocks, may be too narrow for an agent that uses its stock: what was searched is the first or the
+    last of them, or a stock that is fixed lies beyond them.
+    """
     # By the law's own best stock where it is searched: a badly chosen one is judged by what it led to, not by itself.
     weights = jnp.full(returns.shape[1], 1 / returns.shape[1])
     functionals = objectives.functionals
     values = [statistic(each, paid, weights) for each, paid in zip(functionals.values(), returns, strict=True)]
+    first, last = objectives.candidates[0], objectives.candidates[-1]
     metrics = {"objective": jnp.mean(jnp.stack(values))}
-    for name, value, stock, paid in zip(functionals, values, stocks, returns, strict=True):
+    for (name, functional), value, stock, paid in zip(functionals.items(), values, stocks, returns, strict=True):
+        fixed = functional.start.kind == FIXED
+        edge = (stock < first) | (stock > last) if fixed else (stock <= first) | (stock >= last)
         metrics |= {f"objective/{name}": value, f"mean/{name}": jnp.mean(paid), f"stock/{name}": stock}
+        metrics[f"edge/{name}"] = jnp.float32(objectives.use_stock) * edge
     return metrics
 
 

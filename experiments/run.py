@@ -32,6 +32,8 @@ from experiments.ranges import validate
 from experiments.train import PROLONGABLE, Outcome, devices, planned_steps, prepare_folder, stop_on_signals, train
 
 SIGNAL_EXIT = 128
+# What says that a range of stocks is too narrow, shown where it says so.
+NARROW = ("agent/stock_outside", "edge/")
 
 
 def parser() -> CommandParser:
@@ -122,6 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report(outcome: Outcome, loaded_name: str, config, folder: Path, arguments: argparse.Namespace) -> int:
     metrics = [config.evaluation.metric, "return", "length"]
     metrics = list(dict.fromkeys(name for name in metrics if any(name in row for row in outcome.rows)))
+    final = [row for row in outcome.rows if row["iteration"] == outcome.rows[-1]["iteration"]]
+    found = [name for name in results.metrics_of(final) if name.startswith(NARROW)]
+    metrics += [name for name in found if any(row.get(name) for row in final)]
     if arguments.figure and outcome.rows:
         figures.save(figures.draw({loaded_name: outcome.rows}, config.evaluation.metric), arguments.figure)
     if arguments.json:

@@ -14,7 +14,7 @@ from agents.functionals import cvar, expectation, expected_utility, exponential_
 from agents.networks import Head, NetworkConfig, implicit_quantile_network
 from agents.replay import replay_sample
 from agents.return_networks import best_actions, return_network, stock_hats, utilities
-from agents.value_based import n_step_return, value_based
+from agents.value_based import n_step_return, outside_start, value_based
 from agents.value_losses import midpoints
 from envs.probes import ContinuousTarget, ObservationActionReward
 from envs.rollout import start_unroll, unroll
@@ -406,6 +406,24 @@ def test_hats_of_the_stock_by_hand():
     vector = StockAugmented(ObservationActionReward(), 1.0, (-1.0,), (1.0,), channels=("env",))
     params = return_network(vector.spec, LINEAR, stock_features=2).init(KEY)
     assert params["head_advantage"]["kernel"].shape == (1 + 3 + 1, 2)
+
+
+def test_steps_are_counted_at_which_the_stock_is_outside_its_range():
+    # Start stocks are drawn from -3 to 1: of six steps the ends are inside, two are outside and one of these is masked.
+    stock = jnp.array([[-3.0, 1.0], [-3.001, 0.0], [1.5, -1.0]])
+    mask = jnp.ones((3, 2)).at[2, 0].set(0.0)
+    rollout = start_unroll(ONE_STEP, KEY, 2, ())
+    policy = lambda carry, observation, key: (jnp.ones(2, jnp.int32), (), {})  # noqa: E731
+    _, trajectory = unroll(ONE_STEP, policy, rollout, KEY, length=3, initial_carry=())
+    trajectory = trajectory._replace(observation=trajectory.observation | {"stock": stock}, mask=mask)
+    data = {"data": DataSpec("replay", 3, 2), "capacity": 6}
+    for arguments, expected in [({}, 1 / 5), ({"use_stock": False}, None)]:
+        agent = agent_of(ONE_STEP.spec, **data, **arguments)
+        _, metrics = jit(agent.update)(jit(agent.init)(KEY), trajectory, KEY)
+        assert metrics.get("stock_outside") == (None if expected is None else pytest.approx(expected))
+    vector = StockAugmented(ObservationActionReward(), 1.0, (-1.0, 0.0), (1.0, 2.0), channels=("env", "env"))
+    stock = jnp.array([[0.0, 0.0], [0.0, -0.1], [1.1, 1.0]])
+    np.testing.assert_array_equal(outside_start(vector.spec, stock), [False, True, True])
 
 
 def test_edited_segments_are_those_of_the_world_from_another_start():

@@ -21,6 +21,7 @@ from experiments.objectives import (
     Objectives,
     evaluate_objectives,
     initial_stocks,
+    objective_metrics,
     require_units_of_stock,
 )
 
@@ -41,6 +42,26 @@ def test_the_initial_stocks_by_what_the_network_predicts():
     found = jax.jit(lambda online: initial_stocks(objectives, online, observation))(params)
     # All stocks from -2 to -1 tie for the first; the last is at minus the best quarter's quantile.
     np.testing.assert_allclose(found, [-1.0, -1.5, -2.0])
+
+
+def test_a_range_of_stocks_that_may_be_too_narrow_is_said():
+    functionals = {
+        "tail": cvar(0.5),
+        "best": optimistic_cvar(0.5),
+        "near": target_return(-1.0),
+        "far": target_return(4.0),
+    }
+    objectives = Objectives(functionals, None, 1.0, jnp.linspace(-3.0, 1.0, 9))
+    returns = jnp.zeros((4, 2))
+
+    def edges(stocks, **changes):
+        metrics = objective_metrics(objectives._replace(**changes), jnp.array(stocks), returns)
+        return [float(metrics[f"edge/{name}"]) for name in functionals]
+
+    # A searched stock at either end could lie beyond it; one that is fixed may lie on it.
+    assert edges([1.0, -3.0, 1.0, -4.0]) == [1, 1, 0, 1]
+    assert edges([0.5, -2.5, -3.0, -3.0]) == [0, 0, 0, 0]
+    assert edges([1.0, -3.0, 1.0, -4.0], use_stock=False) == [0, 0, 0, 0]
 
 
 SCALED = {"kind": "scale", "channel": "env", "factor": 0.05}
@@ -153,7 +174,8 @@ def test_both_drivers_find_the_same_in_a_world_without_chance(monkeypatch):
     driver = HostDriver(config, build_world(config), members[0])
     found = driver.evaluate(driver.start())
     assert found.keys() == expected.keys() and "stock/tau_50" in found
-    for name in ("objective", *(f"{kind}/{each}" for kind in ("objective", "mean", "stock") for each in OBJECTIVES)):
+    kinds = ("objective", "mean", "stock", "edge")
+    for name in ("objective", *(f"{kind}/{each}" for kind in kinds for each in OBJECTIVES)):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
     driver.close()
 

@@ -180,6 +180,17 @@ def test_a_signal_before_the_first_chunk_ends_without_rows(tmp_path, monkeypatch
         assert (json.loads(out)["seeds"] == []) if flags else (out == "")
 
 
+def test_a_range_of_stocks_that_is_too_narrow_at_the_end_is_shown(tmp_path, monkeypatch):
+    row = {"variant": VARIANT, "seed": 3, "return": 1.0, "agent/stock_outside": 0.5, "edge/far": 1.0, "edge/near": 1.0}
+    rows = [row | {"iteration": 2, "env_steps": 64}, row | {"iteration": 4, "env_steps": 128, "edge/near": 0.0}]
+    monkeypatch.setattr(run_module, "train", lambda *arguments: Outcome(True, None, rows, None))
+    status, out, _ = command(*ARGUMENTS, f"--runs={tmp_path}")
+    assert status == 0 and "agent/stock_outside" in out and "edge/far" in out and "edge/near" not in out
+    status, out, _ = command(*ARGUMENTS, f"--runs={tmp_path}", "--json")
+    [seed] = json.loads(out)["seeds"]
+    assert seed["agent/stock_outside"] == 0.5 and seed["edge/far"] == 1 and "edge/near" not in seed
+
+
 def test_the_variant_of_overrides():
     config = registry.load("ppo_cartpole:smoke").config
     changed = registry.apply_overrides(config, {"agent.learning_rate": "1e-3"})

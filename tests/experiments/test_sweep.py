@@ -119,6 +119,20 @@ def test_every_point_is_refused_as_its_single_run_is(tmp_path):
             sweep.plan(loaded, config, {}, {key: values}, seeds=1, first_seed=0, runs=str(tmp_path))
 
 
+def test_a_point_whose_returns_are_of_another_unit_than_the_stock_is_refused(tmp_path):
+    loaded = registry.load("eta_gridworld:smoke")
+    config = loaded.config.copy_and_resolve_references().unlock()
+    config.rewards.env = {"kind": "scale", "channel": "env", "factor": 0.5}
+    config.agent.return_scale = 2.0
+    config.lock()
+    # Traced, the factor is nothing that the agent's factory could compare with.
+    assert sweep.is_traceable(config, build_world(config), "rewards.env.factor")
+    with pytest.raises(UserError, match=r"return_scale=2 does not undo .* rewards\.env\.factor=0\.25"):
+        sweep.plan(
+            loaded, config, {}, {"rewards.env.factor": ["0.5", "0.25"]}, seeds=1, first_seed=0, runs=str(tmp_path)
+        )
+
+
 def test_the_command_of_a_point_has_the_configuration_of_the_point(tmp_path):
     loaded = registry.load("oprl_sokoban:grpo,smoke")
     overrides = {"data.batch": "16", "iterations": "6"}

@@ -53,8 +53,9 @@ from rewards.language_feedback import QUESTION_SIZES, language_feedback
 from rewards.latent_prediction import byol_explore, byol_hindsight
 from rewards.rnd import rnd
 
-# Keys of everything that must not depend on a training seed.
-EVALUATION_SEED, DEMONSTRATION_SEED = 2**31 - 2, 2**31 - 3
+# Keys of everything that must not depend on a training seed. A run is evaluated with the first, which chooses its best
+# checkpoint; a checkpoint is judged with the last, far below: a host counts down from it, one per episode.
+EVALUATION_SEED, DEMONSTRATION_SEED, TEST_SEED = 2**31 - 2, 2**31 - 3, 2**31 - 2 - 2**20
 
 
 class World(NamedTuple):

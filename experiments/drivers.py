@@ -58,7 +58,8 @@ class Driver(Protocol):
         self, state: RunState, first_iteration: int, iterations: int
     ) -> tuple[RunState, dict[str, np.ndarray]]: ...
 
-    def evaluate(self, state: RunState) -> dict[str, np.ndarray]: ...
+    def evaluate(self, state: RunState, seed: int = EVALUATION_SEED) -> dict[str, np.ndarray]:
+        """Means over whole episodes, whose start states and actions are drawn from ``seed``."""
 
     def snapshot(self) -> bytes | None:
         """The host's state, ``None`` where there is nothing beside the run state (or it cannot be saved)."""
@@ -74,9 +75,9 @@ def seed_key(seed: int | jax.Array) -> jax.Array:
     return jax.random.key(seed)
 
 
-def evaluation_key() -> jax.Array:
-    """The key of every evaluation: of no training seed, so that all are evaluated on the same start states."""
-    return jax.random.key(EVALUATION_SEED)
+def evaluation_key(seed: int = EVALUATION_SEED) -> jax.Array:
+    """The key of an evaluation: of no training seed, so that all are evaluated on the same start states."""
+    return jax.random.key(seed)
 
 
 class ScanDriver:
@@ -166,8 +167,8 @@ class ScanDriver:
             )
         return state, metrics
 
-    def evaluate(self, state):
-        return jax.device_get(self._evaluate(state.agent.params, self._values, evaluation_key()))
+    def evaluate(self, state, seed=EVALUATION_SEED):
+        return jax.device_get(self._evaluate(state.agent.params, self._values, evaluation_key(seed)))
 
     def trace(self) -> None:
         """Traces one iteration without compiling or running it; raises what its values make it raise."""
@@ -350,43 +351,42 @@ class HostDriver:
             reduced |= {f"annotator/{name}": np.asarray([n]) for name, n in self._annotation.counts().items()}
         return state, reduced
 
-    def evaluate(self, state):
+    def evaluate(self, state, seed=EVALUATION_SEED):
         settings = self._config.evaluation
         if self._evaluation_host is None:
             self._evaluation_host = self._make_host(settings.episodes)
-        metrics = jax.device_get(learn.episode_means(self._evaluation_episodes(state)))
+        metrics = jax.device_get(learn.episode_means(self._evaluation_episodes(state, seed)))
         if self._programs.objectives is not None:
-            metrics |= self._evaluate_objectives(state, self._programs.objectives)
+            metrics |= self._evaluate_objectives(state, self._programs.objectives, seed)
         return {name: np.asarray([value]) for name, value in metrics.items()}
 
-    @property
-    def _evaluation_seeds(self) -> list[int]:
-        # Held-out start states: consecutive seeds from the top of the range, where training's random ones hardly are.
-        return [EVALUATION_SEED - index for index in range(self._config.evaluation.episodes)]
+    def _evaluation_seeds(self, seed: int) -> list[int]:
+        # Held-out start states: consecutive seeds near the top of the range, where training's random ones hardly are.
+        return [seed - index for index in range(self._config.evaluation.episodes)]
 
-    def _evaluation_episodes(self, state):
+    def _evaluation_episodes(self, state, seed):
         settings, host = self._config.evaluation, self._evaluation_host
         assert host is not None
         trajectory = episodes_host(
             host,
             self._programs.act_evaluation,
             state.agent.params,
-            evaluation_key(),
-            seeds=self._evaluation_seeds,
+            evaluation_key(seed),
+            seeds=self._evaluation_seeds(seed),
             group_size=1,
             length=settings.length,
             initial_carry=jax.device_get(self._agent.initial_carry(settings.episodes)),
         )
         return jax.tree.map(jnp.asarray, trajectory)
 
-    def _evaluate_objectives(self, state, objectives):
+    def _evaluate_objectives(self, state, objectives, seed):
         # Objectives need a stock, and a world with one is a ``StockHost``.
         host: Any = self._evaluation_host
-        stocks = self._programs.initial_stocks(state.agent.params["online"], host.reset(self._evaluation_seeds))
+        stocks = self._programs.initial_stocks(state.agent.params["online"], host.reset(self._evaluation_seeds(seed)))
         returns = []
         for stock in np.asarray(stocks):
             host.start_at(float(stock))
-            returns.append(discounted_returns(self._evaluation_episodes(state), self._config.agent.discount))
+            returns.append(discounted_returns(self._evaluation_episodes(state, seed), self._config.agent.discount))
         host.start_at(self._config.environment.stock.get("start"))
         return jax.device_get(objective_metrics(objectives, stocks, jnp.stack(returns)))
 

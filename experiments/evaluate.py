@@ -1,8 +1,12 @@
 """``python -m experiments.evaluate RUN [--checkpoint=best]``: a checkpoint on held-out start states.
 
-RUN is a run folder, or ``NAME[:variant]`` under ``--runs``. ``--config.environment.KEY=VALUE`` changes the world for
-the evaluation alone, ``--environment=KIND`` replaces it, with ``--config.environment.KEY=VALUE`` as its arguments:
-train on easy rooms, evaluate on harder ones of the same observations and actions.
+RUN is a run folder, or ``NAME[:variant]`` under ``--runs``. The episodes are those of ``TEST_SEED``, the same for every
+run and none of those on which it was evaluated as it trained: these chose the best checkpoint and would flatter it. The
+best is that of all members together, in a sweep of all points.
+
+``--config.environment.KEY=VALUE`` changes the world for the evaluation alone, ``--environment=KIND`` replaces it, with
+``--config.environment.KEY=VALUE`` as its arguments: train on easy rooms, evaluate on harder ones of the same
+observations and actions.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import registry, results, statistics
-from experiments.build import World, build_world
+from experiments.build import TEST_SEED, World, build_world
 from experiments.cache import enable_compilation_cache
 from experiments.checkpoint import Checkpoints, Restored
 from experiments.command_parser import CommandParser
@@ -42,7 +46,7 @@ def parser() -> CommandParser:
     made = CommandParser(prog="python -m experiments.evaluate", description=__doc__.split("\n")[0])
     made.add_argument("run", help="a run folder, or NAME[:variant]")
     made.add_argument("--runs", default=results.RUNS_FOLDER, help="where run folders are (default: runs)")
-    made.add_argument("--checkpoint", default="best", help="best (the default), latest or an iteration")
+    made.add_argument("--checkpoint", default="best", help="best of all seeds (the default), latest or an iteration")
     made.add_argument("--environment", metavar="KIND", help="another kind of world, its arguments as --config keys")
     made.add_argument("--episodes", type=int, help="how many held-out episodes (default: the config's)")
     acting = made.add_mutually_exclusive_group()
@@ -147,7 +151,11 @@ def changed_config(config: ConfigDict, kind: str | None, overrides: Mapping[str,
 
 
 def evaluate_run(
-    folder: Path, checkpoint: str = "best", overrides: Mapping[str, Any] | None = None, environment: str | None = None
+    folder: Path,
+    checkpoint: str = "best",
+    overrides: Mapping[str, Any] | None = None,
+    environment: str | None = None,
+    seed: int = TEST_SEED,
 ) -> list[dict[str, Any]]:
     """Evaluates every member of a run: one row per seed with ``seed``, ``variant``, ``iteration`` and the metrics.
 
@@ -155,6 +163,7 @@ def evaluate_run(
       folder: the run folder.
       checkpoint: ``best``, ``latest`` or an iteration.
       overrides, environment: for the evaluation alone, see ``changed_config``.
+      seed: of the episodes; ``EVALUATION_SEED`` repeats what the run's rows say.
 
     Raises:
       UserError: if there is no such checkpoint, it is of another configuration, or the changed world has other shapes
@@ -180,7 +189,7 @@ def evaluate_run(
         else:
             # Worlds of a host are stepped for one member at a time.
             states = [_with_params(state, operator.itemgetter(position)) for position in range(len(own))]
-        evaluated = _evaluated(drivers(changed, changed_world, own), states)
+        evaluated = _evaluated(drivers(changed, changed_world, own), states, seed)
         for position, member in enumerate(own):
             row = {"seed": member.seed, "variant": member.variant, "iteration": found.iteration}
             rows.append(row | {name: float(values[position]) for name, values in evaluated.items()})
@@ -224,13 +233,13 @@ def _with_params(state: RunState, change: Callable[[Any], Any]) -> RunState:
     return state._replace(agent=state.agent._replace(params=jax.tree.map(change, state.agent.params)))
 
 
-def _evaluated(makers: Sequence[Callable[[], Any]], states: Sequence[RunState]) -> dict[str, np.ndarray]:
+def _evaluated(makers: Sequence[Callable[[], Any]], states: Sequence[RunState], seed: int) -> dict[str, np.ndarray]:
     """The metrics ``[members]`` of each driver's state, one after the other."""
     parts: list[dict[str, np.ndarray]] = []
     for make, state in zip(makers, states, strict=True):
         with contextlib.closing(make()) as judge:
             try:
-                parts.append(judge.evaluate(state))
+                parts.append(judge.evaluate(state, seed))
             except FloatingPointError as error:
                 raise UserError(str(error)) from error
     evaluated = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

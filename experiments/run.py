@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from experiments import figures, registry, results
 from experiments.build import (
-    DEMONSTRATION_SEED,
+    TEST_SEED,
     World,
     build_annotation,
     build_objectives,
@@ -55,9 +55,9 @@ def members_of(config, variant: str, seeds: int | None, first_seed: int) -> list
       UserError: for fewer than one seed or a negative one.
     """
     count = config.seeds if seeds is None else seeds
-    if count < 1 or first_seed < 0 or first_seed + count > DEMONSTRATION_SEED:
+    if count < 1 or first_seed < 0 or first_seed + count > TEST_SEED:
         raise UserError(
-            f"--seeds={count}, --first-seed={first_seed}: expected one seed or more, from 0 to {DEMONSTRATION_SEED - 1}"
+            f"--seeds={count}, --first-seed={first_seed}: expected one seed or more, from 0 to {TEST_SEED - 1}"
         )
     return [Member(seed, variant) for seed in range(first_seed, first_seed + count)]
 

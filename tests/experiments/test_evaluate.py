@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import pytest
 
 from envs.functional import make_functional
-from experiments import build, evaluate, results, run, sweep
+from experiments import build, drivers, evaluate, results, run, sweep
+from experiments.build import EVALUATION_SEED, TEST_SEED
 from experiments.disk import read_json, write_json_atomic
 
 TINY = ["--config.data.batch=16", "--config.evaluation.episodes=16", "--config.network.hidden=8"]
@@ -26,13 +27,20 @@ def answer_of(capsys, *arguments):
     return json.loads(capsys.readouterr().out)
 
 
-def test_the_latest_checkpoint_gives_the_last_row(trained, capsys):
-    answer = answer_of(capsys, str(trained), "--checkpoint=latest")
+def test_the_latest_checkpoint_gives_the_last_row(trained):
+    found = evaluate.evaluate_run(trained, "latest", seed=EVALUATION_SEED)
     rows = [row for row in results.read_rows(trained / results.METRICS_FILE) if row["iteration"] == 4]
-    assert len(rows) == len(answer["seeds"]) == 2
-    for row, seed in zip(rows, answer["seeds"], strict=True):
+    assert len(rows) == len(found) == 2
+    for row, seed in zip(rows, found, strict=True):
         for key in ("seed", "variant", "iteration", "success", "length", "return"):
             assert seed[key] == (pytest.approx(row[key], rel=1e-6) if isinstance(row[key], float) else row[key])
+
+
+def test_a_checkpoint_is_not_judged_by_the_episodes_that_chose_it(trained, capsys):
+    answer = answer_of(capsys, str(trained), "--checkpoint=latest")
+    assert answer["seeds"] == evaluate.evaluate_run(trained, "latest", seed=TEST_SEED)
+    rows = [row for row in results.read_rows(trained / results.METRICS_FILE) if row["iteration"] == 4]
+    assert [seed["length"] for seed in answer["seeds"]] != pytest.approx([row["length"] for row in rows], rel=1e-6)
 
 
 def test_an_iteration_a_world_and_a_number_of_episodes_can_be_chosen(trained, capsys):
@@ -90,16 +98,19 @@ def swept(tmp_path_factory):
 
 def test_a_sweep_is_evaluated_point_by_point(swept, capsys):
     assert {path.name for path in (swept / "checkpoints").iterdir()} == {"program_0", "program_1"}
-    answer = answer_of(capsys, str(swept), "--checkpoint=latest")
+    found = evaluate.evaluate_run(swept, "latest", seed=EVALUATION_SEED)
     last = [row for row in results.read_rows(swept / results.METRICS_FILE) if row["iteration"] == 4]
-    assert len(last) == len(answer["seeds"]) == 4
-    for row, seed in zip(last, answer["seeds"], strict=True):
+    assert len(last) == len(found) == 4
+    for row, seed in zip(last, found, strict=True):
         assert {key: seed[key] for key in ("seed", "variant")} == {key: row[key] for key in ("seed", "variant")}
         assert seed["return"] == pytest.approx(row["return"], rel=1e-6)
-    assert answer["metrics"] is None and len(answer["variants"]) == 2
-    for variant, metrics in answer["variants"].items():
+    variants = evaluate.summarise(found)
+    assert len(variants) == 2
+    for variant, metrics in variants.items():
         own = [row["return"] for row in last if row["variant"] == variant]
         assert metrics["return"]["iqm"] == pytest.approx(sum(own) / 2)
+    answer = answer_of(capsys, str(swept), "--checkpoint=latest")
+    assert answer["metrics"] is None and answer["variants"].keys() == variants.keys()
 
 
 def test_what_was_trained_in_a_pure_world_is_evaluated_on_a_host(swept, capsys):
@@ -109,6 +120,24 @@ def test_what_was_trained_in_a_pure_world_is_evaluated_on_a_host(swept, capsys):
     for seed in answer["seeds"]:
         # One for every step, ten at most, a quarter of an episode each.
         assert seed["return"] == seed["length"] <= 10 and (4 * seed["return"]).is_integer()
+
+
+def test_a_host_starts_from_other_seeds_than_those_that_chose_a_checkpoint(swept, monkeypatch):
+    started = []
+    original = drivers.episodes_host
+
+    def recording(*arguments, **keywords):
+        started.append((keywords["seeds"], arguments[3]))
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(drivers, "episodes_host", recording)
+    world = {"environment": "gymnasium", "overrides": {"environment.environment_id": "CartPole-v1"}}
+    for seed in (EVALUATION_SEED, TEST_SEED):
+        evaluate.evaluate_run(swept, "latest", **world, seed=seed)
+    chose, judge = started[: len(started) // 2], started[len(started) // 2 :]
+    assert len(chose) == len(judge) == 4 and all(len(seeds) == 4 for seeds, _ in started)
+    assert not {one for seeds, _ in chose for one in seeds} & {one for seeds, _ in judge for one in seeds}
+    assert not any(key == other for _, key in chose for _, other in judge)
 
 
 class Broken:

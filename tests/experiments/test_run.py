@@ -10,7 +10,9 @@ import pytest
 
 from experiments import drivers, registry, results
 from experiments import run as run_module
+from experiments.build import TEST_SEED
 from experiments.disk import read_json
+from experiments.errors import UserError
 from experiments.run import main, members_of, variant_name
 from experiments.train import CHECKPOINT_FOLDER, Outcome
 
@@ -204,3 +206,7 @@ def test_members_are_consecutive_seeds():
     config = registry.load("ppo_cartpole:smoke").config
     assert [member.seed for member in members_of(config, "v", 3, 5)] == [5, 6, 7]
     assert [(member.seed, member.variant) for member in members_of(config, "v", None, 0)] == [(0, "v")]
+    # The key that judges is no member's.
+    assert [member.seed for member in members_of(config, "v", 1, TEST_SEED - 1)] == [TEST_SEED - 1]
+    with pytest.raises(UserError, match=f"from 0 to {TEST_SEED - 1}"):
+        members_of(config, "v", 2, TEST_SEED - 1)

@@ -87,13 +87,14 @@ class ScanDriver:
       config: the configuration.
       world: with a pure ``environment``.
       members: what to train; member i of a program equals the single run of member i.
+      sweep: leave a world that is not finite to the outer loop, so that the other members go on.
     """
 
-    def __init__(self, config: ConfigDict, world: World, members: Sequence[Member]):
+    def __init__(self, config: ConfigDict, world: World, members: Sequence[Member], sweep: bool = False):
         # The maker of drivers saw that it is not None.
         environment: Any = world.environment
         self.members = list(members)
-        self._config, self._world = config, world
+        self._config, self._world, self._sweep = config, world, sweep
         self._seeds = jnp.asarray([member.seed for member in members], jnp.uint32)
         names = sorted({name for member in members for name in member.values})
         self._values = {name: jnp.asarray([member.values[name] for member in members], jnp.float32) for name in names}
@@ -159,7 +160,7 @@ class ScanDriver:
             self._chunks[iterations] = self._make_chunk(iterations)
         state, metrics = self._chunks[iterations](state, self._values, jnp.int32(first_iteration))
         metrics = jax.device_get(metrics)
-        if np.any(metrics["sum/non_finite_worlds"] > 0):
+        if np.any(metrics["sum/non_finite_worlds"] > 0) and not self._sweep:
             seeds = [m.seed for m, bad in zip(self.members, metrics["sum/non_finite_worlds"], strict=True) if bad > 0]
             raise NonFiniteEnvironmentError(
                 f"the world returned NaN or infinity in an observation or a reward, in iterations {first_iteration} to "
@@ -420,10 +421,11 @@ def drivers(
     members: Sequence[Member],
     members_per_program: int | None = None,
     folder: Path | None = None,
+    sweep: bool = False,
 ) -> list[Callable[[], Any]]:
     """Makers of the drivers that train ``members``, one after the other: on a pure world programs of at most
-    ``members_per_program`` (all if ``None``), on host worlds one each, with what it keeps besides checkpoints in
-    ``folder``."""
+    ``members_per_program`` (all if ``None``), ``sweep`` as there; on host worlds one each, with what it keeps besides
+    checkpoints in ``folder``."""
     if world.environment is None:
         programs: dict[tuple, HostPrograms] = {}
 
@@ -436,4 +438,4 @@ def drivers(
         return [functools.partial(host_driver, member) for member in members]
     size = members_per_program or len(members)
     parts = [members[start : start + size] for start in range(0, len(members), size)]
-    return [functools.partial(ScanDriver, config, world, part) for part in parts]
+    return [functools.partial(ScanDriver, config, world, part, sweep) for part in parts]

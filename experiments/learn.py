@@ -21,6 +21,9 @@ from rewards.base import RewardTransform
 # Streams of a seed's key.
 AGENT_INIT, REWARD_INIT, WARM_START, ENVIRONMENT_INIT, ROLLOUT, REWARD_UPDATE, AGENT_UPDATE = range(7)
 
+# As many non-finite updates in a row end the learning of a member.
+REJECTED_LIMIT = 3
+
 # Metrics that are sums or maxima over a chunk; every other metric is a mean over its iterations.
 SUM_PREFIX, MAX_PREFIX = "sum/", "max/"
 
@@ -32,7 +35,7 @@ class RunState(NamedTuple):
       agent, reward: states of the agent and of the reward chain.
       rollout: the unrolling worlds, ``()`` for whole episodes and for host worlds.
       key: the seed's key; constant.
-      rejected: consecutive non-finite updates, ``int32``.
+      rejected: consecutive non-finite updates, ``int32``; at ``REJECTED_LIMIT`` it stays and nothing is learned.
     """
 
     agent: PyTree
@@ -103,8 +106,9 @@ def learn(
     """One learning step: update the reward chain (``annotations``, if any, are for it), relabel, update the agent.
 
     A step whose new agent or reward state, or whose channels, are not finite is undone: the state stays and
-    ``rejected`` counts up; a finite step sets it back to 0. Where the chain masked every step (``group_filter``), the
-    agent's state stays, too: an optimiser with momentum would move without any data.
+    ``rejected`` counts up; a finite step sets it back to 0. From ``REJECTED_LIMIT`` on every step is undone. Where the
+    chain masked every step (``group_filter``), the agent's state stays, too: an optimiser with momentum would move
+    without any data.
 
     Returns:
       The next state, and metrics ``[]`` (see ``reduce_metric`` for what a name says of its reduction).
@@ -126,10 +130,12 @@ def learn(
         agent_state, agent_metrics = agent.update(state.agent, relabelled, update_key)
     # A channel that is not finite must not pass because an estimator made zeros of it.
     finite = all_finite((learned_part(agent_state), reward_state, relabelled.rewards))
+    # What has stopped stays as it was, while the other members of its program go on.
+    finite &= state.rejected < REJECTED_LIMIT
     learns = finite & jnp.any(relabelled.mask > 0)
     agent_state = undo_unless(learns, agent_state, state.agent)
     reward_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), reward_state, state.reward)
-    rejected = jnp.where(finite, 0, state.rejected + 1)
+    rejected = jnp.where(finite, 0, jnp.minimum(state.rejected + 1, REJECTED_LIMIT))
     metrics = {f"agent/{name}": value for name, value in agent_metrics.items()}
     metrics |= {f"reward/{name}": value for name, value in (update_metrics | apply_metrics).items()}
     # A rejected step's figures would make every mean of the chunk non-finite.

@@ -174,7 +174,14 @@ def run_job(made: Plan, index: int, members_per_program: int | None, fresh: bool
     total = planned_steps(job.config, len(job.members))
     with stop_on_signals() as stop, progress(total, title, metric=job.config.evaluation.metric) as reporter:
         outcome = train(
-            job.config, made.name, job.members, job.folder, reporter, stop, members_per_program=members_per_program
+            job.config,
+            made.name,
+            job.members,
+            job.folder,
+            reporter,
+            stop,
+            members_per_program=members_per_program,
+            sweep=True,
         )
     return 0 if outcome.finished else SIGNAL_EXIT + (outcome.signal or 0)
 
@@ -280,6 +287,8 @@ def launcher_options(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str
 def ranking(rows: Sequence[results.Row], metric: str, rank: str) -> list[dict[str, Any]]:
     """The points, best first: ``variant``, ``seeds``, ``iqm``, ``low``, ``high`` of the metric's ``rank``.
 
+    A point of which seeds stopped (``stopped``, their number) is behind all others: it fails where it is run alone.
+
     Raises:
       UserError: if no row has the metric.
     """
@@ -294,10 +303,14 @@ def ranking(rows: Sequence[results.Row], metric: str, rank: str) -> list[dict[st
             scores = list(statistics.final_values(own, metric))
         else:
             scores = [float(statistics.area_under_curve(steps, values)) for steps, values in curves.values()]
-        interval = statistics.stratified_bootstrap(scores)
-        low, high = (None if math.isnan(end) else end for end in (interval.low, interval.high))
-        points.append({"variant": variant, "seeds": len(curves), "iqm": interval.estimate, "low": low, "high": high})
-    return sorted(points, key=lambda point: -point["iqm"])
+        stopped = len({row["seed"] for row in own if row.get("train/stopped")})
+        # A point may stop before it has a value.
+        interval = statistics.stratified_bootstrap(scores) if scores else (math.nan,) * 3
+        ends = {
+            name: None if math.isnan(end) else end for name, end in zip(("iqm", "low", "high"), interval, strict=True)
+        }
+        points.append({"variant": variant, "seeds": len({row["seed"] for row in own}), "stopped": stopped} | ends)
+    return sorted(points, key=lambda point: (point["stopped"] > 0, point["iqm"] is None, -(point["iqm"] or 0.0)))
 
 
 def run_command(loaded: registry.Loaded, overrides: Mapping[str, Any], seeds: int | None, first_seed: int) -> str:
@@ -361,20 +374,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(made: Plan, points: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
-    best = made.commands[points[0]["variant"]]
+    best = None if points[0]["stopped"] else made.commands[points[0]["variant"]]
     if arguments.json:
         folders = [str(job.folder) for job in made.jobs]
         print(json.dumps({"points": points, "best": best, "rank": arguments.rank, "folders": folders}))
         return
     table = Table(title=made.name, title_justify="left")
     table.add_column("point", overflow="fold")
-    for column in ("seeds", arguments.rank, "95 % interval"):
+    stopped = ["stopped"] if any(point["stopped"] for point in points) else []
+    for column in ("seeds", *stopped, arguments.rank, "95 % interval"):
         table.add_column(column, no_wrap=True)
     for point in points:
         ends = "one seed" if point["low"] is None else f"{point['low']:.4g} to {point['high']:.4g}"
-        table.add_row(point["variant"], str(point["seeds"]), f"{point['iqm']:.4g}", ends)
+        numbers = [str(point[name]) for name in ("seeds", *stopped)]
+        table.add_row(point["variant"], *numbers, "none" if point["iqm"] is None else f"{point['iqm']:.4g}", ends)
     Console().print(table)
-    print(f"best: {best}")
+    print(f"best: {best or 'none, every point stopped'}")
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -21,12 +23,12 @@ from experiments.disk import read_json, write_json_atomic
 from experiments.drivers import Driver, Member, drivers
 from experiments.environment_report import environment_report
 from experiments.errors import UserError, reason
+from experiments.learn import REJECTED_LIMIT
 from experiments.progress import Reporter
 from experiments.row_writer import RowWriter
 
 # What may differ between a run and its continuation: where it ends, and what its annotator may spend.
 PROLONGABLE = ("iterations", "annotator.max_requests", "annotator.max_cost")
-REJECTED_LIMIT = 3
 CHECKPOINT_FOLDER = "checkpoints"
 
 
@@ -130,6 +132,7 @@ def train(
     stop: StopRequested,
     world: World | None = None,
     members_per_program: int | None = None,
+    sweep: bool = False,
 ) -> Outcome:
     """Trains ``members`` in ``folder``, from the last checkpoint where there is one.
 
@@ -139,13 +142,16 @@ def train(
       reporter: of the progress.
       stop: when to stop early, after the chunk in hand.
       world: made from ``config`` where there is none.
+      sweep: a member that diverges (``REJECTED_LIMIT`` updates in a row that are not finite, an evaluation or a pure
+        world that is not) stops alone: a line on the standard error stream says so, it learns nothing more, and its
+        rows have ``train/stopped`` from then on. A program whose members have all stopped has ended.
 
     Raises:
-      UserError: for a configuration that cannot be built, a disk that cannot be written, a world that returns NaN
-        or updates that stay non-finite; the last good checkpoint is named.
+      UserError: for a configuration that cannot be built, a disk that cannot be written, and, unless ``sweep``, for a
+        world that returns NaN or updates that stay non-finite; the last good checkpoint is named.
     """
     world = build_world(config) if world is None else world
-    makers = drivers(config, world, members, members_per_program, folder)
+    makers = drivers(config, world, members, members_per_program, folder, sweep)
     resumed_from, done_slots = None, 0
     slots = config.data.length * config.data.batch
     constants = {"experiment": experiment}
@@ -154,15 +160,16 @@ def train(
             driver: Driver = make()
             run = None
             try:
-                run = _Run(config, driver, folder / CHECKPOINT_FOLDER / program_name(index), writer)
+                checkpoints = folder / CHECKPOINT_FOLDER / program_name(index)
+                run = _Run(config, driver, checkpoints, writer, sweep)
                 if run.iteration:
                     resumed_from = run.iteration
                     reporter.resume(done_slots + run.iteration * slots * len(driver.members))
-                while run.iteration < config.iterations and not stop:
+                while not run.ended and not stop:
                     row = run.step()
                     done = done_slots + run.iteration * slots * len(driver.members)
                     reporter.update(done, row)
-                if run.iteration < config.iterations:
+                if not run.ended:
                     return Outcome(False, stop.signal, results.read_rows(writer.path), resumed_from)
                 done_slots += config.iterations * slots * len(driver.members)
             finally:
@@ -204,8 +211,8 @@ def restore(checkpoints: Checkpoints, config: ConfigDict, driver: Driver, iterat
 class _Run:
     """One driver's way through its iterations."""
 
-    def __init__(self, config: ConfigDict, driver: Driver, folder: Path, writer: RowWriter):
-        self._config, self._driver, self._writer = config, driver, writer
+    def __init__(self, config: ConfigDict, driver: Driver, folder: Path, writer: RowWriter, sweep: bool):
+        self._config, self._driver, self._writer, self._sweep = config, driver, writer, sweep
         self._checkpoints = Checkpoints(folder)
         self._identities = [(member.variant, member.seed) for member in driver.members]
         self._env_steps = [0] * len(driver.members)
@@ -216,7 +223,16 @@ class _Run:
             found = restore(self._checkpoints, config, driver)
             self._state = self._guarded(lambda: driver.resume(found.state, found.host, found.iteration))
             self.iteration, self._env_steps = found.iteration, list(found.meta["env_steps"])
+        # Only a sweep saves members that have stopped.
+        self._stopped = np.zeros(len(driver.members), bool)
+        if self.iteration and sweep:
+            self._stopped = np.asarray(self._state.rejected).reshape(-1) >= REJECTED_LIMIT
         writer.rewind(self.iteration, self._identities)
+
+    @property
+    def ended(self) -> bool:
+        """Whether every iteration is done, or no member is left that learns."""
+        return self.iteration >= self._config.iterations or bool(np.all(self._stopped))
 
     def step(self) -> dict[str, Any]:
         """One chunk with its rows, evaluation and checkpoint; returns the mean row for the display."""
@@ -226,21 +242,22 @@ class _Run:
         size = min(size, config.iterations - self.iteration)
         started = time.monotonic()
         state, metrics = self._guarded(lambda: driver.chunk(self._state, self.iteration, size))
-        if np.any(metrics["max/rejected"] >= REJECTED_LIMIT):
-            bad = [m.seed for m, n in zip(driver.members, metrics["max/rejected"], strict=True) if n >= REJECTED_LIMIT]
-            raise UserError(
-                f"{REJECTED_LIMIT} updates in a row were not finite, seeds {bad}, iterations {self.iteration} to "
-                f"{self.iteration + size - 1}: try a smaller agent.learning_rate; {self._last_good()}"
-            )
+        done = f"iterations {self.iteration} to {self.iteration + size - 1}"
+        # Of a run, the driver has refused it.
+        self._stop(metrics["sum/non_finite_worlds"] > 0, "the world returned NaN or infinity", f", {done}")
+        self._stop(
+            metrics["max/rejected"] >= REJECTED_LIMIT,
+            f"{REJECTED_LIMIT} updates in a row were not finite",
+            f", {done}: try a smaller agent.learning_rate",
+        )
         seconds = time.monotonic() - started
         evaluated = self._guarded(lambda: driver.evaluate(state))
         for name, values in evaluated.items():
-            if not np.all(np.isfinite(values)):
-                bad = [m.seed for m, value in zip(driver.members, values, strict=True) if not np.isfinite(value)]
-                raise UserError(
-                    f"the evaluation after iteration {self.iteration + size} has a {name!r} that is not finite, seeds "
-                    f"{bad}: expected finite rewards; {self._last_good()}"
-                )
+            after = f"the evaluation after iteration {self.iteration + size}"
+            self._stop(~np.isfinite(values), f"{after} has a {name!r} that is not finite", ": expected finite rewards")
+        if np.any(self._stopped):
+            stopped = jnp.asarray(self._stopped).reshape(state.rejected.shape)
+            state = state._replace(rejected=jnp.where(stopped, jnp.int32(REJECTED_LIMIT), state.rejected))
         self._state, self.iteration = state, self.iteration + size
         rows = []
         steps = metrics["sum/env_steps"]
@@ -251,14 +268,26 @@ class _Run:
             row |= {name: values[index] for name, values in evaluated.items()}
             row |= _training_metrics({name: values[index] for name, values in metrics.items()})
             row["time/steps_per_second"] = float(np.sum(steps)) / seconds
+            row |= {"train/stopped": 1} if self._stopped[index] else {}
             rows.append(self._writer.append(row))
         self._writer.flush()
-        score = float(np.mean(evaluated[config.evaluation.metric]))
+        going = evaluated[config.evaluation.metric][~self._stopped]
+        score = float(np.mean(going)) if len(going) else float(np.finfo(np.float32).min)
         meta = {"env_steps": self._env_steps} | checkpoint_identity(config, driver.members)
         self._checkpoints.save(self.iteration, self._state, meta, score, driver.snapshot())
         numbers = [name for name, value in rows[0].items() if isinstance(value, float)]
         shown = {name: float(np.mean([row[name] for row in rows if row[name] is not None])) for name in numbers}
         return shown | {"iteration": self.iteration}
+
+    def _stop(self, failed: np.ndarray, what: str, where: str) -> None:
+        """Raises if a member of a run ``failed [members]``; of a sweep, says and remembers it."""
+        failed = failed & ~self._stopped
+        found = [member for member, one in zip(self._driver.members, failed, strict=True) if one]
+        if found and not self._sweep:
+            raise UserError(f"{what}, seeds {[member.seed for member in found]}{where}; {self._last_good()}")
+        for member in found:
+            print(f"stopped: {member.variant}, seed {member.seed}: {what}{where}", file=sys.stderr)
+        self._stopped = self._stopped | failed
 
     def close(self) -> None:
         """Ends the checkpoints' threads."""

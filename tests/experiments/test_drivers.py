@@ -12,8 +12,10 @@ import pytest
 from envs.types import NonFiniteEnvironmentError
 from experiments import build, drivers, learn, registry, run, train
 from experiments.build import build_world
+from experiments.checkpoint import Checkpoints
 from experiments.drivers import HostDriver, ScanDriver
 from experiments.errors import UserError
+from experiments.progress import progress
 from tests.experiments import corridor
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -322,6 +324,51 @@ def test_the_count_of_steps_has_no_largest_number(monkeypatch, tmp_path):
     rows = corridor.rows_of(tmp_path / "corridor" / "default")
     assert [row["env_steps"] for row in rows] == [n * (2**31 - 1) for n in (1, 2, 3)]
     assert all(type(row["env_steps"]) is int for row in rows)
+
+
+@pytest.mark.parametrize("part", ["world", "evaluation"])
+def test_of_a_sweep_only_the_member_that_is_not_finite_stops(part, monkeypatch, tmp_path, capsys):
+    class Uneven:
+        """A driver of two members, of which the second is not finite in iteration 1."""
+
+        members = (drivers.Member(0, "good"), drivers.Member(0, "bad"))
+
+        def start(self):
+            return learn.RunState(jnp.zeros(2), (), (), (), jnp.zeros(2, jnp.int32))
+
+        def chunk(self, state, first_iteration, iterations):
+            counts = {"sum/env_steps": [1, 1], "sum/episodes": [0, 0], "sum/rejected": [0, 0]}
+            broken = [0, int(part == "world" and first_iteration == 1)]
+            metrics = counts | {"max/rejected": state.rejected, "sum/non_finite_worlds": broken}
+            return state, {name: np.asarray(value) for name, value in metrics.items()}
+
+        def evaluate(self, state):
+            return {"return": np.asarray([1.0, np.nan if part == "evaluation" else 5.0])}
+
+        def snapshot(self):
+            return None
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(train, "drivers", lambda *arguments: [Uneven])
+    config = corridor.without_critic()
+    config.iterations, config.evaluate_every = 3, 1
+    with progress(1, "sweep") as reporter:
+        outcome = train.train(
+            config, "corridor", Uneven.members, tmp_path, reporter, train.StopRequested(), world=(), sweep=True
+        )
+    good, bad = ([row for row in outcome.rows if row["variant"] == name] for name in ("good", "bad"))
+    assert outcome.finished and not any("train/stopped" in row for row in good)
+    assert [row.get("train/stopped") for row in bad] == ([1, 1, 1] if part == "evaluation" else [None, 1, 1])
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stopped:")]
+    what = {"world": "the world returned NaN or infinity", "evaluation": "has a 'return' that is not finite"}
+    assert line.startswith("stopped: bad, seed 0: ") and what[part] in line
+    # The mean of those that go on chooses the best checkpoint.
+    found = Checkpoints(tmp_path / "checkpoints" / "program_0", read_only=True)
+    assert found.restore(Uneven().start()).state.rejected.tolist() == [0, learn.REJECTED_LIMIT]
+    assert found.best() == (1 if part == "world" else 3)
+    found.close()
 
 
 def test_a_host_world_has_no_expert():

@@ -48,7 +48,8 @@ def compiled_once(monkeypatch):
     """One set of compiled programs for all runs of one configuration; what holds state is made anew for each."""
     made = {}
 
-    def shared(config, world, members, members_per_program=None, folder=None):
+    def shared(config, world, members, members_per_program=None, folder=None, sweep=False):
+        assert not sweep
         identity = registry.fingerprint(config, PROLONGABLE), tuple(member.seed for member in members)
         if identity not in made and world.environment is None:
             made[identity] = HostPrograms(config, world.spec, {})

@@ -7,12 +7,14 @@ import signal
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from experiments import registry, results, run, sweep
 from experiments.build import build_world
 from experiments.errors import UserError
+from tests.experiments import corridor
 
 TINY = [
     "--config.data.batch=16",
@@ -63,6 +65,70 @@ def test_the_points_are_ranked_and_the_best_is_a_command(swept, capsys):
     assert answer["best"].endswith(f"--config.{best} --seeds=2")
     # The same command again trained nothing: the rows are still those of two points, two seeds, two evaluations.
     assert len(results.read_runs(folder, "oprl_sokoban")) == 8
+
+
+@pytest.fixture
+def corridor_sweep(monkeypatch, tmp_path, capsys):
+    """``corridor_sweep(*arguments)``: a sweep of the corridor with three evaluations; its answer, rows and messages."""
+    corridor.register(monkeypatch)
+    config = corridor.without_critic()
+    config.iterations = 6
+    loaded = corridor.loaded(config)._replace(module=SimpleNamespace(get_sweep=dict))
+    monkeypatch.setattr(registry, "load", lambda name: loaded)
+    monkeypatch.setattr(sweep, "enable_compilation_cache", lambda: None)
+
+    def command(*arguments):
+        capsys.readouterr()
+        assert sweep.main(["corridor", f"--runs={tmp_path}", "--json", *arguments]) == 0
+        captured = capsys.readouterr()
+        [folder] = (tmp_path / "corridor").iterdir()
+        lines = [line for line in captured.err.splitlines() if line.startswith("stopped:")]
+        return json.loads(captured.out), corridor.rows_of(folder), lines
+
+    return command
+
+
+def test_a_point_that_diverges_stops_alone(corridor_sweep):
+    answer, rows, lines = corridor_sweep("--sweep.agent.learning_rate=3e38,0.02", "--seeds=2")
+    good, bad = ([row for row in rows if f"={rate}" in row["variant"]] for rate in ("0.02", "3e+38"))
+    assert [row["iteration"] for row in good] == [row["iteration"] for row in bad] == [2, 2, 4, 4, 6, 6]
+    assert not any("train/stopped" in row or row["train/rejected_updates"] for row in good)
+    # An update that is finite leads to one that is not, and three of them are too many.
+    assert [row.get("train/stopped") for row in bad] == [None, None, 1, 1, 1, 1]
+    # It learns nothing more: the policy of the first evaluation is that of the last.
+    assert [row["return"] for row in bad[:2]] == [row["return"] for row in bad[-2:]]
+    assert len(lines) == 2 and "3e+38, seed 0: 3 updates in a row were not finite, iterations 2 to 3" in lines[0]
+    assert [(point["stopped"], "0.02" in point["variant"]) for point in answer["points"]] == [(0, True), (2, False)]
+    assert "0.02" in answer["best"]
+    # The same command again finds everything done.
+    assert corridor_sweep("--sweep.agent.learning_rate=3e38,0.02", "--seeds=2") == (answer, rows, [])
+
+
+def test_a_program_whose_members_have_stopped_has_ended(corridor_sweep):
+    arguments = ["--sweep.agent.learning_rate=3e38,2e38,0.02", "--seeds=1", "--members-per-program=2"]
+    answer, rows, lines = corridor_sweep(*arguments)
+    assert [row["iteration"] for row in rows if "e+38" in row["variant"]] == [2, 2, 4, 4]
+    assert [row["iteration"] for row in rows if "0.02" in row["variant"]] == [2, 4, 6]
+    assert len(lines) == 2 and "0.02" in answer["best"]
+    assert corridor_sweep(*arguments) == (answer, rows, [])
+
+
+def test_a_sweep_of_which_every_point_stopped_has_no_best(corridor_sweep):
+    answer, _, _ = corridor_sweep("--sweep.agent.learning_rate=3e38", "--seeds=1")
+    assert answer["best"] is None and [point["stopped"] for point in answer["points"]] == [1]
+
+
+def test_a_point_without_a_value_is_ranked_last():
+    row = {"seed": 0, "env_steps": 1, "iteration": 1}
+    rows = [
+        row | {"variant": "none", "return": None, "train/stopped": 1},
+        row | {"variant": "stopped", "return": 9.0, "train/stopped": 1},
+        row | {"variant": "low", "return": -1.0},
+        row | {"variant": "high", "return": 1.0},
+    ]
+    points = sweep.ranking(rows, "return", "final")
+    assert [point["variant"] for point in points] == ["high", "low", "stopped", "none"]
+    assert [point["stopped"] for point in points] == [0, 0, 1, 1] and points[-1]["iqm"] is None
 
 
 def test_a_learning_rate_is_traced_and_a_width_is_not():

@@ -99,9 +99,14 @@ def episodes_host(
     group_size: int,
     length: int,
     initial_carry: PyTree,
+    observations: bool = True,
 ) -> Trajectory:
     """Whole episodes of at most ``length`` steps, ``group_size`` rollouts from each of ``seeds``; see
-    ``envs.rollout.episodes``. Stops early when every world has ended; padding fills ``length``."""
+    ``envs.rollout.episodes``. Stops early when every world has ended; padding fills ``length``.
+
+    Without ``observations`` the trajectory has ``()`` for observations, actions and carries: enough for statistics, and
+    thousands of steps of images need not be kept.
+    """
     space, key = host.spec.action_space, act_key(key)
     batch = host.num_envs
     observation = host.reset([seed for seed in seeds for _ in range(group_size)])
@@ -120,7 +125,7 @@ def episodes_host(
         episode_return = episode_return + np.where(alive, time_step.reward, 0).astype(np.float32)
         next_observation = _select(alive, time_step.final_observation, observation)
         extras = extras | {
-            "carry": jax.device_get(carry) if recurrent else carry,
+            "carry": (jax.device_get(carry) if recurrent else carry) if observations else (),
             "episode_start": np.full(batch, t == 0),
             "episode_return": episode_return,
             "episode_length": np.full(batch, t + 1, np.int32),
@@ -128,9 +133,8 @@ def episodes_host(
         }
         rewards = {name: np.where(alive, value, 0).astype(np.float32) for name, value in channels(time_step).items()}
         mask = alive.astype(np.float32)
-        transitions.append(
-            Transition(observation, action, rewards, terminated, truncated, next_observation, mask, extras)
-        )
+        before, done, after = (observation, action, next_observation) if observations else ((), (), ())
+        transitions.append(Transition(before, done, rewards, terminated, truncated, after, mask, extras))
         alive = alive & ~(terminated | truncated)
         observation, carry = next_observation, next_carry
     padded = jax.tree.map(lambda x: _pad(x, length - len(transitions)), _stack(transitions))

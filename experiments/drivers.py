@@ -377,6 +377,7 @@ class HostDriver:
             group_size=1,
             length=settings.length,
             initial_carry=jax.device_get(self._agent.initial_carry(settings.episodes)),
+            observations=False,
         )
         return jax.tree.map(jnp.asarray, trajectory)
 

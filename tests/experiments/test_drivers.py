@@ -152,6 +152,30 @@ def test_evaluation_does_not_depend_on_the_training_seed():
     assert {"return", "length"} <= found.keys()
 
 
+def test_evaluation_on_a_host_keeps_no_observations(monkeypatch):
+    config = corridor.with_critic()
+    config.environment.kind = "corridor_host"
+    kept = []
+    original = drivers.episodes_host
+
+    def recording(*arguments, **keywords):
+        kept.append(original(*arguments, **keywords))
+        return kept[-1]
+
+    monkeypatch.setattr(drivers, "episodes_host", recording)
+    driver = host_driver(config)
+    state = driver.start()
+    lean = driver.evaluate(state)
+    assert [trajectory.observation for trajectory in kept] == [()]
+
+    def whole(*arguments, **keywords):
+        return original(*arguments, **keywords | {"observations": True})
+
+    monkeypatch.setattr(drivers, "episodes_host", whole)
+    assert driver.evaluate(state) == lean
+    driver.close()
+
+
 def test_streams_of_a_key_are_distinct():
     names = range(7)
     assert names == range(learn.AGENT_UPDATE + 1)

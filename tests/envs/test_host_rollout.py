@@ -1,0 +1,60 @@
+"""Rollouts of host worlds: what is kept of them."""
+
+import tracemalloc
+
+import gymnasium
+import jax
+import numpy as np
+
+from envs.host_rollout import episodes_host
+from envs.types import EnvironmentSpec, TimeStep
+
+IMAGE, WORLDS, LIMIT = (64, 64, 4), 4, 50
+
+
+class Pictures:
+    """World i ends after ``10 (i + 1)`` steps, of which each pays its number, and shows another image in every one."""
+
+    num_envs = WORLDS
+    spec = EnvironmentSpec(gymnasium.spaces.Box(0, 255, IMAGE, np.uint8), gymnasium.spaces.Discrete(2))
+
+    def reset(self, seed):
+        self._clock, self._generator = 0, np.random.default_rng(seed)
+        return self._image()
+
+    def step(self, action):
+        self._clock += 1
+        image, none = self._image(), np.zeros(WORLDS, bool)
+        terminated = self._clock == 10 * (1 + np.arange(WORLDS))
+        return TimeStep(image, np.full(WORLDS, self._clock, np.float32), {}, {}, terminated, none, image, {})
+
+    def _image(self):
+        return self._generator.integers(256, size=(WORLDS, *IMAGE), dtype=np.uint8)
+
+
+def roll(**arguments):
+    def policy(params, carry, observation, key, t):
+        return np.full(WORLDS, t % 2), {"memory": carry["memory"] + 1}, {}
+
+    carry = {"memory": np.zeros((WORLDS, 3), np.float32)}
+    settings = {"seeds": range(WORLDS), "group_size": 1, "length": LIMIT, "initial_carry": carry}
+    return episodes_host(Pictures(), policy, None, jax.random.key(0), **settings, **arguments)
+
+
+def test_statistics_need_no_observations():
+    whole, lean = roll(), roll(observations=False)
+    assert whole.observation.shape == (LIMIT, WORLDS, *IMAGE) and whole.extras["carry"]["memory"].shape[0] == LIMIT
+    assert lean.observation == lean.action == lean.next_observation == lean.extras["carry"] == ()
+    whole.extras.pop("carry"), lean.extras.pop("carry")
+    for name in ("rewards", "terminated", "truncated", "mask", "extras"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(lean, name), getattr(whole, name))
+
+
+def test_observations_that_nobody_wants_are_not_kept():
+    roll(observations=False)
+    tracemalloc.start()
+    roll(observations=False)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # A few steps of them, not fifty.
+    assert peak < LIMIT * WORLDS * np.prod(IMAGE) / 5

@@ -172,7 +172,8 @@ def gae(discount: float = 0.99, trace: float = 0.95, *, episodic: bool = True) -
 
     With ``episodic=False`` the value flows through episode ends (the non-episodic stream of Burda et al.,
     2019, section 2.3): neither ``terminated`` nor ``truncated`` cuts it. At the last step of an unroll that ends
-    an episode the value of the final observation stands in for that of the next episode's first.
+    an episode the value of the final observation stands in for that of the next episode's first; at the end of a whole
+    episode, too, where that is the value of the row behind it, and what comes after in the padding counts for nothing.
     """
 
     def estimate(rewards, context):
@@ -180,7 +181,8 @@ def gae(discount: float = 0.99, trace: float = 0.95, *, episodic: bool = True) -
         if episodic:
             terminated, ends = trajectory.terminated, context.ends
         else:
-            terminated = ends = jnp.zeros_like(trajectory.terminated)
+            terminated = jnp.zeros_like(trajectory.terminated)
+            ends = jnp.concatenate([context.mask[1:] == 0, terminated[-1:]])
             next_values = jnp.concatenate([values[1:], next_values[-1:]])
         advantage = generalised_advantage(rewards, values, next_values, terminated, ends, discount, trace)
         advantage = advantage * context.mask

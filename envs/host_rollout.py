@@ -137,13 +137,16 @@ def episodes_host(
         transitions.append(Transition(before, done, rewards, terminated, truncated, after, mask, extras))
         alive = alive & ~(terminated | truncated)
         observation, carry = next_observation, next_carry
-    padded = jax.tree.map(lambda x: _pad(x, length - len(transitions)), _stack(transitions))
+    stacked, missing = _stack(transitions), length - len(transitions)
+    padded = jax.tree.map(lambda x: _pad(x, x[-1:], missing), stacked._replace(observation=()))
+    # What the padding shows is what followed the last step.
+    shown = jax.tree.map(lambda x, after: _pad(x, after[-1:], missing), stacked.observation, stacked.next_observation)
     alive_rows = (np.arange(length) < len(transitions))[:, None]
     rewards = {name: value * alive_rows for name, value in padded.rewards.items()}
-    return padded._replace(mask=padded.mask * alive_rows, rewards=rewards)
+    return padded._replace(observation=shown, mask=padded.mask * alive_rows, rewards=rewards)
 
 
-def _pad(x: np.ndarray, missing: int) -> np.ndarray:
-    """``x`` with its last row repeated; booleans are padded with ``False``: no episode ends in the padding."""
-    last = np.zeros_like(x[-1:]) if x.dtype == bool else x[-1:]
-    return np.concatenate([x, np.repeat(last, missing, axis=0)]) if missing else x
+def _pad(x: np.ndarray, row: np.ndarray, missing: int) -> np.ndarray:
+    """``x`` and ``missing`` times ``row``; booleans are padded with ``False``: no episode ends in the padding."""
+    row = np.zeros_like(row) if x.dtype == bool else row
+    return np.concatenate([x, np.repeat(row, missing, axis=0)]) if missing else x

@@ -103,6 +103,16 @@ def test_non_episodic_gae_flows_through_every_end(make_trajectory):
     assert episodic.advantage[0, 0] == 0.0  # 1 - 1
 
 
+@pytest.mark.parametrize("padding", [1, 4])
+def test_non_episodic_gae_does_not_flow_back_out_of_the_padding(make_trajectory, padding):
+    # Two steps, and rows that repeat the final observation, of value 4; beside it a column that fills all rows.
+    trajectory = make_trajectory([[1, 1], [1] * (2 + padding)])
+    values = jnp.full((2 + padding, 2), 4.0).at[:2, 0].set(jnp.array([2.0, 3.0]))
+    result = estimate(gae(0.5, 0.5, episodic=False), trajectory, 1, values, values)
+    # delta = 1 + .5 * (3, 4) - (2, 3) = (.5, 0); trace 1/2: A = (.5, 0).
+    assert_columns(result.advantage[:, :1], [[0.5, 0.0]])
+
+
 # --- outcomes ------------------------------------------------------------------------------------------
 
 

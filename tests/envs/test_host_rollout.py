@@ -50,6 +50,15 @@ def test_statistics_need_no_observations():
         jax.tree.map(np.testing.assert_array_equal, getattr(lean, name), getattr(whole, name))
 
 
+def test_the_padding_repeats_the_final_observation():
+    trajectory = roll()
+    for world in range(WORLDS):
+        end = 10 * (world + 1)
+        assert trajectory.mask[:, world].sum() == end and trajectory.terminated[end - 1, world]
+        final = trajectory.next_observation[end - 1, world]
+        assert all(np.array_equal(row, final) for row in trajectory.observation[end:, world])
+
+
 def test_observations_that_nobody_wants_are_not_kept():
     roll(observations=False)
     tracemalloc.start()

@@ -45,9 +45,15 @@ class Member(NamedTuple):
 
 
 class Driver(Protocol):
-    """What the outer loop needs; metrics are numpy arrays ``[members]`` by name."""
+    """What the outer loop needs; metrics are numpy arrays ``[members]`` by name.
+
+    Attributes:
+      members: what it trains.
+      resumed_exactly: whether the last ``resume`` goes on where the run was, and not with new episodes.
+    """
 
     members: Sequence[Member]
+    resumed_exactly: bool
 
     def template(self) -> RunState:
         """The shapes of a run state, for a restore; nothing is computed."""
@@ -89,6 +95,8 @@ class ScanDriver:
       members: what to train; member i of a program equals the single run of member i.
       sweep: leave a world that is not finite to the outer loop, so that the other members go on.
     """
+
+    resumed_exactly = True
 
     def __init__(self, config: ConfigDict, world: World, members: Sequence[Member], sweep: bool = False):
         # The maker of drivers saw that it is not None.
@@ -267,6 +275,7 @@ class HostDriver:
         self._make_host: Callable[[int], VectorHost] = make_host
         self._host = make_host(self._agent.data.batch)
         self._evaluation_host: VectorHost | None = None
+        self.resumed_exactly = True
 
     def template(self) -> RunState:
         return self._with_worlds(jax.eval_shape(self._programs.start, self._seed), 0)
@@ -402,6 +411,7 @@ class HostDriver:
         self._close_annotation()
         if "annotator" in self._config and snapshot is not None:
             snapshot, self._annotated = pickle.loads(snapshot)
+        self.resumed_exactly = self._agent.data.kind == "episodes" or snapshot is not None
         if self._agent.data.kind == "episodes":
             return state
         if snapshot is None:

@@ -2,7 +2,7 @@
 
 A run folder ``RUNS/NAME/VARIANT`` (``default`` for no variant) holds
 
-* ``config.json`` and ``environment.json``: what was run, with what, on what;
+* ``config.json`` and ``environment.json``: what was run, with what, on what, and with what it was continued;
 * ``metrics.jsonl``: one row per seed and evaluation, the truth;
 * ``tensorboard/seed_N``: TensorBoard events, a sink of the same rows that is rebuilt from them;
 * the checkpoints.
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from experiments import registry
 from experiments.disk import read_json, write_atomic
+from experiments.environment_report import changed_sessions
 from experiments.errors import UserError, cannot_read, unknown
 
 CONFIG_FILE = "config.json"
@@ -206,7 +207,7 @@ def collect(
 
     A row keeps ``experiment``, ``variant``, ``seed``, ``env_steps`` and the chosen metrics, floats rounded to 6
     significant digits. The header holds the experiment, variant, commit, dirty flag, command, versions, device and
-    the configuration's fingerprint.
+    the configuration's fingerprint, and where a run was continued with others of these, what changed from which row on.
 
     Args:
       run_folders: folders of ended or running runs.
@@ -277,8 +278,12 @@ def run_section(folder: Path) -> Section:
         raise UserError(f"{folder / METRICS_FILE}: a row lacks {', '.join(lacking)}")
     header: dict[str, Any] = {"experiment": rows[0]["experiment"], "variant": rows[0]["variant"]}
     environment = read_json(folder / ENVIRONMENT_FILE)
-    for key in ("commit", "dirty", "command", "versions", "device", "device_count", "platform"):
+    sources = ("commit", "dirty", "versions", "device", "device_count", "platform")
+    for key in ("command", *sources):
         header[key] = environment.get(key)
+    continued = changed_sessions(environment, sources)
+    if continued:
+        header["continued"] = continued
     header["config_fingerprint"] = registry.fingerprint(read_json(folder / CONFIG_FILE))
     return Section(header, rows)
 

@@ -21,7 +21,7 @@ from experiments.build import World, build_world
 from experiments.checkpoint import Checkpoints, Restored
 from experiments.disk import read_json, write_json_atomic
 from experiments.drivers import Driver, Member, drivers
-from experiments.environment_report import environment_report
+from experiments.environment_report import note_session
 from experiments.errors import UserError, reason
 from experiments.learn import REJECTED_LIMIT
 from experiments.progress import Reporter
@@ -101,7 +101,6 @@ def prepare_folder(folder: Path, config: ConfigDict, members: Sequence[Member], 
             raise UserError(f"{folder} holds a run of other seeds or values: {len(seeds)} seeds {seeds}{hint}")
         if found["config"] == described["config"]:
             return
-    write_json_atomic(folder / results.ENVIRONMENT_FILE, environment_report())
     write_json_atomic(path, described)
 
 
@@ -152,7 +151,7 @@ def train(
     """
     world = build_world(config) if world is None else world
     makers = drivers(config, world, members, members_per_program, folder, sweep)
-    resumed_from, done_slots = None, 0
+    resumed_from, done_slots, noted = None, 0, False
     slots = config.data.length * config.data.batch
     constants = {"experiment": experiment}
     with RowWriter(folder / results.METRICS_FILE, constants, folder / results.TENSORBOARD_FOLDER) as writer:
@@ -165,6 +164,9 @@ def train(
                 if run.iteration:
                     resumed_from = run.iteration
                     reporter.resume(done_slots + run.iteration * slots * len(driver.members))
+                if not (run.ended or noted or stop):
+                    noted = True
+                    _note_session(folder, run)
                 while not run.ended and not stop:
                     row = run.step()
                     done = done_slots + run.iteration * slots * len(driver.members)
@@ -177,6 +179,15 @@ def train(
                     run.close()
                 driver.close()
     return Outcome(True, None, results.read_rows(folder / results.METRICS_FILE), resumed_from)
+
+
+def _note_session(folder: Path, run: _Run) -> None:
+    """Says whose the rows are that ``run`` is about to make, and where it is not the run that it continues."""
+    if not run.resumed_exactly:
+        print(f"these worlds cannot be saved: they begin new episodes at iteration {run.iteration}", file=sys.stderr)
+    facts = {} if run.resumed_exactly else {"resumed_exactly": False}
+    rows = results.read_rows(folder / results.METRICS_FILE)
+    note_session(folder / results.ENVIRONMENT_FILE, len(rows), facts)
 
 
 def program_name(index: int) -> str:
@@ -216,13 +227,14 @@ class _Run:
         self._checkpoints = Checkpoints(folder)
         self._identities = [(member.variant, member.seed) for member in driver.members]
         self._env_steps = [0] * len(driver.members)
-        self.iteration = 0
+        self.iteration, self.resumed_exactly = 0, True
         if self._checkpoints.latest() is None:
             self._state = self._guarded(driver.start)
         else:
             found = restore(self._checkpoints, config, driver)
             self._state = self._guarded(lambda: driver.resume(found.state, found.host, found.iteration))
             self.iteration, self._env_steps = found.iteration, list(found.meta["env_steps"])
+            self.resumed_exactly = driver.resumed_exactly
         # Only a sweep saves members that have stopped.
         self._stopped = np.zeros(len(driver.members), bool)
         if self.iteration and sweep:

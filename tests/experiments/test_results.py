@@ -4,7 +4,7 @@ import pytest
 
 from experiments import collect as collect_command
 from experiments import registry, results
-from experiments.disk import write_json_atomic
+from experiments.disk import read_json, write_json_atomic
 from experiments.errors import UserError
 from experiments.row_writer import RowWriter
 
@@ -64,6 +64,16 @@ def test_collect_rounds_chooses_and_keeps_the_source(tmp_path):
     assert results.metrics_of(results.read_rows(out)) == ["success"]
     assert len(results.read_runs(tmp_path, "oprl_sokoban")) == 9
     assert results.read_runs(tmp_path, "none") == []
+
+
+def test_collect_says_with_what_a_run_was_continued(tmp_path):
+    folder = make_run(tmp_path)
+    environment = read_json(folder / results.ENVIRONMENT_FILE)
+    again = [{"first_row": 2} | environment, {"first_row": 4} | environment | {"commit": "def", "dirty": True}]
+    write_json_atomic(folder / results.ENVIRONMENT_FILE, environment | {"continued": again})
+    header, rows = results.run_section(folder)
+    assert header["commit"] == "abc" and header["continued"] == [{"first_row": 4, "commit": "def", "dirty": True}]
+    assert len(rows) == 6
 
 
 def test_collect_append_replaces_the_same_variant_and_keeps_others(tmp_path):

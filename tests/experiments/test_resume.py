@@ -16,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments import registry, run, train
+from envs.jax_host import JaxHost
+from experiments import environment_report, registry, results, run, train
 from experiments.build import build_world
 from experiments.configs._common import entry
+from experiments.disk import read_json
 from experiments.drivers import HostDriver, HostPrograms, ScanDriver
 from experiments.errors import UserError
 from experiments.train import PROLONGABLE, StopRequested
@@ -184,6 +186,35 @@ def test_a_prolonged_run_equals_the_uninterrupted_one(name, tmp_path, compiled_o
     # Not trivially: the run changed the parameters.
     with pytest.raises(AssertionError):
         corridor.assert_same_arrays(driver.start().agent.params, expected.state.agent.params)
+
+
+def test_rows_are_of_the_session_that_made_them(tmp_path, compiled_once, monkeypatch):
+    config, members, folder = corridor.without_critic(), corridor.members(0, 1), tmp_path / "run"
+    for iterations, commit in ((2, "a"), (2, "idle"), (4, "b")):
+        monkeypatch.setattr(environment_report, "environment_report", lambda commit=commit: {"commit": commit})
+        config.iterations = iterations
+        trained(config, members, folder)
+    assert read_json(folder / results.ENVIRONMENT_FILE) == {
+        "commit": "a",
+        "continued": [{"first_row": 2, "commit": "b"}],
+    }
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_worlds_that_cannot_be_saved_say_so_once(saved, tmp_path, compiled_once, monkeypatch, capsys):
+    if not saved:
+        monkeypatch.setattr(JaxHost, "snapshot", lambda self: None)
+    config, members, folder = corridor.with_critic(), corridor.members(0, 1), tmp_path / "run"
+    config.environment.kind = "corridor_host"
+    config.iterations = 2
+    trained(config, members, folder)
+    assert "cannot be saved" not in capsys.readouterr().err
+    config.iterations = 4
+    trained(config, members, folder)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "cannot be saved" in line]
+    assert lines == ([] if saved else ["these worlds cannot be saved: they begin new episodes at iteration 2"])
+    [session] = read_json(folder / results.ENVIRONMENT_FILE)["continued"]
+    assert session["first_row"] == 2 and session.get("resumed_exactly", True) == saved
 
 
 def test_a_run_that_ended_between_two_evaluations_returns_to_their_rhythm(tmp_path, compiled_once):

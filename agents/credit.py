@@ -271,22 +271,25 @@ def leave_one_out_return_to_go(discount: float = 1.0) -> Estimator:
 
 
 def whitened_return(discount: float = 1.0) -> Estimator:
-    """Return-to-go whitened over every valid step of the batch (REINFORCE++, Hu, 2025, section 3)."""
+    """Return-to-go whitened over every valid step of the batch (REINFORCE++, Hu, 2025, section 3).
+
+    Nothing stands in for what follows the last row, so that the data must be whole episodes.
+    """
 
     def estimate(rewards, context):
         returns = return_to_go(rewards * context.mask, context.ends, discount)
         return Estimate(whiten(returns, context.mask))
 
-    return Estimator(estimate)
+    return Estimator(estimate, grouped=True)
 
 
 def plain_return(discount: float = 1.0) -> Estimator:
-    """Return-to-go without a baseline (REINFORCE, Williams, 1992)."""
+    """Return-to-go without a baseline (REINFORCE, Williams, 1992), of whole episodes as ``whitened_return``."""
 
     def estimate(rewards, context):
         return Estimate(return_to_go(rewards * context.mask, context.ends, discount) * context.mask)
 
-    return Estimator(estimate)
+    return Estimator(estimate, grouped=True)
 
 
 def other_steps() -> Estimator:

@@ -497,5 +497,7 @@ def test_unknown_choices_are_refused_with_the_nearest(build, message):
 
 def test_estimators_that_look_across_a_column_or_a_group_say_so():
     grouped = {name for name, factory in ESTIMATORS.items() if factory().grouped}
-    assert grouped == {"group_outcome", "group_steps", "leave_one_out_return_to_go", "other_steps", "anchor_group"}
+    groups = {"group_outcome", "group_steps", "leave_one_out_return_to_go", "other_steps", "anchor_group"}
+    # Those that no critic tells of what follows the last row need whole episodes as well.
+    assert grouped == groups | {"plain_return", "whitened_return"}
     assert {name for name, factory in ESTIMATORS.items() if factory().critic} == {"gae"}

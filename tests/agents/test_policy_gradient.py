@@ -489,6 +489,7 @@ def test_seeds_under_vmap_are_the_single_runs(small_run):
             },
             r"credit \['b'\] needs whole episodes",
         ),
+        ({"data": DataSpec("unroll", 3, 4)}, r"credit \['env'\] needs whole episodes: data.kind='unroll'"),
         ({"data": DataSpec("replay", 3, 4)}, "data.kind='replay', expected 'unroll' or 'episodes'"),
         ({"credit": Credit({"policy": Entry("env", gae())})}, "credit 'policy': .* the head 'policy' is taken"),
     ],

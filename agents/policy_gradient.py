@@ -67,9 +67,10 @@ def policy_gradient(
 
     Minimises, over ``epochs`` passes of ``minibatches`` each,
 
-        mean_m( surrogate(log pi - log pi_old, A) ) - entropy_weight * mean_m(H) + value_weight * sum_k mean_m(L_k)
+        sum_m( w * (surrogate(log pi - log pi_old, A) - entropy_weight * H) ) + value_weight * sum_k mean_m(L_k)
 
-    with ``A`` from ``agents.credit.assign`` (constant during the passes) and ``L_k`` the value loss of head k.
+    with ``A`` from ``agents.credit.assign`` (constant during the passes), ``w`` the weights of ``reduction`` and
+    ``L_k`` the value loss of head k.
 
     Args:
       spec: the world.
@@ -87,7 +88,8 @@ def policy_gradient(
       adam_epsilon, max_gradient_norm: optimiser; ``None`` for no clipping of the global gradient norm.
       entropy_weight, value_weight, value_clip: see above.
       reduction: ``steps`` (mean over valid steps), ``episodes`` (mean over each column's steps, then over
-        columns) or ``constant`` (sum over ``T * B``: no length in the weight, Dr.GRPO).
+        columns) or ``constant`` (sum over ``T * B``: no length in the weight, Dr.GRPO; the entropy bonus, too, is then
+        the smaller the more padding there is).
 
     Raises:
       ValueError: unknown surrogate or reduction; a group estimator on data without groups; data that cannot be
@@ -210,13 +212,13 @@ def policy_gradient(
             policy_loss = clipped_surrogate(log_ratio, advantage, clip, clip_above, dual_clip)
         else:
             policy_loss = -log_prob * advantage
-        entropy = distribution.entropy(parameters)
+        entropy, change = distribution.entropy(parameters), jnp.expm1(log_ratio)
         total = jnp.sum(weight * (policy_loss - entropy_weight * entropy))
         metrics = {
             "policy_loss": jnp.sum(weight * policy_loss),
             "entropy": masked_mean(entropy, mask),
-            "approximate_kl": masked_mean(jnp.expm1(log_ratio) - log_ratio, mask),
-            "clip_fraction": masked_mean(jnp.abs(jnp.expm1(log_ratio)) > clip, mask),
+            "approximate_kl": masked_mean(change - log_ratio, mask),
+            "clip_fraction": masked_mean((change > clip_above) | (change < -clip), mask),
         }
         for name in critics:
             loss = value_loss(values[name], batch["target"][name], batch["value"][name], value_clip)

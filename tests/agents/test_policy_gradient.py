@@ -154,6 +154,16 @@ def test_off_policy_the_ratio_weighs_and_clips(arguments, cases):
         np.testing.assert_allclose(change, factor * (np.eye(3)[1] - P), rtol=2e-3, atol=1e-5)
 
 
+def test_what_is_inside_an_uneven_range_is_not_counted_as_clipped():
+    # Beside 1: 0.2 below and 0.28 above.
+    ratios = {1.25: 0.0, 1.3: 1.0, 0.85: 0.0, 0.75: 1.0}
+    agent = bandit_agent(data=DataSpec("episodes", 1, 4), clip=0.2, clip_high=0.28)
+    update, state = jit(agent.update), with_logits(agent)
+    for ratio, fraction in ratios.items():
+        _, metrics = update(state, bandit_trajectory([[1.0]] * 4, [[1]] * 4, ratio), KEY)
+        assert metrics["clip_fraction"] == fraction, ratio
+
+
 def test_minibatch_whitening_is_by_the_minibatch():
     agent = bandit_agent(credit=PLAIN._replace(whiten="minibatch"))
     flat = np.concatenate(COLUMNS)

@@ -335,11 +335,12 @@ def anchor_group(discount: float = 0.95, scale: str = "none") -> Estimator:
         same = (first[:, :, None] == first[:, None]) & (second[:, :, None] == second[:, None])
         same = same * mask[:, None, :]
         count = jnp.sum(same, -1)
-        mean = jnp.einsum("gab,gb->ga", same, g) / jnp.maximum(count, 1.0)
+        # In full: what a GPU's short products leave of equal returns would pass for a deviation.
+        mean = jnp.einsum("gab,gb->ga", same, g, precision="highest") / jnp.maximum(count, 1.0)
         advantage = jnp.where(count > 1, g - mean, 0.0)
         if scale == "std":
             # All members of an anchor share its mean, so the deviations can be summed as they are.
-            squares = jnp.einsum("gab,gb->ga", same, jnp.square(advantage))
+            squares = jnp.einsum("gab,gb->ga", same, jnp.square(advantage), precision="highest")
             deviation = jnp.sqrt(squares / jnp.maximum(count - 1, 1.0))
             advantage = standardise(advantage, deviation, jnp.max(jnp.abs(g) * mask, axis=-1, keepdims=True))
         advantage = jnp.moveaxis(advantage.reshape(-1, length, group_size), 0, 1).reshape(length, -1)

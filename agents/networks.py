@@ -7,6 +7,7 @@ linear head per output. It is always called time-major, ``[T, B, ...]``; acting 
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -93,7 +94,9 @@ def orthogonal(gain: float) -> Callable[..., jax.Array]:
         # Singular values of a Gaussian matrix lie below sqrt(rows) + sqrt(columns) but for a tail far below the
         # sqrt(3) at which the iteration would diverge; the smallest grow by 1.5 per step until they are near 1.
         x = tall / (math.sqrt(rows) + math.sqrt(columns))
-        x = jax.lax.fori_loop(0, 60, lambda _, x: 1.5 * x - 0.5 * x @ (x.T @ x), x)
+        # In full: a GPU's short products would leave it as far from orthonormal as they are short.
+        times = functools.partial(jnp.matmul, precision="highest")
+        x = jax.lax.fori_loop(0, 60, lambda _, x: 1.5 * x - times(0.5 * x, times(x.T, x)), x)
         x = x if rows >= columns else x.T
         return gain * x.reshape(shape)
 

@@ -1,5 +1,6 @@
 """Trajectories written by hand, for the tests of what learns from them."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,3 +39,15 @@ def make_trajectory():
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def products():
+    """``products(function, *arguments)``: how many products of matrices it has, and of these how many in full."""
+
+    def count(function, *arguments):
+        lines = str(jax.jit(function).lower(*arguments).as_text()).splitlines()
+        found = [line for line in lines if "dot_general" in line]
+        return len(found), sum("precision = [HIGHEST, HIGHEST]" in line for line in found)
+
+    return count

@@ -332,6 +332,13 @@ def test_anchor_deviation_survives_a_large_mean(make_trajectory):
     np.testing.assert_allclose(result, [[-1, 0, 1]], rtol=1e-3, atol=1e-6)
 
 
+def test_anchors_are_summed_in_full_where_products_are_short(make_trajectory, products):
+    # On the CPU they always are.
+    trajectory = make_trajectory(COLUMNS)
+    asked = products(lambda t: estimate(anchor_group(1.0, "std"), t), trajectory)
+    assert asked == (2, 2)
+
+
 def test_observation_hash_is_equal_where_observations_are():
     rng = np.random.default_rng(4)
     observation = {

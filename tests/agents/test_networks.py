@@ -18,6 +18,7 @@ from agents.networks import (
     action_size,
     character_network,
     network,
+    orthogonal,
     space_leaves,
 )
 from envs.types import UnsupportedSpaceError
@@ -61,6 +62,11 @@ def test_initial_weights_are_orthogonal_with_their_gain():
         gram = kernel.T @ kernel if kernel.shape[0] >= kernel.shape[1] else kernel @ kernel.T
         np.testing.assert_allclose(gram, gain**2 * np.eye(len(gram)), atol=1e-5)
         assert not np.any(params[layer]["bias"])
+
+
+def test_initial_weights_are_made_in_full_where_products_are_short(products):
+    # On the CPU they always are.
+    assert products(lambda key: orthogonal(1.0)(key, (4, 8)), KEY) == (2, 2)
 
 
 def test_free_parameters_do_not_depend_on_the_observation():

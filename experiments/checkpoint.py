@@ -77,19 +77,18 @@ class Checkpoints:
 
     Args:
       folder: made where there is none.
-      keep_latest, keep_best: how many.
       read_only: only look; what another process is saving stays as it is.
 
     Raises:
       UserError: if the folder cannot be written, or what is there was damaged from outside.
     """
 
-    def __init__(self, folder: Path, *, keep_latest: int = 1, keep_best: int = 1, read_only: bool = False):
+    def __init__(self, folder: Path, *, read_only: bool = False):
         # `max_to_keep` together with `best_fn` may delete the newest step; these policies do not.
         policy = preservation_policy.AnyPreservationPolicy(
             [
-                preservation_policy.LatestN(keep_latest),
-                preservation_policy.BestN(get_metric_fn=lambda metrics: metrics["score"], n=keep_best),
+                preservation_policy.LatestN(1),
+                preservation_policy.BestN(get_metric_fn=lambda metrics: metrics["score"], n=1),
             ]
         )
         options = ocp.CheckpointManagerOptions(

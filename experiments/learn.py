@@ -66,16 +66,24 @@ def all_finite(tree: PyTree) -> jax.Array:
 
 
 def learned_part(state: PyTree) -> PyTree:
-    """An agent's state without its replay buffer: what a learning step may have to be undone in.
+    """A state of an agent, or of a reward chain by name, without replay buffers: what may have to be undone.
 
-    The buffer holds data, of which the world's part is checked as it comes in; to look through it, or to keep its last
+    A buffer holds data, of which the world's part is checked as it comes in; to look through it, or to keep its last
     version, would copy it at every step.
     """
+    if isinstance(state, dict):
+        return {name: learned_part(each) for name, each in state.items()}
     return state._replace(replay=()) if hasattr(state, "replay") else state
 
 
 def undo_unless(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    """The agent's state ``new`` where ``condition`` holds, else ``old`` with the new data in its buffer."""
+    """The state ``new`` where ``condition`` holds, else ``old`` with the new data in its buffers.
+
+    An agent learns from them later. Of a reward transform they are overwritten before it learns again: what counts
+    them is undone.
+    """
+    if isinstance(new, dict):
+        return {name: undo_unless(condition, new[name], old[name]) for name in new}
     chosen = jax.tree.map(lambda x, y: jnp.where(condition, x, y), learned_part(new), learned_part(old))
     return chosen._replace(replay=new.replay) if hasattr(new, "replay") else chosen
 
@@ -129,12 +137,12 @@ def learn(
     else:
         agent_state, agent_metrics = agent.update(state.agent, relabelled, update_key)
     # A channel that is not finite must not pass because an estimator made zeros of it.
-    finite = all_finite((learned_part(agent_state), reward_state, relabelled.rewards))
+    finite = all_finite((learned_part(agent_state), learned_part(reward_state), relabelled.rewards))
     # What has stopped stays as it was, while the other members of its program go on.
     finite &= state.rejected < REJECTED_LIMIT
     learns = finite & jnp.any(relabelled.mask > 0)
     agent_state = undo_unless(learns, agent_state, state.agent)
-    reward_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), reward_state, state.reward)
+    reward_state = undo_unless(finite, reward_state, state.reward)
     rejected = jnp.where(finite, 0, jnp.minimum(state.rejected + 1, REJECTED_LIMIT))
     metrics = {f"agent/{name}": value for name, value in agent_metrics.items()}
     metrics |= {f"reward/{name}": value for name, value in (update_metrics | apply_metrics).items()}

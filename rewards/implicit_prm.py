@@ -55,7 +55,8 @@ class ImplicitPRMState(NamedTuple):
       scoring: parameters that score, ``()`` where they are ``params``.
       reference: frozen reference parameters, ``()`` for a rolling reference.
       optimiser: its state.
-      replay: ``Rollouts`` with a leading axis of kept iterations, ``()`` without replay.
+      replay: ``Rollouts`` with a leading axis of kept iterations, ``()`` without replay. A learner that undoes an
+        update may leave it as it is: the next one overwrites the same place, which ``seen`` names, before it looks.
       seen: how many iterations were seen; ``int32``.
       accuracy: pairwise accuracy on fresh rollouts, before the update; smoothed.
     """

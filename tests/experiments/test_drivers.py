@@ -265,6 +265,35 @@ def test_a_rejected_update_leaves_the_state(rejecting):
         corridor.assert_same_arrays(corridor.arrays(state.agent), before)
 
 
+def replaying():
+    return scan_driver(corridor.process(form="residual", replay=3, groups_per_update=1), 0)
+
+
+def test_what_a_reward_keeps_to_learn_from_is_not_copied():
+    driver = replaying()
+    template = driver.template()
+    text = driver._make_chunk(2).lower(template, driver._values, jnp.int32(0)).as_text()
+    store = template.reward["implicit_prm"].replay.observation
+    shape = "x".join(map(str, store.shape)) + "xf32"
+    lines = [line for line in text.splitlines() if shape in line]
+    assert lines and not [line for line in lines if "stablehlo.select" in line or "is_finite" in line]
+
+
+def test_an_undone_step_leaves_nothing_in_what_a_reward_learns_from(rejecting):
+    rejecting(1)
+    driver = replaying()
+    before, _ = driver.chunk(driver.start(), 0, 1)
+    old = jax.tree.map(jnp.copy, before.reward["implicit_prm"].replay)
+    undone, metrics = driver.chunk(before, 1, 1)
+    assert metrics["sum/rejected"].tolist() == [1]
+    left = undone.reward["implicit_prm"]
+    restored = jax.tree.map(jnp.copy, undone._replace(reward={"implicit_prm": left._replace(replay=old)}))
+    # Something is there that was not learned from.
+    with pytest.raises(AssertionError):
+        corridor.assert_same_arrays(left.replay, old)
+    corridor.assert_same_arrays(driver.chunk(undone, 2, 1)[0], driver.chunk(restored, 2, 1)[0])
+
+
 @pytest.mark.parametrize("kind", ["corridor", "corridor_host"])
 def test_a_world_that_returns_nan_is_one_message(kind, monkeypatch, tmp_path, capsys):
     config = corridor.with_critic()

@@ -4,7 +4,8 @@ A run folder ``RUNS/NAME/VARIANT`` (``default`` for no variant) holds
 
 * ``config.json`` and ``environment.json``: what was run, with what, on what, and with what it was continued;
 * ``metrics.jsonl``: one row per seed and evaluation, the truth;
-* ``tensorboard/seed_N``: TensorBoard events, a sink of the same rows that is rebuilt from them;
+* ``tensorboard/seed_N``: TensorBoard events, a sink of the same rows that is rebuilt from them; of a sweep
+  ``tensorboard/VARIANT/seed_N``;
 * the checkpoints.
 
 A committed file ``results/NAME.jsonl`` starts with a header line; a header applies to the rows that follow it, up to

@@ -20,7 +20,7 @@ from tensorboardX.summary import scalar
 
 from experiments.disk import write_atomic
 from experiments.errors import UserError, cannot_read, cannot_write
-from experiments.results import NOT_METRICS, Row, encode_line, parse_lines
+from experiments.results import NOT_METRICS, Row, encode_line, parse_lines, run_folder
 
 PROGRESS = ("seed", "env_steps", "iteration")
 
@@ -36,6 +36,7 @@ class RowWriter:
       path: the file; made, with its folder, where there is none.
       constants: entries of every row, such as ``{"experiment": NAME, "variant": VARIANT}``.
       tensorboard: the folder of the event files; None for none.
+      by_variant: give each variant a folder of its own in ``tensorboard``: the points of a sweep have the same seeds.
 
     Raises:
       UserError: if the disk is full, read-only or not writable, a line before the last is damaged, or
@@ -47,10 +48,11 @@ class RowWriter:
         path: str | os.PathLike,
         constants: Mapping[str, Any] | None = None,
         tensorboard: str | os.PathLike | None = None,
+        by_variant: bool = False,
     ):
         self.path = Path(path)
         self._constants = dict(constants or {})
-        self._events = None if tensorboard is None else _EventSink(Path(tensorboard))
+        self._events = None if tensorboard is None else _EventSink(Path(tensorboard), by_variant)
         self._file = self._open()
         self._size = os.fstat(self._file.fileno()).st_size
         rows, size = parse_lines(self.path, self._read())
@@ -166,14 +168,14 @@ class RowWriter:
 
 
 class _EventSink:
-    """TensorBoard events of rows: one folder per seed, a scalar per metric, environment steps on the x-axis.
+    """TensorBoard events of rows: a folder per seed (and variant), a scalar per metric, over environment steps.
 
     Written synchronously: tensorboardX's queue never returns once its thread has died of a full disk.
     """
 
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._writers: dict[int, EventsWriter] = {}
+    def __init__(self, folder: Path, by_variant: bool):
+        self._folder, self._by_variant = folder, by_variant
+        self._writers: dict[Path, EventsWriter] = {}
 
     def rebuild(self, rows: Iterable[Row]) -> None:
         self.close()
@@ -193,7 +195,7 @@ class _EventSink:
         event = event_pb2.Event(step=row["env_steps"], wall_time=datetime.now(UTC).timestamp())
         event.summary.value.extend(values)
         try:
-            self._writer(row["seed"]).write_event(event)
+            self._writer(row).write_event(event)
         except OSError as error:
             raise cannot_write(self._folder, error) from error
 
@@ -212,12 +214,15 @@ class _EventSink:
         except OSError as error:
             raise cannot_write(self._folder, error) from error
 
-    def _writer(self, seed: int) -> EventsWriter:
-        if seed not in self._writers:
-            folder = self._folder / f"seed_{seed}"
+    def _writer(self, row: Row) -> EventsWriter:
+        folder = self._folder
+        if self._by_variant:
+            folder = run_folder(folder.parent, folder.name, row.get("variant", ""))
+        folder = folder / f"seed_{row['seed']}"
+        if folder not in self._writers:
             folder.mkdir(parents=True, exist_ok=True)
-            self._writers[seed] = EventsWriter(os.fspath(folder / "events"))
-        return self._writers[seed]
+            self._writers[folder] = EventsWriter(os.fspath(folder / "events"))
+        return self._writers[folder]
 
 
 def _json_scalar(key: str, value: Any) -> Any:

@@ -154,7 +154,8 @@ def train(
     resumed_from, done_slots, noted = None, 0, False
     slots = config.data.length * config.data.batch
     constants = {"experiment": experiment}
-    with RowWriter(folder / results.METRICS_FILE, constants, folder / results.TENSORBOARD_FOLDER) as writer:
+    tensorboard = folder / results.TENSORBOARD_FOLDER
+    with RowWriter(folder / results.METRICS_FILE, constants, tensorboard, by_variant=sweep) as writer:
         for index, make in enumerate(makers):
             driver: Driver = make()
             run = None

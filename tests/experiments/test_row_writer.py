@@ -10,7 +10,7 @@ from tensorboardX.proto import event_pb2
 
 from experiments.disk import write_json_atomic
 from experiments.errors import UserError
-from experiments.results import read_rows
+from experiments.results import read_rows, run_folder
 from experiments.row_writer import RowWriter
 
 
@@ -109,6 +109,26 @@ def test_rewind_drops_newer_rows_once_and_the_sink_follows(tmp_path):
     assert events(folder / "seed_0") == [(10, "success", 0.25), (20, "success", 0.5), (30, "success", 1.0)]
     assert events(folder / "seed_1") == [(10, "success", 0.25), (20, "success", 0.5)]
     assert sorted(found.name for found in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
+
+
+def test_points_of_a_sweep_have_curves_of_their_own(tmp_path):
+    path, folder = tmp_path / "metrics.jsonl", tmp_path / "tensorboard"
+    long = "+".join(f"agent.setting_{index}=0.5" for index in range(20))
+    values = {"a": 0.25, long: 0.5}
+
+    def assert_apart():
+        for variant, value in values.items():
+            assert events(run_folder(tmp_path, "tensorboard", variant) / "seed_0") == [(10, "success", value)]
+        assert len(list(folder.iterdir())) == 2
+
+    with RowWriter(path, tensorboard=folder, by_variant=True) as writer:
+        for variant, value in values.items():
+            writer.append(row(1, variant=variant, success=value))
+        writer.flush()
+        assert_apart()
+    # Made anew of the file.
+    RowWriter(path, tensorboard=folder, by_variant=True).close()
+    assert_apart()
 
 
 def test_a_second_writer_of_the_same_file_is_refused(tmp_path):

@@ -8,7 +8,7 @@ import io
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -131,14 +131,7 @@ class RowWriter:
             file = io.FileIO(self.path, "a+")
         except OSError as error:
             raise cannot_write(self.path, error) from error
-        try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.close()
-            raise UserError(f"{self.path} is being written by another run: expected one at a time") from error
-        except OSError:
-            # Some network file systems have no locks; the file can be written all the same.
-            pass
+        _lock(file, self.path)
         return file
 
     def _read(self) -> bytes:
@@ -165,6 +158,31 @@ class RowWriter:
                 self._file.truncate(self._size)
             raise cannot_write(self.path, error) from error
         self._size += len(line)
+
+
+@contextlib.contextmanager
+def kept_from_writers(path: Path) -> Iterator[None]:
+    """Keeps every ``RowWriter`` from a file, where there is one, as long as the block lasts.
+
+    Raises:
+      UserError: if a writer has it open.
+    """
+    with contextlib.ExitStack() as stack:
+        # None to keep from what cannot be opened.
+        with contextlib.suppress(OSError):
+            _lock(stack.enter_context(io.FileIO(path)), path)
+        yield
+
+
+def _lock(file: io.FileIO, path: Path) -> None:
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UserError(f"{path} is being written by another run: expected one at a time") from error
+    except OSError:
+        # Some network file systems have no locks; the file can be written all the same.
+        pass
 
 
 class _EventSink:

@@ -25,7 +25,7 @@ from experiments.environment_report import note_session
 from experiments.errors import UserError, reason
 from experiments.learn import REJECTED_LIMIT
 from experiments.progress import Reporter
-from experiments.row_writer import RowWriter
+from experiments.row_writer import RowWriter, kept_from_writers
 
 # What may differ between a run and its continuation: where it ends, and what its annotator may spend.
 PROLONGABLE = ("iterations", "annotator.max_requests", "annotator.max_cost")
@@ -80,7 +80,8 @@ def prepare_folder(folder: Path, config: ConfigDict, members: Sequence[Member], 
     """Makes the run folder, or checks that what is there is the same run.
 
     Raises:
-      UserError: if the folder holds a run of another configuration or of other members, or cannot be written.
+      UserError: if the folder holds a run of another configuration or of other members, or cannot be written, or with
+        ``fresh`` if a process is writing it.
     """
     path = folder / results.CONFIG_FILE
     described = {
@@ -88,7 +89,8 @@ def prepare_folder(folder: Path, config: ConfigDict, members: Sequence[Member], 
         "members": [{"seed": m.seed, "variant": m.variant, "values": dict(m.values)} for m in members],
     }
     if fresh and folder.exists():
-        _remove(folder)
+        with kept_from_writers(folder / results.METRICS_FILE):
+            _remove(folder)
     if path.exists():
         found = read_json(path)
         differences = registry.difference(found["config"], described["config"], prolongable(config))

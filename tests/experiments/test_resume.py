@@ -23,6 +23,7 @@ from experiments.configs._common import entry
 from experiments.disk import read_json
 from experiments.drivers import HostDriver, HostPrograms, ScanDriver
 from experiments.errors import UserError
+from experiments.row_writer import RowWriter
 from experiments.train import PROLONGABLE, StopRequested
 from tests.experiments import corridor
 
@@ -242,6 +243,18 @@ def test_other_seeds_and_other_settings_are_refused(tmp_path):
     config.agent.clip = 0.1
     with pytest.raises(UserError, match=r"agent.clip: 0.2 against 0.1"):
         train.prepare_folder(tmp_path / "run", config, corridor.members(0, 1))
+
+
+def test_a_run_that_is_being_written_is_not_removed(tmp_path):
+    config, members, folder = corridor.without_critic(), corridor.members(), tmp_path / "run"
+    train.prepare_folder(folder, config, members)
+    with RowWriter(folder / results.METRICS_FILE) as writer:
+        writer.append({"seed": 0, "env_steps": 1, "iteration": 1})
+        with pytest.raises(UserError, match=r"metrics.jsonl is being written by another run"):
+            train.prepare_folder(folder, config, members, fresh=True)
+    assert len(results.read_rows(folder / results.METRICS_FILE)) == 1
+    train.prepare_folder(folder, config, members, fresh=True)
+    assert not (folder / results.METRICS_FILE).exists() and (folder / results.CONFIG_FILE).exists()
 
 
 # Killed runs. A process that has imported everything, and has not started JAX's backend, is forked for each attempt:

@@ -171,7 +171,8 @@ def replay_prioritise(
     if state.priority is None or state.largest is None:
         raise ValueError("the buffer keeps no priorities: expected one made with prioritised=True")
     power = jnp.maximum(priority, SMALLEST_PRIORITY) ** exponent
-    power = jnp.where(jnp.isfinite(power), power, state.largest)
+    # Where 64 bits are enabled, those of a loss must not change what a learner carries.
+    power = jnp.where(jnp.isfinite(power), power, state.largest).astype(state.priority.dtype)
     worlds = state.priority.shape[1]
     row, world = index // worlds, index % worlds
     updated = state.priority.at[row, world].set(0.0).at[row, world].max(power)

@@ -354,10 +354,11 @@ def value_based(
             learner, metrics = jax.lax.scan(
                 lambda carry, each: gradient_step(replay, relabel, carry, each), learner, (keys, sampled)
             )
-            return learner, jax.tree.map(jnp.mean, metrics)
+            # Typed: where 64 bits are enabled, both branches must still agree.
+            return learner, {name: jnp.mean(each).astype(jnp.float32) for name, each in metrics.items()}
 
         def wait(learner):
-            return learner, {name: jnp.zeros(()) for name in ("loss", "value", "target", "gradient_norm")}
+            return learner, {name: jnp.float32(0) for name in ("loss", "value", "target", "gradient_norm")}
 
         ready = (stored >= learning_starts) & (replay.size >= n_step)
         (online, target, optimiser_state, count, priority, largest), metrics = jax.lax.cond(ready, learn, wait, learner)

@@ -484,6 +484,16 @@ def run_of(world, head, updates=3, **arguments):
     return agent, run, step
 
 
+@pytest.mark.parametrize("prioritised", [False, True])
+def test_what_a_learner_carries_has_the_same_types_where_64_bits_are_enabled(prioritised):
+    with jax.enable_x64(True):
+        agent = agent_of(prioritised=prioritised)
+        before = jax.eval_shape(agent.init, KEY)
+        after, _ = jax.eval_shape(agent.update, before, trajectory_of(), KEY)
+    types = [[leaf.dtype for leaf in jax.tree.leaves(state)] for state in (before, after)]
+    assert types[0] == types[1]
+
+
 @pytest.mark.parametrize("head", ["expected", "implicit_quantile"])
 def test_a_member_of_a_vmap_is_the_single_run(head):
     _, run, _ = run_of(ONE_STEP, head)

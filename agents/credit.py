@@ -314,7 +314,7 @@ def anchor_group(discount: float = 0.95, scale: str = "none") -> Estimator:
 
     ``A_it = (G_it - mean_anchor G) / std_anchor G`` (equations 6 to 8), where the anchor is the set of steps of the
     group with the identical observation and ``G`` the discounted return-to-go; an anchor visited once
-    gives 0. Observations are compared by a 64-bit hash.
+    gives 0. Observations are compared by a 64-bit hash, each with each: memory is ``[G, (T N)^2]``.
 
     Raises:
       ValueError: an unknown ``scale``.

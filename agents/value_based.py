@@ -144,7 +144,7 @@ def value_based(
       atoms, value_low, value_high: the categorical head's.
       huber: where the loss turns linear, ``delta`` of the expected head (above 0) and ``kappa`` of the quantile heads
         (0: the plain quantile loss).
-      capacity: of the buffer, in transitions.
+      capacity: of the buffer, in transitions, each with both of its observations.
       batch_size, updates: segments per gradient step and gradient steps per update.
       learning_starts: stored transitions before the first gradient step.
       prioritised, priority_exponent, importance_exponent: prioritised replay, its alpha and beta (Schaul et al., 2016).

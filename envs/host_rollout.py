@@ -104,6 +104,9 @@ def episodes_host(
     """Whole episodes of at most ``length`` steps, ``group_size`` rollouts from each of ``seeds``; see
     ``envs.rollout.episodes``. Stops early when every world has ended; padding fills ``length``.
 
+    Rollouts of one seed share the chance of the world's steps, too, see ``VectorHost.reset``. Baselines of a group stay
+    unbiased, but the rollouts of a nearly deterministic policy differ less than those of a pure world.
+
     Without ``observations`` the trajectory has ``()`` for observations, actions and carries: enough for statistics, and
     thousands of steps of images need not be kept.
     """

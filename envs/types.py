@@ -141,7 +141,11 @@ class VectorHost(Protocol):
     def num_envs(self) -> int: ...
 
     def reset(self, seed: int | Sequence[int]) -> Observation:
-        """Starts every world; an integer seeds world i with ``seed + i``, a sequence seeds each."""
+        """Starts every world; an integer seeds world i with ``seed + i``, a sequence seeds each.
+
+        The seed is that of the start and of the chance in the steps after it: worlds of one seed, the rollouts of a
+        group, draw alike as long as they do the same.
+        """
 
     def step(self, action: Action) -> TimeStep:
         """Steps every world; arrays ``[B]`` (numpy)."""

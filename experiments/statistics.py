@@ -4,7 +4,8 @@ Source: Agarwal, Schwarzer, Castro, Courville and Bellemare, "Deep Reinforcement
 Statistical Precipice", NeurIPS 2021: the interquartile mean and percentile intervals from a bootstrap that is
 stratified by task (section 4). Defaults and rounding are those of the authors' library, rliable.
 
-``runs`` are independent seeds; a never-reached threshold is ``inf`` and stays so in every statistic.
+``runs`` are independent seeds; a never-reached threshold is ``inf`` and stays so in every statistic. Intervals are of
+the seeds alone: all are evaluated on one draw of episodes (``EVALUATION_SEED``), whose own chance is not in them.
 """
 
 from __future__ import annotations

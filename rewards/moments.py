@@ -141,6 +141,8 @@ def check_episode_counts(name: str, batch: int, buckets: int) -> None:
 def counts_within_episodes(buckets: jax.Array, counted: jax.Array, starts: jax.Array, entering: jax.Array) -> jax.Array:
     """How often the last thing of each row occurred in its episode up to now, itself included.
 
+    Rows are compared each with each: memory is ``[K, T, T, B]``.
+
     Args:
       buckets: what each of ``K`` things of a row is counted as, ``int32 [K, T, B]``.
       counted: whether it counts, ``bool [K, T, B]``.

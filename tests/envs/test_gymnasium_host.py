@@ -288,6 +288,15 @@ def test_identifiers_of_other_packages_name_the_extra():
         GymnasiumHost("ALE/Pong-v5", 1)
 
 
+def test_worlds_of_one_seed_share_the_chance_of_their_steps():
+    host = GymnasiumHost("FrozenLake-v1", 3)
+    host.reset([7, 7, 8])
+    # Slippery ice: where a step leads is drawn.
+    steps = [host.step(np.full(3, 2)).final_observation for _ in range(6)]
+    host.close()
+    assert all(step[0] == step[1] for step in steps) and any(step[0] != step[2] for step in steps)
+
+
 @pytest.mark.parametrize(
     "environment_id", ["CartPole-v1", "Pendulum-v1", "FrozenLake-v1", "Blackjack-v1", "sagax_test/Counter-v0"]
 )

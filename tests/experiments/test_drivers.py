@@ -379,6 +379,18 @@ def test_the_count_of_steps_has_no_largest_number(monkeypatch, tmp_path):
     assert all(type(row["env_steps"]) is int for row in rows)
 
 
+def test_what_has_stopped_learns_nothing_more():
+    driver = scan_driver(corridor.process(form="residual"), 0, 1)
+    state = driver.start()
+    state = state._replace(rejected=jnp.asarray([learn.REJECTED_LIMIT, 0], jnp.int32))
+    before = [jax.tree.map(np.asarray, member_of((state.agent, state.reward), index)) for index in (0, 1)]
+    state, metrics = driver.chunk(state, 0, 2)
+    assert state.rejected.tolist() == metrics["max/rejected"].tolist() == [learn.REJECTED_LIMIT, 0]
+    corridor.assert_same_arrays(member_of((state.agent, state.reward), 0), before[0])
+    with pytest.raises(AssertionError):
+        corridor.assert_same_arrays(member_of((state.agent, state.reward), 1), before[1])
+
+
 @pytest.mark.parametrize("part", ["world", "evaluation"])
 def test_of_a_sweep_only_the_member_that_is_not_finite_stops(part, monkeypatch, tmp_path, capsys):
     class Uneven:

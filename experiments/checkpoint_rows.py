@@ -8,6 +8,7 @@ from pathlib import Path
 
 from experiments import results
 from experiments.cache import enable_compilation_cache
+from experiments.collect import add_destination_options
 from experiments.command_parser import CommandParser
 from experiments.disk import require_writable
 from experiments.drivers import Member
@@ -21,7 +22,7 @@ def rows_parser(name: str, description: str) -> CommandParser:
     made.add_argument("--runs", default=results.RUNS_FOLDER, help="where run folders are (default: runs)")
     made.add_argument("--checkpoint", default="latest", help="best, latest (the default) or an iteration")
     made.add_argument("--out", required=True, help=f"the file to write, such as results/NAME_{name}.jsonl")
-    made.add_argument("--append", action="store_true", help="keep what the file holds of other variants")
+    add_destination_options(made)
     return made
 
 
@@ -53,10 +54,13 @@ def write_rows(arguments: argparse.Namespace, section_of: Callable[[Path], resul
       section_of: the rows of one run folder.
 
     Raises:
-      UserError: if there is no such run, or the file cannot be written.
+      UserError: if there is no such run, or the file cannot be written or would lose rows.
     """
     require_writable(arguments.out)
     folders = [find_folder(run, arguments.runs) for run in arguments.run]
+    choices = arguments.out, arguments.append, arguments.replace
+    # A run has at least as many rows as are made of its seeds: what is refused of them would be after the work, too.
+    results.kept_sections([results.run_section(folder) for folder in folders], *choices)
     enable_compilation_cache()
     sections = [section_of(folder) for folder in folders]
-    print(f"{arguments.out}: {results.write_sections(sections, arguments.out, arguments.append)} rows")
+    print(f"{arguments.out}: {results.write_sections(sections, *choices)} rows")

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,19 +74,25 @@ def read_sections(path: str | os.PathLike) -> list[Section]:
     Raises:
       UserError: if the file cannot be read or a line before the last is damaged.
     """
+    return _read_sections(path)[0]
+
+
+def _read_sections(path: str | os.PathLike) -> tuple[list[Section], bool]:
+    """The sections of a file, and whether they are all that it holds."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
         raise cannot_read(path, error) from error
+    lines, size = parse_lines(Path(path), content)
     sections: list[Section] = []
-    for line in parse_lines(Path(path), content)[0]:
+    for line in lines:
         if line.get("header") is True:
             sections.append(Section({key: value for key, value in line.items() if key != "header"}, []))
             continue
         if not sections:
             sections.append(Section({}, []))
         sections[-1].rows.append(line)
-    return sections
+    return sections, size == len(content)
 
 
 def read_rows(path: str | os.PathLike) -> list[Row]:
@@ -203,6 +210,7 @@ def collect(
     destination: str | os.PathLike,
     metrics: Sequence[str] | None = None,
     append: bool = False,
+    replace: bool = False,
 ) -> int:
     """Merges run folders into one committed file: a header per folder, then its rows.
 
@@ -214,13 +222,14 @@ def collect(
       run_folders: folders of ended or running runs.
       destination: the file; replaced as a whole, or not at all.
       metrics: the metrics to keep; all if none.
-      append: keep the sections of an existing destination, except those of the same experiment and variant.
+      append, replace: as in ``write_sections``.
 
     Returns:
       The number of rows written.
 
     Raises:
-      UserError: if a folder is no run folder, a metric is unknown, rows are there twice, or writing fails.
+      UserError: if a folder is no run folder, a metric is unknown, rows are there twice or would be lost, or writing
+        fails.
     """
     sections = [run_section(Path(folder)) for folder in run_folders]
     known = metrics_of(row for section in sections for row in section.rows)
@@ -229,27 +238,27 @@ def collect(
             raise unknown("metric", metric, known)
     chosen = list(metrics or known)
     sections = [Section(header, [_compact(row, chosen) for row in rows]) for header, rows in sections]
-    return write_sections(sections, destination, append)
+    return write_sections(sections, destination, append, replace)
 
 
-def write_sections(sections: Sequence[Section], destination: str | os.PathLike, append: bool = False) -> int:
+def write_sections(
+    sections: Sequence[Section], destination: str | os.PathLike, append: bool = False, replace: bool = False
+) -> int:
     """Writes a committed file whole, or not at all: per section its header, then its rows.
 
     Args:
       sections: headers with the rows of their runs.
       destination: the file.
       append: keep the sections of an existing destination, except those of the same experiment and variant.
+      replace: let go of what else an existing destination holds.
 
     Returns:
       The number of rows written.
 
     Raises:
-      UserError: if rows are there twice, or writing fails.
+      UserError: if rows are there twice or would be lost, or writing fails.
     """
-    written = list(sections)
-    if append and Path(destination).exists():
-        replaced = {_identity(section) for section in sections}
-        written = [old for old in read_sections(destination) if _identity(old) not in replaced] + written
+    written = [*kept_sections(sections, destination, append, replace), *sections]
     rows = [row for section in written for row in section.rows]
     _refuse_duplicates(rows, destination)
     lines = []
@@ -259,8 +268,47 @@ def write_sections(sections: Sequence[Section], destination: str | os.PathLike, 
     return len(rows)
 
 
+def kept_sections(
+    sections: Sequence[Section], destination: str | os.PathLike, append: bool = False, replace: bool = False
+) -> list[Section]:
+    """The sections of a file that stay where ``sections`` are written to it.
+
+    Args:
+      sections, destination, append, replace: as in ``write_sections``.
+
+    Raises:
+      UserError: unless ``replace``, if a seed of a variant would have fewer rows than the file holds of it, or the file
+        holds anything but rows.
+    """
+    if not Path(destination).exists():
+        return []
+    present, whole = _read_sections(destination)
+    replaced = {_identity(section) for section in sections}
+    kept = [old for old in present if append and _identity(old) not in replaced]
+    if replace:
+        return kept
+    if not whole:
+        raise UserError(f"{os.fspath(destination)} holds more than rows: expected --replace or another --out")
+    lost = _seeds_of(present) - _seeds_of([*kept, *sections])
+    if lost:
+        (experiment, variant, seed), count = next(iter(lost.items()))
+        others = "" if append else "--append, which keeps other variants, "
+        raise UserError(
+            f"{os.fspath(destination)} would lose {lost.total():,} rows, the first {count:,} of experiment "
+            f"{experiment!r}, variant {variant!r}, seed {seed!r}: expected {others}--replace or another --out"
+        )
+    return kept
+
+
 def _identity(section: Section) -> tuple[Any, Any]:
     return section.header.get("experiment"), section.header.get("variant")
+
+
+def _seeds_of(sections: Iterable[Section]) -> Counter[tuple[Any, ...]]:
+    """How many rows each experiment, variant and seed has."""
+    return Counter(
+        tuple(row.get(key) for key in ("experiment", "variant", "seed")) for section in sections for row in section.rows
+    )
 
 
 def run_section(folder: Path) -> Section:

@@ -3,11 +3,13 @@
 import importlib
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
-from experiments import benchmark, figures, registry, sweep
+from experiments import benchmark, figures, registry, results, sweep
+from experiments.disk import write_json_atomic
 from experiments.errors import UserError
 from tests.experiments import corridor
 
@@ -126,6 +128,32 @@ def test_the_tour_runs(tmp_path, monkeypatch, capsys, quick):
         for word in words:
             if word.startswith("--out="):
                 assert (tmp_path / word.removeprefix("--out=")).stat().st_size > 0
+
+
+def test_the_tour_loses_no_committed_row(tmp_path, monkeypatch, capsys):
+    """The commands that collect, in a copy of the repository whose runs have the tour's three seeds."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "results", tmp_path / "results")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "results").iterdir()}
+    collecting = [words for words in PYTHON if module_of(words) == "collect"]
+    assert collecting
+    for words in collecting:
+        for folder in (Path(word) for word in words[3:] if not word.startswith("-")):
+            for file in (results.CONFIG_FILE, results.ENVIRONMENT_FILE):
+                write_json_atomic(folder / file, {})
+            rows = [{"experiment": folder.parts[1], "variant": folder.parts[2], "seed": seed} for seed in range(3)]
+            lines = [results.encode_line(row | {"env_steps": 1, "success": 0.5}) for row in rows]
+            (folder / results.METRICS_FILE).write_bytes(b"".join(lines))
+        assert importlib.import_module(words[2]).main(words[3:]) == 0, capsys.readouterr().err
+    assert {name: (tmp_path / "results" / name).read_bytes() for name in before} == before
+
+
+def test_run_cards_add_to_committed_files():
+    cards = [registry.module_of(name).__doc__ for name in registry.names()]
+    writing = [line for card in cards for line in card.splitlines() if re.search(r"experiments\.\w+ .*--out=", line)]
+    assert writing
+    for line in writing:
+        assert "--append" in line and (ROOT / re.search(r"--out=(\S+)", line)[1]).is_file(), line
 
 
 def test_the_experiments_of_the_readme_exist():

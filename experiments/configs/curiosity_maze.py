@@ -7,7 +7,7 @@ runs are far smaller than the paper's.
 Command:
     python -m experiments.run curiosity_maze:METHOD,NOISE --seeds=5
     python -m experiments.summary curiosity_maze --results --metric=train/trackers
-    python -m experiments.visits curiosity_maze:METHOD,NOISE ... --out=results/curiosity_maze_visits.jsonl
+    python -m experiments.visits curiosity_maze:METHOD,NOISE ... --append --out=results/curiosity_maze_visits.jsonl
 
 Expected, trackers per training episode, mean of a run of 1,024,000 steps, from results/curiosity_maze.jsonl (5 seeds,
 95 % intervals; ``notebooks/curiosity.ipynb`` prints them):

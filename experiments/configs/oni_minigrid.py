@@ -9,7 +9,7 @@ Command:
     python -m experiments.run oni_minigrid:MODEL,DELAY,TASK --seeds=5
     python -m experiments.run oni_minigrid:MODEL,partial --seeds=5
     python -m experiments.summary oni_minigrid --results --metric=train/success --threshold=0.5
-    python -m experiments.ratings runs/oni_minigrid/MODEL,partial --out=ratings.jsonl
+    python -m experiments.ratings runs/oni_minigrid/MODEL,partial --append --out=results/oni_minigrid_ratings.jsonl
     SAGAX_ANNOTATOR_URL=http://localhost:8000/v1 SAGAX_ANNOTATOR_MODEL=NAME python -m experiments.run oni_minigrid:http
 
 The extra text installs MiniGrid. With http, SAGAX_ANNOTATOR_KEY is sent where it is set; labels are kept in

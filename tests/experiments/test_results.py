@@ -82,7 +82,53 @@ def test_collect_append_replaces_the_same_variant_and_keeps_others(tmp_path):
     longer = make_run(tmp_path / "again", variant="ppo", iterations=4)
     assert results.collect([longer], out, append=True) == 6 + 8
     assert results.variants_of(results.read_rows(out)) == ["grpo", "ppo"]
-    assert results.collect([longer], out) == 8
+    assert results.collect([longer], out, replace=True) == 8
+
+
+def test_no_row_of_a_file_is_lost_unless_it_is_said(tmp_path):
+    out = tmp_path / "out.jsonl"
+    grpo, ppo = make_run(tmp_path, variant="grpo"), make_run(tmp_path, variant="ppo", seeds=(0, 1, 2))
+    results.collect([grpo, ppo], out)
+    before = out.read_bytes()
+
+    def refused(folder, append, words):
+        with pytest.raises(UserError, match=words):
+            results.collect([folder], out, append=append)
+        assert out.read_bytes() == before
+
+    lost = r"would lose 9 rows, the first 3 of experiment 'oprl_sokoban', variant 'ppo', seed 0: expected --append, "
+    refused(grpo, False, lost)
+    # Two seeds of three, and three evaluations of four: other runs of the same variant.
+    refused(make_run(tmp_path / "few", variant="ppo"), True, r"3 rows, .* 'ppo', seed 2: expected --replace or another")
+    refused(make_run(tmp_path / "short", variant="grpo", iterations=2), True, r"2 rows, the first 1 .* 'grpo', seed 0")
+    # The same command again, in either form, and rows that are added lose nothing.
+    assert results.collect([ppo, grpo], out) == results.collect([grpo], out, append=True) == 15
+    assert results.collect([make_run(tmp_path, variant="oprl"), grpo, ppo], out) == 21
+    before = out.read_bytes()
+    refused(grpo, False, "would lose 15 rows, the first 3 of .* 'oprl', seed 0")
+    assert results.collect([grpo], out, append=True, replace=True) == 21
+    assert results.collect([grpo], out, replace=True) == 6
+
+
+def test_a_variant_that_shares_a_section_with_another_is_not_lost(tmp_path):
+    out = tmp_path / "out.jsonl"
+    rows = [{"experiment": "x", "variant": v, "seed": 0, "env_steps": 1, "success": 1.0} for v in ("a", "b")]
+    swept = results.Section({"experiment": "x", "variant": "a"}, rows)
+    results.write_sections([swept], out)
+    with pytest.raises(UserError, match="would lose 1 rows, the first 1 of experiment 'x', variant 'b', seed 0"):
+        results.write_sections([swept._replace(rows=rows[:1])], out, append=True)
+    assert results.read_rows(out) == rows
+
+
+@pytest.mark.parametrize("content", [b"# A page\n", b"\x00\xff", b'{"experiment":"oprl_sokoban"'])
+def test_a_file_that_holds_more_than_rows_is_not_replaced(content, tmp_path):
+    out = tmp_path / "README.md"
+    out.write_bytes(content)
+    folder = make_run(tmp_path)
+    for append in (False, True):
+        with pytest.raises(UserError, match=r"README.md holds more than rows: expected --replace or another --out"):
+            results.collect([folder], out, append=append)
+    assert out.read_bytes() == content
 
 
 def test_collect_refuses_what_it_cannot_merge(tmp_path):
@@ -102,3 +148,9 @@ def test_the_collect_command(tmp_path, capsys):
     assert capsys.readouterr().out == f"{out}: 6 rows\n"
     assert collect_command.main([str(tmp_path), f"--out={out}"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+    other = str(make_run(tmp_path, variant="ppo"))
+    assert collect_command.main([other, f"--out={out}"]) == 2
+    assert "would lose 6 rows" in capsys.readouterr().err
+    for options, rows in ((["--append"], 12), (["--replace"], 6)):
+        assert collect_command.main([other, f"--out={out}", *options]) == 0
+        assert capsys.readouterr().out == f"{out}: {rows} rows\n"

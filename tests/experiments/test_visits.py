@@ -59,3 +59,17 @@ def test_what_cannot_be_counted_is_refused_in_one_line(runs, tmp_path, capsys):
         assert visits.main([*arguments, out]) == 2
         captured = capsys.readouterr()
         assert message in captured.err and captured.err.count("\n") == 1
+
+
+def test_a_file_that_would_lose_rows_is_refused_before_any_step(runs, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "visits.jsonl"
+    kept = {"experiment": "curiosity_maze", "variant": "rnd", "seed": 0, "env_steps": 1, "no_op": 0.5}
+    results.write_sections([results.Section({"experiment": "curiosity_maze", "variant": "rnd"}, [kept])], out)
+    before = out.read_bytes()
+    arguments = ["curiosity_maze:count,smoke", f"--runs={runs}", f"--episodes={EPISODES}", f"--out={out}"]
+    with monkeypatch.context() as patched:
+        patched.setattr(visits, "count_visits", None)
+        assert visits.main(arguments) == 2
+    assert "would lose 1 rows" in capsys.readouterr().err and out.read_bytes() == before
+    assert visits.main([*arguments, "--append"]) == 0
+    assert results.variants_of(results.read_rows(out)) == ["rnd", "count,smoke"]

@@ -18,6 +18,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from experiments import registry, results, statistics
 from experiments.command_parser import CommandParser
@@ -25,6 +26,8 @@ from experiments.errors import UserError, command, unknown
 from experiments.statistics import Interval
 
 NOT_REACHED = "not reached"
+# Characters of a name per line at least, however narrow the terminal is.
+NARROWEST_NAME = 12
 
 
 def summarise(
@@ -43,7 +46,8 @@ def summarise(
     * ``final``: ``iqm``, ``low``, ``high`` of the mean over each seed's last ``smoothing`` evaluations;
     * ``area_under_curve``: the same of the average height over the steps;
     * ``steps_to_threshold``: ``iqm``, ``low``, ``high`` (None: not reached), ``reached`` (how many seeds did);
-    * ``ratio_to_baseline``: of the steps, ``ratio``, ``low``, ``high``, ``excludes_1``; None without a baseline.
+    * ``ratio_to_baseline``: of the steps, ``ratio``, ``low``, ``high``, ``excludes_1``; None without a baseline. A
+      baseline that does not get there has no steps to divide by.
 
     Raises:
       UserError: if no row has the metric, a variant has no value of it, or fewer evaluations than ``smoothing``.
@@ -91,11 +95,16 @@ def summarise(
 
 
 def _ratio(own, reference, bootstrap) -> dict[str, Any]:
+    unknown_ratio = {"ratio": None, "low": None, "high": None, "excludes_1": False}
     # A curve that is above the threshold at its first evaluation, at 0 steps, has no ratio.
     if min(*own, *reference) <= 0:
-        return {"ratio": None, "low": None, "high": None, "excludes_1": False}
+        return unknown_ratio
     interval = statistics.interval_of_ratio(own, reference, **bootstrap)
-    return _interval(interval, "ratio") | {"excludes_1": statistics.excludes(interval, 1.0)}
+    # A quotient of 0 is one by infinity: the baseline never gets there, and how much sooner this is nobody knows.
+    if interval.high == 0:
+        return unknown_ratio
+    shown = interval._replace(estimate=interval.estimate or math.nan)
+    return _interval(shown, "ratio") | {"excludes_1": statistics.excludes(interval, 1.0)}
 
 
 def _interval(interval: Interval, name: str) -> dict[str, float | None]:
@@ -167,15 +176,33 @@ def _one_variant(requested: str, known: Sequence[str]) -> str:
     return found[0]
 
 
-def _print(heading: dict[str, Any], summary: list[dict[str, Any]]) -> None:
-    console = Console()
-    percent = f"{100 * heading['confidence']:g} %"
+def _print(heading: dict[str, Any], summary: list[dict[str, Any]], console: Console | None = None) -> None:
+    """One table; two, of the values and of the steps, where a terminal is too narrow for one.
+
+    Names and numbers are whole at any width: a row of a pipe or a file is one line, as long as it has to be, and names
+    are folded in a terminal.
+    """
+    console = console or Console()
+    columns = _columns(heading, summary)
+    title = f"interquartile mean over seeds [{100 * heading['confidence']:g} % interval]"
+    tables = [_table(columns, title)]
+    if console.is_terminal and _width(tables[0]) > console.width:
+        tables = [_table(columns[:4], title), _table([columns[0], *columns[4:]])]
+    # What a name gives up where it is folded; numbers are never folded.
+    room = max(0, max(map(len, columns[0])) - NARROWEST_NAME) if console.is_terminal else 0
+    console.width = max(console.width, *(_width(table) - room for table in tables))
     console.print(f"{heading['experiment']}: {heading['metric']}, rows of {heading['source']}", markup=False)
-    table = Table("variant", title=f"interquartile mean over seeds [{percent} interval]", title_justify="left")
-    for column in ("seeds", "steps", "final", f"steps to {heading['threshold']:g}", "reached"):
-        table.add_column(column, justify="right")
+    for table in tables:
+        console.print(table)
     if heading["baseline"] is not None:
-        table.add_column(f"steps / {heading['baseline']}", justify="right")
+        words = f"ratio: steps over those of {heading['baseline']}; *: its interval excludes 1; ?: unbounded or unknown"
+        console.print(words, markup=False)
+
+
+def _columns(heading: dict[str, Any], summary: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The columns of the table, each with its heading first."""
+    columns = [["variant"], ["seeds"], ["steps"], ["final"], [f"steps to {heading['threshold']:g}"], ["reached"]]
+    columns += [["ratio"]] if heading["baseline"] is not None else []
     for entry in summary:
         steps, ratio = entry["steps_to_threshold"], entry["ratio_to_baseline"]
         cells = [
@@ -186,13 +213,28 @@ def _print(heading: dict[str, Any], summary: list[dict[str, Any]]) -> None:
             _span(steps, "iqm", "{:,.0f}", NOT_REACHED if entry["seeds"] > 1 or not steps["reached"] else "?"),
             f"{steps['reached']}/{entry['seeds']}",
         ]
-        if heading["baseline"] is not None:
-            mark = " *" if ratio["excludes_1"] else ""
-            cells.append(_span(ratio, "ratio", "{:.2f}", "?") + mark)
-        table.add_row(*cells)
-    console.print(table)
-    if heading["baseline"] is not None:
-        console.print("* the interval of the ratio excludes 1; ?: unbounded or unknown", markup=False)
+        if ratio is not None:
+            cells.append(_span(ratio, "ratio", "{:.2f}", "?") + (" *" if ratio["excludes_1"] else ""))
+        for column, cell in zip(columns, cells, strict=True):
+            column.append(cell)
+    return columns
+
+
+def _table(columns: Sequence[Sequence[str]], title: Any = None) -> Table:
+    table = Table(title=title, title_justify="left")
+    names, *numbers = columns
+    table.add_column(names[0], overflow="fold")
+    for column in numbers:
+        table.add_column(column[0], justify="right", no_wrap=True)
+    for row in zip(*(column[1:] for column in columns), strict=True):
+        # As text: brackets are no markup here.
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _width(table: Table) -> int:
+    """The columns of a terminal that a table takes where nothing is folded."""
+    return Console(width=10_000).measure(table).maximum
 
 
 def _span(entry: dict[str, Any], name: str, form: str, missing: str) -> str:
@@ -201,7 +243,7 @@ def _span(entry: dict[str, Any], name: str, form: str, missing: str) -> str:
 
     if entry[name] is None and entry["low"] is None and entry["high"] is None:
         return missing
-    return rf"{show(entry[name])} \[{show(entry['low'])}, {show(entry['high'])}]"
+    return f"{show(entry[name])} [{show(entry['low'])}, {show(entry['high'])}]"
 
 
 if __name__ == "__main__":

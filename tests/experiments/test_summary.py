@@ -1,9 +1,11 @@
 """The summary: numbers that follow from made rows, where they come from, and what is refused."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from experiments import results, statistics, summary
 from experiments.errors import UserError
@@ -119,6 +121,53 @@ def test_one_seed_has_no_interval(home, capsys):
     (only,) = run_json(capsys, "oprl_sokoban", "--results=one.jsonl", "--baseline=default")["variants"]
     assert only["final"] == pytest.approx({"iqm": 1.0, "low": None, "high": None})
     assert only["ratio_to_baseline"] == {"ratio": 1.0, "low": None, "high": None, "excludes_1": False}
+
+
+def test_a_baseline_that_never_gets_there_has_no_ratio(home, capsys):
+    write(home / "never.jsonl", straight("ppo", [0.2] * 4) + straight("grpo", [0.01] * 4) + straight("a", [0.01, 0.2]))
+    ppo, grpo, a = run_json(capsys, "oprl_sokoban", "--results=never.jsonl", "--baseline=grpo")["variants"]
+    nothing = {"ratio": None, "low": None, "high": None, "excludes_1": False}
+    assert ppo["ratio_to_baseline"] == nothing
+    assert grpo["ratio_to_baseline"] == a["ratio_to_baseline"] == nothing | {"low": 0.0}
+    # Where half of the baseline's seeds get there, the upper end is known.
+    ppo, _, _ = run_json(capsys, "oprl_sokoban", "--results=never.jsonl", "--baseline=a")["variants"]
+    assert ppo["ratio_to_baseline"] == pytest.approx({"ratio": None, "low": 0.0, "high": 1.0, "excludes_1": False})
+
+
+# Their first dozen letters are equal, as those of oni_minigrid's at 80 columns are.
+ALIKE = [f"classification,delay_{delay}" for delay in (0, 100, 1000)]
+
+
+def summary_of_alike(baseline):
+    """What ``_print`` takes of variants whose names and numbers are long."""
+    rows = [row | {"env_steps": 1000 * row["env_steps"]} for name in ALIKE for row in straight(name, [0.2, 0.01, 0.2])]
+    heading = {"experiment": "x", "metric": "success", "source": "y", "threshold": 0.4, "confidence": 0.95}
+    return heading | {"baseline": baseline}, summary.summarise(rows, "success", 0.4, baseline=baseline, repetitions=50)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120])
+@pytest.mark.parametrize("baseline", [None, ALIKE[0]])
+def test_names_and_numbers_are_whole_in_a_terminal_of_any_width(width, baseline):
+    printed = io.StringIO()
+    heading, entries = summary_of_alike(baseline)
+    summary._print(heading, entries, Console(file=printed, force_terminal=True, width=width, color_system=None))
+    text = printed.getvalue()
+    assert "…" not in text
+    names = "".join(line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│"))
+    for name in ALIKE:
+        assert names.count(name) >= 1
+    assert text.count("not reached [200,000, not reached]") == text.count("2/3") == len(ALIKE)
+    if width >= 80:
+        assert max(map(len, text.splitlines())) <= width
+
+
+def test_a_row_in_a_pipe_is_one_line(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    summary._print(*summary_of_alike(ALIKE[0]))
+    lines = capsys.readouterr().out.splitlines()
+    for name in ALIKE:
+        [line] = [line for line in lines if f" {name} " in line and "│" in line]
+        assert "0.683 [" in line and "not reached [200,000, not reached]" in line and "2/3" in line and "? [" in line
 
 
 def test_the_text_holds_the_same_numbers(home, capsys, monkeypatch):

@@ -12,6 +12,7 @@ from experiments.collect import add_destination_options
 from experiments.command_parser import CommandParser
 from experiments.disk import require_writable
 from experiments.drivers import Member
+from experiments.errors import UserError
 from experiments.evaluate import find_folder
 
 
@@ -30,12 +31,14 @@ def row_starts(folder: Path) -> tuple[results.Row, Callable[[Member, int], resul
     """The header of a run's rows, and what a row begins with: ``(member, iteration) -> row``.
 
     Raises:
-      UserError: if the run has no rows.
+      UserError: if the run has no rows; from what is returned, if it has none of a seed and iteration.
     """
     header, known = results.run_section(folder)
-    steps = {(row["seed"], row["iteration"]): row["env_steps"] for row in known}
+    steps = {(row["seed"], row.get("iteration")): row["env_steps"] for row in known}
 
     def start(member: Member, iteration: int) -> results.Row:
+        if (member.seed, iteration) not in steps:
+            raise UserError(f"{folder / results.METRICS_FILE} has no row of seed {member.seed}, iteration {iteration}")
         return {
             "experiment": header["experiment"],
             "variant": member.variant,

@@ -78,6 +78,18 @@ def read_json(path: str | os.PathLike) -> Any:
         raise UserError(f"{os.fspath(path)} is no JSON file: {error}") from error
 
 
+def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
+    """The value of a JSON file that holds one object.
+
+    Raises:
+      UserError: if it cannot be read, is no JSON or is anything but an object.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{os.fspath(path)} holds {json.dumps(value)[:40]}: expected a JSON object")
+    return value
+
+
 def _sync_folder(folder: Path) -> None:
     """Makes a rename durable; some file systems cannot, and then it is merely atomic."""
     with contextlib.suppress(OSError):

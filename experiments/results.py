@@ -20,10 +20,10 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from experiments import registry
-from experiments.disk import read_json, write_atomic
+from experiments.disk import read_json_object, write_atomic
 from experiments.environment_report import changed_sessions
 from experiments.errors import UserError, cannot_read, unknown
 
@@ -34,7 +34,8 @@ TENSORBOARD_FOLDER = "tensorboard"
 DEFAULT_VARIANT = "default"
 RUNS_FOLDER = "runs"
 RESULTS_FOLDER = "results"
-IDENTITY = ("experiment", "variant", "seed", "env_steps")
+TEXTS, INTEGERS = ("experiment", "variant"), ("seed", "env_steps")
+IDENTITY = (*TEXTS, *INTEGERS)
 NOT_METRICS = (*IDENTITY, "iteration")
 SIGNIFICANT_DIGITS = 6
 # Some room is left for what is written beside it under the same name.
@@ -72,7 +73,7 @@ def read_sections(path: str | os.PathLike) -> list[Section]:
     """The headers of a file, each with the rows it applies to; a torn last line is left out.
 
     Raises:
-      UserError: if the file cannot be read or a line before the last is damaged.
+      UserError: if the file cannot be read, a line before the last is damaged, or one does not say whose it is.
     """
     return _read_sections(path)[0]
 
@@ -85,8 +86,10 @@ def _read_sections(path: str | os.PathLike) -> tuple[list[Section], bool]:
         raise cannot_read(path, error) from error
     lines, size = parse_lines(Path(path), content)
     sections: list[Section] = []
-    for line in lines:
-        if line.get("header") is True:
+    for number, line in enumerate(lines, start=1):
+        header = line.get("header") is True
+        _check_identity(line, INTEGERS if not header else (), f"{os.fspath(path)}, line {number}")
+        if header:
             sections.append(Section({key: value for key, value in line.items() if key != "header"}, []))
             continue
         if not sections:
@@ -95,14 +98,26 @@ def _read_sections(path: str | os.PathLike) -> tuple[list[Section], bool]:
     return sections, size == len(content)
 
 
+def _check_identity(line: Row, integers: Sequence[str], place: str) -> None:
+    """Refuses a line that does not say whose it is; a row may leave out experiment and variant, a header anything."""
+    for key in integers:
+        if type(line.get(key)) is not int:
+            held = f"{key}={_short(line[key])}" if key in line else f"no {key}"
+            raise UserError(f"{place}: a row with {held}, expected an integer")
+    for key in TEXTS:
+        if not isinstance(line.get(key, ""), str):
+            raise UserError(f"{place}: {key}={_short(line[key])}, expected text")
+
+
 def read_rows(path: str | os.PathLike) -> list[Row]:
     """The rows of a ``metrics.jsonl`` or of a committed file, without its headers.
 
     Raises:
-      UserError: if the file cannot be read, a line before the last is damaged, or a row is there twice.
+      UserError: if the file cannot be read, a line before the last is damaged, one does not say whose it is, a row is
+        there twice, or a metric is a number in some rows and text or a list in others.
     """
     rows = [row for section in read_sections(path) for row in section.rows]
-    _refuse_duplicates(rows, path)
+    _check_rows(rows, path)
     return rows
 
 
@@ -113,8 +128,21 @@ def read_runs(root: str | os.PathLike, name: str) -> list[Row]:
       UserError: as ``read_rows``.
     """
     rows = [row for path in sorted((Path(root) / name).glob(f"*/{METRICS_FILE}")) for row in read_rows(path)]
-    _refuse_duplicates(rows, Path(root) / name)
+    _check_rows(rows, Path(root) / name)
     return rows
+
+
+def refuse_without_rows(name: str, place: str, package: str = registry.PACKAGE) -> NoReturn:
+    """Refuses an experiment of which ``place`` has no rows.
+
+    Raises:
+      NoRowsError: if it exists.
+      UserError: if it does not, with the nearest names.
+    """
+    known = registry.names(package)
+    if name not in known:
+        raise unknown("experiment", name, known)
+    raise NoRowsError(f"no rows of {name!r} in {place}: run `python -m experiments.run {name}` first")
 
 
 def find_rows(
@@ -139,10 +167,13 @@ def find_rows(
       UserError: if the experiment is unknown, with the nearest names.
     """
     if committed is not None:
-        rows = [row for row in read_rows(committed) if row.get("experiment", name) == name]
+        held = read_rows(committed)
+        if not held:
+            raise UserError(f"{os.fspath(committed)} holds no rows: expected a file of `python -m experiments.collect`")
+        rows = [row for row in held if row.get("experiment", name) == name]
         if not rows:
-            held = dict.fromkeys(row.get("experiment") for row in read_rows(committed))
-            raise unknown("experiment", name, [one for one in held if one], f"in {os.fspath(committed)}")
+            others = dict.fromkeys(row.get("experiment") for row in held)
+            raise unknown("experiment", name, [one for one in others if one], f"in {os.fspath(committed)}")
         return rows, os.fspath(committed)
     root = Path(runs if runs is not None else RUNS_FOLDER)
     rows = read_runs(root, name)
@@ -151,11 +182,7 @@ def find_rows(
     default = committed_file(name)
     if runs is None and default.is_file():
         return find_rows(name, committed=default)
-    known = registry.names(package)
-    if name not in known:
-        raise unknown("experiment", name, known)
-    place = f"{root / name}" if runs is not None else f"{root / name} nor {default}"
-    raise NoRowsError(f"no rows of {name!r} in {place}: run `python -m experiments.run {name}` first")
+    refuse_without_rows(name, f"{root / name}" if runs is not None else f"{root / name} nor {default}", package)
 
 
 def committed_file(name: str) -> Path:
@@ -322,18 +349,18 @@ def run_section(folder: Path) -> Section:
     rows = read_rows(folder / METRICS_FILE)
     if not rows:
         raise UserError(f"{folder} has no rows yet")
-    lacking = [key for key in IDENTITY if key not in rows[0]]
+    lacking = [key for key in IDENTITY if any(key not in row for row in rows)]
     if lacking:
         raise UserError(f"{folder / METRICS_FILE}: a row lacks {', '.join(lacking)}")
     header: dict[str, Any] = {"experiment": rows[0]["experiment"], "variant": rows[0]["variant"]}
-    environment = read_json(folder / ENVIRONMENT_FILE)
+    environment = read_json_object(folder / ENVIRONMENT_FILE)
     sources = ("commit", "dirty", "versions", "device", "device_count", "platform")
     for key in ("command", *sources):
         header[key] = environment.get(key)
     continued = changed_sessions(environment, sources)
     if continued:
         header["continued"] = continued
-    header["config_fingerprint"] = registry.fingerprint(read_json(folder / CONFIG_FILE))
+    header["config_fingerprint"] = registry.fingerprint(read_json_object(folder / CONFIG_FILE))
     return Section(header, rows)
 
 
@@ -343,6 +370,22 @@ def _compact(row: Row, metrics: Sequence[str]) -> Row:
 
 def _rounded(value: Any) -> Any:
     return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if isinstance(value, float) else value
+
+
+def _check_rows(rows: Sequence[Row], path: str | os.PathLike) -> None:
+    """Refuses rows that are there twice, and a metric that is a number in some of them and something else in others."""
+    _refuse_duplicates(rows, path)
+    numbers = set(metrics_of(rows))
+    for row in rows:
+        for key in numbers & row.keys():
+            if not isinstance(row[key], int | float | None):
+                shown = ", ".join(f"{name}={row.get(name)!r}" for name in IDENTITY)
+                raise UserError(f"{os.fspath(path)}: {key}={_short(row[key])}, {shown}: expected a number as elsewhere")
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) < 40 else f"{shown[:36]} ..."
 
 
 def _refuse_duplicates(rows: Iterable[Row], path: str | os.PathLike) -> None:

@@ -115,7 +115,7 @@ def _interval(interval: Interval, name: str) -> dict[str, float | None]:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = CommandParser(prog="python -m experiments.summary", description="Summarise an experiment's rows.")
-    parser.add_argument("name", metavar="NAME", help="the experiment")
+    parser.add_argument("name", metavar="NAME", help="the experiment; NAME:variant is --variants=variant")
     parser.add_argument("--metric", default="success")
     parser.add_argument("--threshold", type=float, default=0.8, help="the height of the metric to reach")
     parser.add_argument("--baseline", help="the variant whose steps the others are divided by")
@@ -127,6 +127,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not 0 < options.confidence < 1:
         raise UserError(f"confidence={options.confidence}: expected a share between 0 and 1, such as 0.95")
+    options.name, _, variant = options.name.partition(":")
+    if variant and options.variants:
+        raise UserError(f"--variants={options.variants} beside {options.name}:{variant}: expected one of the two")
+    options.variants = variant or options.variants
     rows, source = rows_of(options)
     known = results.variants_of(rows)
     baseline = None
@@ -162,10 +166,17 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 
 
 def rows_of(options: argparse.Namespace, package: str = registry.PACKAGE) -> tuple[list[results.Row], str]:
-    """The rows that ``--runs`` and ``--results`` ask for, and where they are from."""
+    """The rows that ``--runs`` and ``--results`` ask for, and where they are from.
+
+    Raises:
+      UserError: if there are none, or the experiment is unknown, with the nearest names.
+    """
     committed = options.results
     if committed == "":
         committed = results.committed_file(options.name)
+        # Before the file, whose name is made of it: who mistypes the one has not asked for the other.
+        if options.name not in registry.names(package) or not committed.is_file():
+            results.refuse_without_rows(options.name, str(committed), package)
     return results.find_rows(options.name, options.runs, committed, package)
 
 

@@ -1,9 +1,11 @@
 """Run folders collected into committed files, and the rows read from both."""
 
+import re
+
 import pytest
 
 from experiments import collect as collect_command
-from experiments import registry, results
+from experiments import figures, registry, results, summary
 from experiments.disk import read_json, write_json_atomic
 from experiments.errors import UserError
 from experiments.row_writer import RowWriter
@@ -140,6 +142,59 @@ def test_collect_refuses_what_it_cannot_merge(tmp_path):
     with pytest.raises(UserError, match=r"two rows of experiment='oprl_sokoban', variant='grpo', seed=0, env_steps=10"):
         results.collect([folder, folder], tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
+
+
+ROW = {"experiment": "oprl_sokoban", "variant": "grpo", "seed": 0, "env_steps": 5, "success": 0.5}
+MALFORMED = {
+    "no seed": ({"seed": None}, "line 2: a row with no seed, expected an integer"),
+    "no steps": ({"env_steps": None}, "line 2: a row with no env_steps, expected an integer"),
+    "steps as text": ({"env_steps": "five"}, "line 2: a row with env_steps='five', expected an integer"),
+    "a truth value": ({"seed": True}, "line 2: a row with seed=True, expected an integer"),
+    "a variant that is a list": ({"variant": ["grpo"]}, r"line 2: variant=\['grpo'\], expected text"),
+    "an experiment that is a number": ({"experiment": 3}, "line 2: experiment=3, expected text"),
+    "a metric that is text": ({"seed": 1, "success": "x"}, "success='x', .*seed=1.*: expected a number as elsewhere"),
+    "a metric that is a list": ({"seed": 1, "success": [1]}, r"success=\[1\], .*: expected a number as elsewhere"),
+}
+
+
+@pytest.mark.parametrize("command", [summary, figures])
+@pytest.mark.parametrize("mistake", MALFORMED)
+def test_a_malformed_row_is_one_line(mistake, command, tmp_path, capsys):
+    change, words = MALFORMED[mistake]
+    row = {key: value for key, value in (ROW | change).items() if value is not None}
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"".join(map(results.encode_line, (ROW, row))))
+    assert command.main(["oprl_sokoban", f"--results={path}"]) == 2
+    error = capsys.readouterr().err
+    assert re.search(f"^error: {re.escape(str(path))}.*{words}", error) and error.count("\n") == 1
+
+
+def test_a_malformed_header_and_rows_of_several_runs(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(results.encode_line({"header": True, "variant": ["grpo"]}))
+    with pytest.raises(UserError, match=r"line 1: variant=\['grpo'\], expected text"):
+        results.collect([make_run(tmp_path)], path, append=True)
+    for variant, value in (("grpo", 0.5), ("ppo", "x")):
+        folder = make_run(tmp_path / "runs", variant=variant)
+        (folder / results.METRICS_FILE).write_bytes(results.encode_line(ROW | {"variant": variant, "success": value}))
+    with pytest.raises(UserError, match=r"oprl_sokoban: success='x', .*variant='ppo'.*: expected a number"):
+        results.read_runs(tmp_path / "runs", "oprl_sokoban")
+
+
+@pytest.mark.parametrize("file", [results.CONFIG_FILE, results.ENVIRONMENT_FILE])
+def test_a_run_folder_whose_description_is_no_object_is_refused(file, tmp_path):
+    folder = make_run(tmp_path)
+    write_json_atomic(folder / file, [1, 2])
+    with pytest.raises(UserError, match=rf"{file} holds \[1, 2\]: expected a JSON object"):
+        results.collect([folder], tmp_path / "out.jsonl")
+
+
+def test_a_later_row_of_a_run_that_lacks_its_variant_is_refused(tmp_path):
+    folder = make_run(tmp_path)
+    with open(folder / results.METRICS_FILE, "ab") as file:
+        file.write(results.encode_line({"experiment": "oprl_sokoban", "seed": 7, "env_steps": 1}))
+    with pytest.raises(UserError, match=r"metrics.jsonl: a row lacks variant"):
+        results.collect([folder], tmp_path / "out.jsonl")
 
 
 def test_the_collect_command(tmp_path, capsys):

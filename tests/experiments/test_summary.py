@@ -194,14 +194,30 @@ def test_the_text_holds_the_same_numbers(home, capsys, monkeypatch):
         (["oprl_sokoban", "--smoothing=6"], "smoothing=6: a seed of variant 'grpo,warm' has only 5 evaluations"),
         (["oprl_sokoban", "--confidence=95"], "confidence=95.0: expected a share between 0 and 1"),
         (["oprl_sokoban", "--results=absent.jsonl"], "cannot read absent.jsonl: No such file"),
+        (["oprl_sokobn", "--results"], "unknown experiment 'oprl_sokobn', did you mean 'oprl_sokoban'"),
+        (["benchmark", "--results"], "unknown experiment 'benchmark', did you mean"),
+        (["iqn_breakout", "--results"], "no rows of 'iqn_breakout' in results/iqn_breakout.jsonl: run `python"),
+        (["oprl_sokoban", "--results=page.md"], "page.md holds no rows: expected a file of `python"),
+        (["oprl_sokoban:gppo"], "unknown variant 'gppo' in the rows, did you mean"),
+        (["oprl_sokoban:ppo,warm", "--variants=default"], "--variants=default beside oprl_sokoban:ppo,warm: expected"),
         (["zzz", "--results=results/oprl_sokoban.jsonl"], "unknown experiment 'zzz' in results/oprl_sokoban.jsonl"),
     ],
 )
 def test_what_it_does_not_know_is_refused(home, capsys, arguments, message):
+    (home / "page.md").write_bytes(b"# A page\n\xff\n")
+    (home / "results" / "benchmark.jsonl").write_text('{"case": "x"}\n{"case": "y"}\n')
     assert summary.main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ") and message in captured.err and captured.err.count("\n") == 1
+
+
+def test_the_variants_can_be_named_with_the_experiment(home, capsys):
+    for name in ("oprl_sokoban:warm,ppo", "oprl_sokoban:ppo,warm"):
+        answer = run_json(capsys, name, "--results")
+        assert answer["experiment"] == "oprl_sokoban"
+        assert [entry["variant"] for entry in answer["variants"]] == ["ppo,warm"]
+    assert len(run_json(capsys, "oprl_sokoban:")["variants"]) == 3
 
 
 def test_an_experiment_without_rows_says_how_to_run_it(tmp_path, monkeypatch):

@@ -31,7 +31,6 @@ from experiments.build import TEST_SEED, World, build_world
 from experiments.cache import enable_compilation_cache
 from experiments.checkpoint import Checkpoints, Restored
 from experiments.command_parser import CommandParser
-from experiments.disk import read_json
 from experiments.drivers import Member, drivers
 from experiments.errors import UserError, command, nearest
 from experiments.learn import RunState
@@ -83,13 +82,9 @@ def read_run(folder: Path) -> tuple[ConfigDict, list[Member]]:
     Raises:
       UserError: if its description cannot be read.
     """
-    found = read_json(folder / results.CONFIG_FILE)
-    try:
-        config = registry.from_json_dict(found["config"])
-        members = [Member(one["seed"], one["variant"], one["values"]) for one in found["members"]]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / results.CONFIG_FILE} describes no run: it lacks {error}") from error
-    return config, members
+    found = results.read_description(folder)
+    members = [Member(one["seed"], one["variant"], one["values"]) for one in found["members"]]
+    return registry.from_json_dict(found["config"]), members
 
 
 def read_single_run(folder: Path) -> tuple[ConfigDict, list[Member]]:

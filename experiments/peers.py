@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from experiments import registry, results
 from experiments.build import EVALUATION_SEED
 from experiments.command_parser import CommandParser
-from experiments.disk import read_json, write_atomic, write_json_atomic
+from experiments.disk import read_json_object, write_atomic, write_json_atomic
 from experiments.environment_report import environment_report
 from experiments.errors import UserError, command, reason, unknown
 from experiments.sweep import MARK
@@ -71,11 +71,13 @@ def points(loaded: registry.Loaded, peer: str, sweep: bool, runs: str) -> list[P
     """The peer as it is documented, or every point of its grid.
 
     Raises:
-      UserError: if the experiment has no such peer.
+      UserError: if the experiment has no such peer, or no grid for peers.
     """
     peers = getattr(loaded.module, "PEERS", {})
     if peer not in peers:
         raise unknown("peer", peer, peers, f"of {loaded.name!r}")
+    if sweep and not hasattr(loaded.module, "get_peer_sweep"):
+        raise UserError(f"--sweep: experiment {loaded.name!r} has no get_peer_sweep(), the grid of its peers")
     grid = loaded.module.get_peer_sweep() if sweep else {}
     found = []
     for values in itertools.product(*grid.values()):
@@ -95,7 +97,7 @@ def prepare(point: Point, job: Mapping[str, Any]) -> list[results.Row]:
     path = point.folder / results.CONFIG_FILE
     described = registry.to_json_dict({key: value for key, value in job.items() if key != "seed"})
     if path.exists():
-        differences = registry.difference(read_json(path), described)
+        differences = registry.difference(read_json_object(path), described)
         if differences:
             shown = "; ".join(str(one) for one in differences[:3])
             raise UserError(f"{point.folder} holds a run of another peer ({shown}); give --runs for another place")
@@ -109,7 +111,8 @@ def train(python: str, job: Mapping[str, Any]) -> tuple[dict[str, str], list[dic
     """One seed of a peer in its own process: the versions there, and its evaluations.
 
     Raises:
-      UserError: if the interpreter cannot be started or the peer fails; what it printed last is quoted.
+      UserError: if the interpreter cannot be started or the peer fails, what it printed last is quoted, or what was
+        started answers with anything but versions and evaluations.
     """
     try:
         done = subprocess.run(
@@ -126,8 +129,23 @@ def train(python: str, job: Mapping[str, Any]) -> tuple[dict[str, str], list[dic
         raise UserError(
             f"{python}: the peer {job['peer']!r} failed: {said[-1] if said else f'status {done.returncode}'}"
         )
-    versions, *rows = (json.loads(line) for line in done.stdout.splitlines())
-    return versions, rows
+    answer = _evaluations(done.stdout)
+    if answer is None:
+        first = (done.stdout.splitlines() or [""])[0][:60]
+        raise UserError(f"{python} answered {first!r}: expected the interpreter that has {job['peer']!r} installed")
+    return answer
+
+
+def _evaluations(answer: str) -> tuple[dict[str, str], list[dict[str, Any]]] | None:
+    """Versions and rows of what a peer printed; None where it printed anything else."""
+    try:
+        versions, *rows = [json.loads(line) for line in answer.splitlines()]
+    except ValueError:
+        return None
+    if not rows or not all(isinstance(line, dict) for line in (versions, *rows)):
+        return None
+    numbers = all(type(row.get("env_steps")) is int and isinstance(row.get("return"), int | float) for row in rows)
+    return (versions, rows) if numbers else None
 
 
 @command

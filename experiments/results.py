@@ -36,6 +36,8 @@ RUNS_FOLDER = "runs"
 RESULTS_FOLDER = "results"
 TEXTS, INTEGERS = ("experiment", "variant"), ("seed", "env_steps")
 IDENTITY = (*TEXTS, *INTEGERS)
+# What the configuration of every experiment has.
+SECTIONS = ("environment", "data", "network", "agent", "rewards", "evaluation")
 NOT_METRICS = (*IDENTITY, "iteration")
 SIGNIFICANT_DIGITS = 6
 # Some room is left for what is written beside it under the same name.
@@ -183,6 +185,25 @@ def find_rows(
     if runs is None and default.is_file():
         return find_rows(name, committed=default)
     refuse_without_rows(name, f"{root / name}" if runs is not None else f"{root / name} nor {default}", package)
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """What a run folder says of itself: ``config`` in JSON values; ``members`` with ``seed``, ``variant``, ``values``.
+
+    Raises:
+      UserError: if the description cannot be read, or is none.
+    """
+    path = folder / CONFIG_FILE
+    found = read_json_object(path)
+    config, members = found.get("config"), found.get("members")
+    lacking = [name for name in SECTIONS if not (isinstance(config, dict) and isinstance(config.get(name), dict))]
+    if lacking:
+        raise UserError(f"{path} describes no run: its 'config' lacks the section {lacking[0]!r}")
+    kinds = {"seed": int, "variant": str, "values": dict}
+    for member in members if isinstance(members, list) and members else [None]:
+        if not isinstance(member, dict) or any(type(member.get(key)) is not kind for key, kind in kinds.items()):
+            raise UserError(f"{path} describes no run: its 'members' are no list of objects with {', '.join(kinds)}")
+    return found
 
 
 def committed_file(name: str) -> Path:

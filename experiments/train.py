@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from experiments import learn, registry, results
 from experiments.build import World, build_world
 from experiments.checkpoint import Checkpoints, Restored
-from experiments.disk import read_json, write_json_atomic
+from experiments.disk import write_json_atomic
 from experiments.drivers import Driver, Member, drivers
 from experiments.environment_report import note_session
 from experiments.errors import UserError, reason
@@ -92,7 +92,7 @@ def prepare_folder(folder: Path, config: ConfigDict, members: Sequence[Member], 
         with kept_from_writers(folder / results.METRICS_FILE):
             _remove(folder)
     if path.exists():
-        found = read_json(path)
+        found = results.read_description(folder)
         differences = registry.difference(found["config"], described["config"], prolongable(config))
         hint = "; give --fresh to start over, or --runs for another place"
         if differences:

@@ -1,14 +1,16 @@
 """Evaluating checkpoints: against the run's own last row, on other worlds, and the refusals."""
 
 import json
+import re
 
 import jax.numpy as jnp
 import pytest
 
 from envs.functional import make_functional
-from experiments import build, drivers, evaluate, results, run, sweep
+from experiments import build, drivers, evaluate, results, run, sweep, train
 from experiments.build import EVALUATION_SEED, TEST_SEED
 from experiments.disk import read_json, write_json_atomic
+from experiments.errors import UserError
 
 TINY = ["--config.data.batch=16", "--config.evaluation.episodes=16", "--config.network.hidden=8"]
 
@@ -168,3 +170,31 @@ def test_a_checkpoint_of_another_configuration_is_refused(trained, tmp_path, cap
     write_json_atomic(copy / results.CONFIG_FILE, description)
     assert evaluate.main([str(copy)]) == 2
     assert "is of another configuration" in capsys.readouterr().err
+
+
+DAMAGES = {
+    "no members": (lambda found: found | {"members": []}, "its 'members' are no list of objects with seed, variant, v"),
+    "a member without seed": (lambda found: found | {"members": [{"variant": ""}]}, "its 'members' are no list of"),
+    "members as text": (lambda found: found | {"members": "hello"}, "its 'members' are no list of objects with seed"),
+    "a configuration as text": (lambda found: found | {"config": "hello"}, "its 'config' lacks the section 'environ"),
+    "no section": (
+        lambda found: found | {"config": {key: value for key, value in found["config"].items() if key != "data"}},
+        "its 'config' lacks the section 'data'",
+    ),
+    "nothing": (lambda found: {}, "its 'config' lacks the section 'environment'"),
+    "a list": (lambda found: [found], "expected a JSON object"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_description_that_is_none_is_one_line(damage, trained, tmp_path, capsys):
+    change, message = DAMAGES[damage]
+    folder = tmp_path / "oprl_sokoban" / trained.name
+    write_json_atomic(folder / results.CONFIG_FILE, change(read_json(trained / results.CONFIG_FILE)))
+    assert evaluate.main([str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and str(folder) in error and error.count("\n") == 1
+    # Nor is it continued as the run that it was.
+    with pytest.raises(UserError, match=re.escape(message)):
+        train.prepare_folder(folder, *evaluate.read_run(trained))
+    assert [path.name for path in folder.iterdir()] == [results.CONFIG_FILE]

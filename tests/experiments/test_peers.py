@@ -122,6 +122,27 @@ def test_mistakes(stand_in, capsys, tmp_path, monkeypatch):
     assert "settings.gamma: 0.99 against 0.5" in refused(capsys, stand_in("dqn_cartpole:sb3_dqn", "--seeds=2"))
 
 
+@pytest.mark.parametrize(
+    "answer",
+    ["", "hello", "[1]", '{"torch": "2"}', '{}\n{"env_steps": 3}', '{}\n{"env_steps": "x", "return": 1}', "{}\n[]"],
+)
+def test_an_interpreter_that_answers_something_else_is_one_line(answer, tmp_path, capsys):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\ncat <<'END'\n{answer}\nEND\n")
+    python.chmod(0o755)
+    arguments = ["dqn_cartpole:sb3_dqn", f"--peer-python={python}", f"--runs={tmp_path / 'runs'}"]
+    message = refused(capsys, peers.main(arguments))
+    said = answer.splitlines()[0] if answer else ""
+    assert f"{python} answered {said!r}: expected the interpreter that has 'sb3_dqn' installed" in message
+    assert not list(tmp_path.rglob(results.METRICS_FILE))
+
+
+def test_an_experiment_without_a_grid_for_peers(stand_in, capsys, monkeypatch):
+    monkeypatch.delattr(registry.module_of("dqn_cartpole"), "get_peer_sweep")
+    message = refused(capsys, stand_in("dqn_cartpole:sb3_dqn", "--sweep"))
+    assert "--sweep: experiment 'dqn_cartpole' has no get_peer_sweep()" in message
+
+
 def test_a_world_that_is_not_gymnasiums_has_no_peer():
     with pytest.raises(peers.UserError, match=r"environment.kind='sokoban'"):
         peers.environment_id(registry.load("oprl_sokoban").config)

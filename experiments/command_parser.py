@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from experiments.errors import UserError, unknown
+from experiments.errors import UserError, unknown, unknown_argument
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -31,7 +31,7 @@ class CommandParser(argparse.ArgumentParser):
         """
         found, rest = self.parse_known_args(args, namespace)
         if rest:
-            raise unknown("argument", rest[0].partition("=")[0], self._shown_options())
+            raise unknown_argument(rest[0], self.shown_options())
         return found
 
     def error(self, message: str) -> NoReturn:
@@ -42,7 +42,8 @@ class CommandParser(argparse.ArgumentParser):
             name = "/".join(action.option_strings) or action.dest
             raise unknown("value", value, action.choices, f"of {name}")
 
-    def _shown_options(self) -> list[str]:
+    def shown_options(self) -> list[str]:
+        """The options that ``--help`` lists."""
         shown = (action for action in self._actions if action.help != argparse.SUPPRESS)
         return [option for action in shown for option in action.option_strings if option.startswith("--")]
 

@@ -41,6 +41,11 @@ def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> User
     return UserError(f"unknown {kind} {name!r}{place}{hint or ':'} {'(' + listing + ')' if hint else listing}")
 
 
+def unknown_argument(argument: str, options: Iterable[str]) -> UserError:
+    """The error for an argument of a command that has ``options``: its name alone, without the value after ``=``."""
+    return unknown("argument", argument.partition("=")[0], options)
+
+
 def reason(error: OSError) -> str:
     """The short text of an operating system error, such as ``No space left on device``."""
     return error.strerror or str(error) or type(error).__name__

@@ -265,8 +265,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
       UserError: for anything the user can repair.
     """
-    arguments, rest = parser().parse_known_args(argv)
-    overrides: dict[str, Any] = dict(registry.parse_overrides(rest))
+    made = parser()
+    arguments, rest = made.parse_known_args(argv)
+    overrides: dict[str, Any] = dict(registry.parse_overrides(rest, made.shown_options()))
     if arguments.episodes is not None:
         if arguments.episodes < 1:
             raise UserError(f"--episodes={arguments.episodes}: expected at least 1")

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, config_dict
 
-from experiments.errors import UserError, nearest, unknown
+from experiments.errors import UserError, nearest, unknown, unknown_argument
 
 PACKAGE = "experiments.configs"
 PREFIX = "--config."
@@ -119,8 +119,12 @@ def load(name_with_variant: str, package: str = PACKAGE) -> Loaded:
     return Loaded(name, variant, module, config)
 
 
-def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
+def parse_overrides(arguments: Sequence[str], options: Iterable[str] = ()) -> dict[str, str]:
     """Reads ``--config.KEY=VALUE`` arguments into dotted key to text.
+
+    Args:
+      arguments: what the command's parser left over.
+      options: what else the command takes, for the suggestions.
 
     Raises:
       UserError: if an argument has another form or a key is given twice.
@@ -128,9 +132,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
     overrides: dict[str, str] = {}
     for argument in arguments:
         if not argument.startswith(PREFIX):
-            raise UserError(
-                f"unknown argument {argument!r}: expected {PREFIX}KEY=VALUE or one of the command's options"
-            )
+            raise unknown_argument(argument, [f"{PREFIX}KEY=VALUE", *options])
         key, equals, value = argument.removeprefix(PREFIX).partition("=")
         if not equals or not key:
             raise UserError(f"argument {argument!r} has no value: expected {PREFIX}{key or 'KEY'}=VALUE")

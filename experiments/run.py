@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from envs.types import EnvironmentSpec
 from experiments import figures, registry, results
 from experiments.build import (
     TEST_SEED,
@@ -74,12 +75,18 @@ def checked_world(config: ConfigDict) -> World:
     build_objectives(config, world.spec)
     build_annotation(config, world)
     require_expert(config, world)
-    measured = ["return", "length", *world.spec.info]
-    for name in config.evaluation.get("objectives", {}):
-        measured += ["objective", f"objective/{name}", f"mean/{name}", f"stock/{name}"]
+    measured = evaluation_metrics(config, world.spec)
     if config.evaluation.metric not in measured:
         raise unknown("metric", config.evaluation.metric, measured, "in evaluation.metric")
     return world
+
+
+def evaluation_metrics(config: ConfigDict, spec: EnvironmentSpec) -> list[str]:
+    """The names of what an evaluation measures in a world of ``spec``."""
+    measured = ["return", "length", *spec.info]
+    for name in config.evaluation.get("objectives", {}):
+        measured += ["objective", f"objective/{name}", f"mean/{name}", f"stock/{name}"]
+    return measured
 
 
 def variant_name(variant: str, overrides: Iterable[str], config: ConfigDict) -> str:
@@ -100,11 +107,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
       UserError: for anything the user can repair.
     """
-    arguments, rest = parser().parse_known_args(argv)
+    made = parser()
+    arguments, rest = made.parse_known_args(argv)
     if arguments.figure:
         figures.require_destination(arguments.figure)
     loaded = registry.load(arguments.name)
-    overrides = registry.parse_overrides(rest)
+    overrides = registry.parse_overrides(rest, made.shown_options())
     config = registry.apply_overrides(loaded.config, overrides)
     world = checked_world(config)
     members = members_of(config, loaded.variant, arguments.seeds, arguments.first_seed)

@@ -27,19 +27,21 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import registry, results, statistics
-from experiments.build import World, builds_world
+from experiments.build import World, build_world, builds_world
 from experiments.cache import enable_compilation_cache
 from experiments.command_parser import CommandParser
 from experiments.drivers import Member, ScanDriver
 from experiments.errors import UserError, command, unknown
 from experiments.progress import progress
-from experiments.run import checked_world, members_of, variant_name
+from experiments.run import checked_world, evaluation_metrics, members_of, variant_name
 from experiments.train import PROLONGABLE, planned_steps, prepare_folder, stop_on_signals, train
 
 PREFIX = "--sweep."
 LAUNCHER_PREFIX = "--launcher."
 TRACED_SECTIONS = ("agent.", "credit.", "rewards.")
 RANKS = ("final", "auc")
+# What a learning step says of itself, and how long it took; its names are known once it has been traced.
+LEARNING_METRICS = ("agent/", "reward/", "annotator/", "time/")
 # A run and a sweep's point with the same values have rows of their own.
 MARK = "sweep"
 SIGNAL_EXIT = 128
@@ -209,8 +211,6 @@ class Launch(NamedTuple):
 
 def _local(launch: Launch) -> list[int]:
     """Processes of this machine; a signal is passed on, so that each saves before it ends."""
-    if launch.options:
-        raise UserError(f"--launcher.{next(iter(launch.options))}: the launcher local has no settings")
     waiting, statuses = list(range(launch.total)), [SIGNAL_EXIT] * launch.total
     running: dict[int, subprocess.Popen] = {}
     with stop_on_signals() as stop:
@@ -284,6 +284,21 @@ def launcher_options(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str
     return options, rest
 
 
+def require_metric(metric: str, config: ConfigDict) -> None:
+    """Checks, before any job, that rows of ``config`` will have ``metric``, as far as that is known without learning.
+
+    Raises:
+      UserError: with the nearest metric that they will have.
+    """
+    if metric.startswith(LEARNING_METRICS):
+        return
+    spec = build_world(config).spec
+    training = ["return", "length", "episodes", "rejected_updates", *spec.info]
+    known = [*evaluation_metrics(config, spec), *(f"train/{name}" for name in training)]
+    if metric not in known:
+        raise unknown("metric", metric, known)
+
+
 def ranking(rows: Sequence[results.Row], metric: str, rank: str) -> list[dict[str, Any]]:
     """The points, best first: ``variant``, ``seeds``, ``iqm``, ``low``, ``high`` of the metric's ``rank``.
 
@@ -330,21 +345,29 @@ def main(argv: Sequence[str] | None = None) -> int:
       UserError: for anything the user can repair.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    arguments, rest = parser().parse_known_args(argv)
+    options_of = parser()
+    arguments, rest = options_of.parse_known_args(argv)
     loaded = registry.load(arguments.name)
     options, rest = launcher_options(rest)
     grid, rest = grid_of(rest, loaded.module.get_sweep())
-    overrides = registry.parse_overrides(rest)
+    more = [f"{PREFIX}KEY=V1,V2", f"{LAUNCHER_PREFIX}KEY=VALUE"]
+    overrides = registry.parse_overrides(rest, [*more, *options_of.shown_options()])
     base = registry.apply_overrides(loaded.config, overrides)
-    if arguments.jobs < 1 or (arguments.members_per_program or 1) < 1:
-        raise UserError(
-            f"--jobs={arguments.jobs}, --members-per-program={arguments.members_per_program}: expected 1 up"
-        )
+    for name in ("jobs", "members_per_program"):
+        number = getattr(arguments, name)
+        if number is not None and number < 1:
+            raise UserError(f"--{name.replace('_', '-')}={number}: expected at least 1")
+    if options and arguments.launcher == "local":
+        raise UserError(f"{LAUNCHER_PREFIX}{next(iter(options))}: the launcher local has no settings")
     twice = sorted(grid.keys() & overrides.keys())
     if twice:
         raise UserError(f"key {twice[0]!r} is both swept and set: give one of {PREFIX}{twice[0]} and {registry.PREFIX}")
     made = plan(loaded, base, overrides, grid, arguments.seeds, arguments.first_seed, arguments.runs)
+    if arguments.metric is not None:
+        require_metric(arguments.metric, base)
     if arguments.job is not None:
+        if not 0 <= arguments.job < len(made.jobs):
+            raise UserError(f"--job={arguments.job}: expected 0 to {len(made.jobs) - 1}")
         return run_job(made, arguments.job, arguments.members_per_program, arguments.fresh)
     if len(made.jobs) == 1 and arguments.launcher == "local":
         statuses = [run_job(made, 0, arguments.members_per_program, arguments.fresh)]

@@ -66,6 +66,8 @@ def test_a_mistake_names_the_value_and_what_was_expected(parser, arguments, mess
     [
         (run, [NAME, "--seeds=x"], "argument --seeds: expected an integer, got 'x'"),
         (run, [], "the following arguments are required: name"),
+        (run, [NAME, "--seed=3"], "unknown argument '--seed', did you mean '--seeds'"),
+        (evaluate, [NAME, "--episode=3"], "unknown argument '--episode', did you mean '--episodes'"),
         (sweep, [NAME, "--launcher=locl"], "unknown value 'locl' of --launcher, did you mean 'local'?"),
         (sweep, [NAME, "--rank=fnal"], "unknown value 'fnal' of --rank, did you mean 'final'?"),
         (summary, [NAME, "--metrc=success"], "unknown argument '--metrc', did you mean '--metric'"),

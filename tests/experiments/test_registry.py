@@ -104,7 +104,7 @@ def test_parse_overrides():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--confg.a=1"], "unknown argument '--confg.a=1'"),
+        (["--confg.a=1"], "unknown argument '--confg.a', did you mean '--config.KEY=VALUE'"),
         (["--config.a"], "'--config.a' has no value: expected --config.a=VALUE"),
         (["--config.=1"], "expected --config.KEY=VALUE"),
         (["--config.a=1", "--config.a=2"], "'a' is given twice: '1' and '2'"),

@@ -3,18 +3,19 @@
     python -m experiments.figures PAPER|NAME [--metric=success] [--threshold=0.8] [--out=FILE.png]
 
 ``NAME`` is an experiment; ``PAPER`` stands for every experiment whose name starts with it or that says it reproduces
-it, one row of panels each. The rows are found as by ``experiments.summary``.
+it, one row of panels each, without those that have no rows or no rows with the metric. The rows are found as by
+``experiments.summary``.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from itertools import cycle, islice
 from pathlib import Path
 
 from matplotlib import ticker
@@ -232,7 +233,7 @@ def main(argv: Sequence[str] | None = None, package: str = registry.PACKAGE) -> 
     add_source_options(parser)
     options = parser.parse_args(argv)
     found: dict[str, list[results.Row]] = {}
-    sources = []
+    sources: dict[str, str] = {}
     # Rows of an experiment that is not installed here can still be drawn from the file given.
     asked = [options.name] if options.results else experiments_of(options.name, package)
     for name in asked:
@@ -242,10 +243,16 @@ def main(argv: Sequence[str] | None = None, package: str = registry.PACKAGE) -> 
             if len(asked) == 1:
                 raise
             continue
-        found[name] = rows
-        sources.append(source)
+        found[name], sources[name] = rows, source
     if not found:
         raise UserError(f"no rows of {', '.join(asked)}: run one first, `python -m experiments.run {asked[0]}`")
+    metrics = {name: results.metrics_of(rows) for name, rows in found.items()}
+    lacking = [name for name, known in metrics.items() if options.metric not in known]
+    if len(lacking) == len(found):
+        every = list(dict.fromkeys(itertools.chain.from_iterable(metrics.values())))
+        raise unknown("metric", options.metric, every, f"in the rows of {', '.join(found)}")
+    for name in lacking:
+        del found[name], sources[name]
     if options.variants:
         chosen = {
             name: results.select_variants(options.variants, results.variants_of(rows)) for name, rows in found.items()
@@ -254,7 +261,9 @@ def main(argv: Sequence[str] | None = None, package: str = registry.PACKAGE) -> 
         chosen = None
     out = options.out or f"{options.name}.png"
     save(draw(found, options.metric, chosen, options.smoothing, options.threshold), out)
-    print(f"{out}: {options.metric} of {', '.join(found)}, rows of {', '.join(sources)}")
+    print(f"{out}: {options.metric} of {', '.join(found)}, rows of {', '.join(sources.values())}")
+    if lacking:
+        print(f"left out, without {options.metric}: {', '.join(lacking)}")
     return 0
 
 
@@ -271,7 +280,7 @@ def _make_room(figure: Figure, panels: int) -> None:
 def _looks(count: int) -> list[tuple[str, str]]:
     """``count`` pairs of colour and line style, the colours first."""
     pairs = [(colour, style) for style in LINE_STYLES for colour in PALETTE]
-    return list(islice(cycle(pairs), count))
+    return list(itertools.islice(itertools.cycle(pairs), count))
 
 
 def _thousands(value: float, position: int | None = None) -> str:

@@ -116,12 +116,31 @@ def test_a_paper_stands_for_its_experiments(home, capsys):
     assert capsys.readouterr().out == "oprl.png: success of oprl_sokoban, rows of runs/oprl_sokoban\n"
 
 
+def test_an_experiment_of_a_paper_without_the_metric_is_left_out_and_named(home, tmp_path, capsys):
+    rows = [{**row, "experiment": "rnd", "trackers": row["success"]} for row in rows_of("", TABLE)]
+    for row in rows:
+        del row["success"]
+    with RowWriter(tmp_path / "runs" / "rnd" / "default" / "metrics.jsonl") as writer:
+        for row in rows:
+            writer.append({**row, "iteration": 0})
+    for metric, drawn, left in (("success", "oprl_sokoban", "rnd"), ("trackers", "rnd", "oprl_sokoban")):
+        assert figures.main(["oprl", f"--metric={metric}"], home) == 0
+        expected = f"oprl.png: {metric} of {drawn}, rows of runs/{drawn}\nleft out, without {metric}: {left}\n"
+        assert capsys.readouterr().out == expected
+    assert figures.main(["oprl", "--metric=sucess"], home) == 2
+    message = "unknown metric 'sucess' in the rows of oprl_sokoban, rnd, did you mean 'success'? (known: success, track"
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["oprl_sokobn"], "unknown paper or experiment 'oprl_sokobn', did you mean 'oprl_sokoban'?"),
         (["ppo_cartpole"], "no rows of 'ppo_cartpole'"),
-        (["oprl_sokoban", "--metric=sucess"], "unknown metric 'sucess', did you mean 'success'?"),
+        (
+            ["oprl_sokoban", "--metric=sucess"],
+            "unknown metric 'sucess' in the rows of oprl_sokoban, did you mean 'success'?",
+        ),
         (["oprl_sokoban", "--variants=gppo"], "unknown variant 'gppo' in the rows, did you mean 'grpo'"),
         (["oprl_sokoban", "--smoothing=9"], "a trailing mean over 9 of 4 evaluations"),
         (["oprl_sokoban", "--out=curve.pdf"], "figure file 'curve.pdf': expected a name that ends in .png"),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
+from envs.choices import require_known
 from envs.types import PyTree
 
 Kind = Literal["unroll", "episodes", "replay"]
@@ -31,9 +31,7 @@ class DataSpec:
     group_size: int = 1
 
     def __post_init__(self):
-        if self.kind not in get_args(Kind):
-            near = difflib.get_close_matches(str(self.kind), get_args(Kind), n=1, cutoff=0.0)[0]
-            raise ValueError(f"kind={self.kind!r}: expected one of {get_args(Kind)}, did you mean {near!r}?")
+        require_known("kind", self.kind, get_args(Kind))
         for name in ("length", "batch", "group_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")

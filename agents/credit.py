@@ -14,7 +14,6 @@ rollout's outcome.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -22,10 +21,12 @@ import jax
 import jax.numpy as jnp
 
 from agents.returns import generalised_advantage, return_to_go
+from envs.choices import require_known
 from envs.types import Array, Trajectory
 
 EPSILON = 1e-6
 BASELINES = ("mean", "leave_one_out", "none")
+WHITENINGS = ("none", "batch", "minibatch")
 SCALES = ("std", "none")
 
 
@@ -135,9 +136,7 @@ def from_groups(x: jax.Array) -> jax.Array:
 
 def _known(where: str, **choices: tuple[str, tuple[str, ...]]) -> None:
     for name, (value, known) in choices.items():
-        if value not in known:
-            near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"{where}: {name}={value!r}: expected one of {known}, did you mean {near!r}?")
+        require_known(name, value, known, f"of {where}")
 
 
 def relative(x: jax.Array, baseline: str, first: jax.Array) -> jax.Array:

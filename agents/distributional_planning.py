@@ -33,6 +33,7 @@ from agents.return_laws import (
     grid_axes,
     stocks_or_zero,
 )
+from envs.choices import require_known
 from envs.tabular import TabularModel, validated
 
 _TIES = ("lowest", "uniform")
@@ -105,8 +106,7 @@ def value_iteration(
     """
     model = validated(model)
     length, finite = _checked(model, functional, representation, grid, discount, horizon, iterations)
-    if ties not in _TIES:
-        raise ValueError(f"unknown ties {ties!r}: expected one of {', '.join(_TIES)}")
+    require_known("ties", ties, _TIES)
     problem = return_backup.backup_problem(model, functional, representation, grid, discount)
     laws, left, policy, stages = return_backup.optimal(
         problem,

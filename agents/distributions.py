@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs.choices import require_known
 from envs.types import PyTree, UnsupportedSpaceError
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
@@ -220,8 +221,7 @@ def distribution_for(space: gymnasium.Space, *, continuous: str = "gaussian") ->
       UnsupportedSpaceError: for any other space.
       ValueError: for an unknown ``continuous``, or ``tanh_gaussian`` on an unbounded Box.
     """
-    if continuous not in ("gaussian", "tanh_gaussian"):
-        raise ValueError(f"continuous={continuous!r}: expected 'gaussian' or 'tanh_gaussian'")
+    require_known("continuous", continuous, ("gaussian", "tanh_gaussian"))
     spaces = gymnasium.spaces
     if isinstance(space, spaces.Discrete):
         return categorical(int(space.n))

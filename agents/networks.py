@@ -6,7 +6,6 @@ linear head per output. It is always called time-major, ``[T, B, ...]``; acting 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs.choices import require_known
 from envs.rollout import bounded_action
 from envs.spaces import from_indices
 from envs.types import PyTree, UnsupportedSpaceError
@@ -47,10 +47,7 @@ class NetworkConfig:
     layer_norm: bool = False
 
     def __post_init__(self):
-        if self.activation not in ACTIVATIONS:
-            near = difflib.get_close_matches(str(self.activation), ACTIVATIONS, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"activation={self.activation!r}: expected one of {sorted(ACTIVATIONS)}{hint}")
+        require_known("activation", self.activation, ACTIVATIONS)
         if self.strides and len(self.strides) != len(self.channels):
             raise ValueError(f"strides={self.strides}: expected one per channel width {self.channels}")
         for name in ("hidden", "channels", "strides"):

@@ -13,10 +13,11 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from agents.base import Agent, DataSpec
-from agents.credit import Credit, assign, masked_mean, masked_std, whiten
+from agents.credit import WHITENINGS, Credit, assign, masked_mean, masked_std, whiten
 from agents.distributions import Distribution, distribution_for
 from agents.losses import clipped_surrogate, value_loss
 from agents.networks import Head, Network, NetworkConfig, network
+from envs.choices import require_known
 from envs.types import EnvironmentSpec, PyTree, Trajectory
 
 SURROGATES = ("clip", "plain")
@@ -313,12 +314,9 @@ def _picker(index):
 
 
 def _validate(credit, data, surrogate, reduction, epochs, minibatches):
-    if surrogate not in SURROGATES:
-        raise ValueError(f"surrogate={surrogate!r}: expected one of {SURROGATES}")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction={reduction!r}: expected one of {REDUCTIONS}")
-    if credit.whiten not in ("none", "batch", "minibatch"):
-        raise ValueError(f"credit.whiten={credit.whiten!r}: expected 'none', 'batch' or 'minibatch'")
+    require_known("surrogate", surrogate, SURROGATES)
+    require_known("reduction", reduction, REDUCTIONS)
+    require_known("whiten", credit.whiten, WHITENINGS)
     if epochs < 1 or minibatches < 1:
         raise ValueError(f"epochs={epochs}, minibatches={minibatches}: expected at least 1")
     if "policy" in credit.critics:

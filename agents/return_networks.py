@@ -13,7 +13,7 @@ import numpy as np
 from agents.functionals import Functional, statistic
 from agents.networks import Head, NetworkConfig, implicit_quantile_network, network
 from agents.value_losses import midpoints
-from envs.spaces import nearest
+from envs.choices import require_known
 from envs.stock import is_augmented, visible
 from envs.types import EnvironmentSpec, Observation, PyTree, UnsupportedSpaceError
 
@@ -66,8 +66,7 @@ def return_network(
         stock feature, or features of a stock that is not there or not used.
       UnsupportedSpaceError: actions that are not Discrete, or an observation without encoder.
     """
-    if head not in HEADS:
-        raise ValueError(f"head={head!r}: expected one of {HEADS}; {nearest(str(head), HEADS)}")
+    require_known("head", head, HEADS)
     if not isinstance(spec.action_space, gymnasium.spaces.Discrete):
         raise UnsupportedSpaceError(
             f"value_based: no greedy action in the space {spec.action_space}: expected Discrete"

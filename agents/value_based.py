@@ -27,7 +27,7 @@ from agents.value_losses import (
     midpoints,
     quantile_huber_loss,
 )
-from envs.spaces import nearest
+from envs.choices import require_known
 from envs.stock import is_augmented, with_start
 from envs.types import EnvironmentSpec, PyTree, Trajectory, Transition
 
@@ -390,11 +390,7 @@ def _mean(x, weight):
 
 def _reward(trajectory, weights):
     for name in weights:
-        if name not in trajectory.rewards:
-            known = sorted(trajectory.rewards)
-            raise ValueError(
-                f"channels: no reward channel {name!r}, the trajectory has {known}; {nearest(name, known)}"
-            )
+        require_known("reward channel", name, sorted(trajectory.rewards), "in channels")
     return sum(weight * trajectory.rewards[name] for name, weight in weights.items())
 
 

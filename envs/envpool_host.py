@@ -20,7 +20,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from envs.spaces import as_batch, check_finite, from_indices, nearest, validate_supported, world_seeds
+from envs.choices import nearest
+from envs.spaces import as_batch, check_finite, from_indices, validate_supported, world_seeds
 from envs.types import Action, EnvironmentSpec, Observation, TimeStep, UnsupportedSpaceError
 
 _INT_MAX = 2**31 - 1
@@ -83,7 +84,7 @@ class EnvPoolHost:
             raise ValueError(f"num_envs={num_envs}: expected at least 1")
         known = envpool.list_all_envs()
         if environment_id not in known:
-            raise ValueError(f"unknown envpool environment {environment_id!r}: {nearest(environment_id, known)}")
+            raise ValueError(f"unknown envpool environment {environment_id!r}{nearest(environment_id, known)}")
         self._id, self._num_envs, self._finite = environment_id, num_envs, finite
         self._make_kwargs = dict(make_kwargs or {})
         self._info_keys, self._cost_keys = dict(info_keys or {}), dict(cost_keys or {})
@@ -97,7 +98,7 @@ class EnvPoolHost:
         reported = [key.removeprefix("info:") for key in spec.state_array_spec if key.startswith("info:")]
         for key in (*self._info_keys, *self._cost_keys, *self._terminal_keys):
             if key not in reported:
-                raise ValueError(f"{environment_id} has no {key!r} in info: {nearest(key, reported)}")
+                raise ValueError(f"{environment_id} has no {key!r} in info{nearest(key, reported)}")
         limit = spec.config.max_episode_steps
         self._spec = EnvironmentSpec(
             observation_space=observation_space or spec.gymnasium_observation_space,

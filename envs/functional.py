@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 from gymnasium.experimental.functional import FuncEnv
 
-from envs.spaces import from_indices, nearest, validate_supported
+from envs.choices import require_known
+from envs.spaces import from_indices, validate_supported
 from envs.types import Action, Environment, EnvironmentSpec, EnvState, Observation, TimeStep
 from envs.wrappers import TimeLimit
 
@@ -190,10 +191,7 @@ def make_functional(name: str, *, max_episode_steps: int | None = None, **parame
       ValueError: unknown name, or a time limit below 1.
       TypeError: a parameter that the world does not have.
     """
-    if name not in _FACTORIES:
-        raise ValueError(
-            f"unknown functional environment {name!r}: {nearest(name, _FACTORIES)}; all: {', '.join(_FACTORIES)}"
-        )
+    require_known("functional environment", name, _FACTORIES)
     environment = _made(name, tuple(sorted(parameters.items())))
     limit = gymnasium.spec(name).max_episode_steps if max_episode_steps is None else max_episode_steps
     return environment if limit is None else TimeLimit(environment, limit)

@@ -18,7 +18,8 @@ import numpy as np
 from gymnasium.utils import EzPickle
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from envs.spaces import as_batch, check_finite, from_indices, nearest, validate_supported, world_seeds
+from envs.choices import nearest
+from envs.spaces import as_batch, check_finite, from_indices, validate_supported, world_seeds
 from envs.types import Action, Array, EnvironmentSpec, Observation, PyTree, TimeStep
 
 _SUCCESS_KEYS = ("is_success", "success")
@@ -101,7 +102,7 @@ def _make(
         extra = next((extra for prefix, extra in _EXTRAS.items() if environment_id.startswith(prefix)), "")
         hint = f"; it comes with the extra {extra!r}: pip install -e '.[{extra}]'" if extra else ""
         raise ValueError(
-            f"unknown environment {environment_id!r}: {error} ({nearest(environment_id, gymnasium.registry)}{hint})"
+            f"unknown environment {environment_id!r}{nearest(environment_id, gymnasium.registry)} ({error}{hint})"
         ) from error
     for wrapper in wrappers:
         environment = wrapper(environment)
@@ -178,7 +179,7 @@ class GymnasiumHost:
             info = _trial_info(trial)
             for key in cost_keys:
                 if key not in info:
-                    raise ValueError(f"{environment_id} reports no cost {key!r} in info: {nearest(key, info)}")
+                    raise ValueError(f"{environment_id} reports no cost {key!r} in info{nearest(key, info)}")
             if info_keys is None:
                 info_keys = {key: "success" for key in [key for key in _SUCCESS_KEYS if key in info][:1]}
             self._spec = EnvironmentSpec(

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.spaces import nearest
+from envs.choices import require_known
 from envs.types import EnvironmentSpec, TimeStep, Trajectory
 
 NO_OP, UP, DOWN, LEFT, RIGHT = range(5)
@@ -177,8 +177,7 @@ class Maze:
 
     def __post_init__(self):
         for name, value, known in (("noise", self.noise, NOISES), ("reward", self.reward, _REWARDS)):
-            if value not in known:
-                raise ValueError(f"unknown {name} {value!r}: {nearest(str(value), known)}; all: {', '.join(known)}")
+            require_known(name, value, known)
         _check_probability("sticky", self.sticky)
         _check_probability("pixel_probability", self.pixel_probability)
         if not isinstance(self.report_cell, bool):

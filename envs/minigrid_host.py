@@ -19,8 +19,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from envs.choices import require_known
 from envs.gymnasium_host import GymnasiumHost
-from envs.spaces import nearest
 from envs.types import Action, Array, EnvironmentSpec, Observation, TimeStep
 
 TASKS = {
@@ -261,12 +261,11 @@ class MiniGridHost:
         max_episode_steps: int | None = None,
     ):
         for name, value, known in (("image", image, IMAGES), ("noise", noise, NOISES)):
-            if value not in known:
-                raise ValueError(f"unknown {name} {value!r}: {nearest(value, known)}; all: {', '.join(known)}")
+            require_known(name, value, known)
         if not 0 <= pixel_probability <= 1:
             raise ValueError(f"pixel_probability={pixel_probability}: expected a probability from 0 to 1")
-        if task not in TASKS and not task.startswith("MiniGrid-"):
-            raise ValueError(f"unknown task {task!r}: {nearest(task, TASKS)}; all: {', '.join(TASKS)}")
+        if not task.startswith("MiniGrid-"):
+            require_known("task", task, TASKS)
         _import_minigrid()
         make_kwargs: dict[str, Any] = {"disable_env_checker": True}
         if max_episode_steps is not None:

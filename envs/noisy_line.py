@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.spaces import nearest
+from envs.choices import require_known
 from envs.tabular import Outcome, TabularModel, from_outcomes
 
 NO_OP, LEFT, RIGHT = range(3)
@@ -50,8 +50,7 @@ def noisy_line(
             raise TypeError(f"{name}={value!r}: expected an integer from {low} to {high}")
         if not low <= value <= high:
             raise ValueError(f"{name}={value}: expected {low} to {high}, nearest {min(max(value, low), high)}")
-    if noise not in NOISES:
-        raise ValueError(f"unknown noise {noise!r}: {nearest(noise, NOISES)}; all: {', '.join(NOISES)}")
+    require_known("noise", noise, NOISES)
     if not 0 <= probability <= 1:
         raise ValueError(f"probability={probability}: expected a probability from 0 to 1")
     patterns = range(2**bits)

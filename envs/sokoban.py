@@ -9,7 +9,6 @@ the solution. A pull played backwards is a legal push, so the walk itself, read 
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -19,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs.choices import require_known
 from envs.types import EnvironmentSpec, TimeStep
 
 UP, DOWN, LEFT, RIGHT = range(4)
@@ -109,8 +109,8 @@ class Sokoban:
             _check_integer("reverse_steps", self.reverse_steps, 3 * self.num_boxes - 2, 1_000)
         if not isinstance(self.inner_walls, bool):
             raise TypeError(f"inner_walls={self.inner_walls!r}: expected True or False")
-        _check_choice("observation", self.observation, _OBSERVATIONS)
-        _check_choice("reward", self.reward, _REWARDS)
+        require_known("observation", self.observation, _OBSERVATIONS)
+        require_known("reward", self.reward, _REWARDS)
 
     @property
     def max_solution_length(self) -> int:
@@ -432,9 +432,3 @@ def _check_integer(name: str, value: int, low: int, high: int) -> None:
         raise TypeError(f"{name}={value!r}: expected an integer from {low} to {high}")
     if not low <= value <= high:
         raise ValueError(f"{name}={value}: expected {low} to {high}, nearest {min(max(value, low), high)}")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        nearest = difflib.get_close_matches(str(value), choices, 1, 0.0)[0]
-        raise ValueError(f"{name}={value!r}: expected one of {', '.join(choices)}, nearest {nearest!r}")

@@ -8,7 +8,6 @@ would need were it alone in the room; squares from which a lone box reaches no t
 
 from __future__ import annotations
 
-import difflib
 import heapq
 import itertools
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from envs.choices import require_known
 from envs.sokoban import MOVES, Sokoban, SokobanState, move
 from envs.types import Environment
 from envs.wrappers import TimeLimit
@@ -72,7 +72,7 @@ def solve(state: SokobanState, *, metric: str = "moves", max_expansions: int = 1
       SearchBudgetExceededError: after ``max_expansions`` states without an answer.
       ValueError: an unknown metric, a state with a batch axis, ``max_expansions < 1``.
     """
-    _check_metric(metric)
+    require_known("metric", metric, _METRICS)
     if max_expansions < 1:
         raise ValueError(f"max_expansions={max_expansions}: expected at least 1")
     if np.ndim(state.wall) != 2:
@@ -136,7 +136,7 @@ def demonstrations(
       TypeError: if ``environment`` is not Sokoban.
       SearchBudgetExceededError: see ``solve``.
     """
-    _check_metric(metric)
+    require_known("metric", metric, _METRICS)
     sokoban = _without_time_limits(environment)
     if jnp.ndim(keys) != 1 or len(keys) == 0:
         raise ValueError(f"keys has shape {jnp.shape(keys)}: expected [N] with N at least 1")
@@ -188,12 +188,6 @@ def _replay(start: SokobanState, actions: jax.Array) -> SokobanState:
 @partial(jax.jit, static_argnums=0)
 def _observe_all(environment: Sokoban, states: SokobanState) -> jax.Array:
     return jax.vmap(environment.observe)(states)
-
-
-def _check_metric(metric: str) -> None:
-    if metric not in _METRICS:
-        nearest = difflib.get_close_matches(str(metric), _METRICS, 1, 0.0)[0]
-        raise ValueError(f"metric={metric!r}: expected one of {', '.join(_METRICS)}, nearest {nearest!r}")
 
 
 class _Room:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 import gymnasium
@@ -105,12 +104,6 @@ def check_finite(name: str, step: int, **parts: PyTree) -> None:
                     f"{name}: world {position[0]}, step {step}: {part}{jax.tree_util.keystr(path)}{inner} is "
                     f"{leaf[position]}, expected a finite number"
                 )
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The part of an error message that names the nearest valid choices."""
-    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
-    return f"the nearest known: {', '.join(matches)}" if matches else "nothing known is near it"
 
 
 def world_seeds(seed: int | Iterable[int], num_envs: int) -> list[int]:

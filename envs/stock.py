@@ -27,8 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 
+from envs.choices import require_known
 from envs.rollout import channels as reward_channels
-from envs.spaces import nearest, world_seeds
+from envs.spaces import world_seeds
 from envs.types import Action, Array, Environment, EnvironmentSpec, EnvState, Observation, TimeStep, VectorHost
 
 # Parts of the observation that no network sees.
@@ -97,8 +98,7 @@ class _Augmentation:
             raise ValueError(f"horizon={self.horizon}: expected at least 1, or None")
         known = ["env", *(f"cost/{name}" for name in inside.costs), *(f"objective/{n}" for n in inside.objectives)]
         for name in self.names:
-            if name not in known:
-                raise ValueError(f"channels: the world writes no {name!r}, only {known}; {nearest(name, known)}")
+            require_known("channel", name, known, "of the world")
         if not self.names:
             raise ValueError("channels=(): expected a name, or a tuple of at least one")
         for name in ("low", "high", "start"):

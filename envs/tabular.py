@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.spaces import nearest
+from envs.choices import require_known
 from envs.types import EnvironmentSpec, TimeStep
 
 _SUM_TOLERANCE = 1e-6
@@ -300,8 +300,7 @@ def gridworld(layout: str | Sequence[str], *, slip: float = 0.0, horizon: int | 
       ValueError: an unknown name or cell, rows of unequal length, or ``slip`` outside [0, 1].
     """
     if isinstance(layout, str):
-        if layout not in LAYOUTS:
-            raise ValueError(f"unknown layout {layout!r}: {nearest(layout, LAYOUTS)}; all: {', '.join(LAYOUTS)}")
+        require_known("layout", layout, LAYOUTS)
         layout = LAYOUTS[layout]
     if not 0 <= slip <= 1:
         raise ValueError(f"slip={slip}: expected a probability from 0 to 1")
@@ -370,11 +369,7 @@ class TabularWorld:
     observation: str = "index"
 
     def __post_init__(self):
-        if self.observation not in _OBSERVATIONS:
-            raise ValueError(
-                f"unknown observation {self.observation!r}: {nearest(self.observation, _OBSERVATIONS)}; "
-                f"all: {', '.join(_OBSERVATIONS)}"
-            )
+        require_known("observation", self.observation, _OBSERVATIONS)
         object.__setattr__(self, "model", validated(self.model))
 
     @cached_property

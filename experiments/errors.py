@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+from envs import choices
 
 USAGE_EXIT = 2
 INTERRUPT_EXIT = 130
@@ -18,27 +19,9 @@ class UserError(Exception):
     """A mistake that the user can repair; its text is the whole message, without a traceback."""
 
 
-def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
-    """``", did you mean 'a' or 'b'?"`` from the closest of ``known``; the single closest one where none is close.
-
-    Returns an empty string where nothing is known.
-    """
-    choices = [str(choice) for choice in dict.fromkeys(known)]
-    by_lower = {choice.lower(): choice for choice in reversed(choices)}
-    close = difflib.get_close_matches(str(name).lower(), by_lower, n=limit, cutoff=0.6)
-    close = close or difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.0)
-    if not close:
-        return ""
-    return f", did you mean {' or '.join(repr(by_lower[choice]) for choice in close)}?"
-
-
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> UserError:
     """The error for a ``name`` that is none of ``known``: what it was, the nearest ones, and the whole list."""
-    choices = [str(choice) for choice in known]
-    place = f" {where}" if where else ""
-    hint = nearest(name, choices)
-    listing = f"known: {', '.join(choices)}" if choices else "none is known"
-    return UserError(f"unknown {kind} {name!r}{place}{hint or ':'} {'(' + listing + ')' if hint else listing}")
+    return UserError(choices.unknown(kind, name, known, where))
 
 
 def unknown_argument(argument: str, options: Iterable[str]) -> UserError:

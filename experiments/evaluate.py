@@ -26,13 +26,14 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
+from envs.choices import nearest
 from experiments import registry, results, statistics
 from experiments.build import TEST_SEED, World, build_world
 from experiments.cache import enable_compilation_cache
 from experiments.checkpoint import Checkpoints, Restored
 from experiments.command_parser import CommandParser
 from experiments.drivers import Member, drivers
-from experiments.errors import UserError, command, nearest
+from experiments.errors import UserError, command
 from experiments.learn import RunState
 from experiments.ranges import validate
 from experiments.train import CHECKPOINT_FOLDER, program_name, restore

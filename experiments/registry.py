@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, config_dict
 
-from experiments.errors import UserError, nearest, unknown, unknown_argument
+from envs.choices import nearest
+from experiments.errors import UserError, unknown, unknown_argument
 
 PACKAGE = "experiments.configs"
 PREFIX = "--config."

@@ -13,7 +13,7 @@ import numpy as np
 from agents.base import DataSpec
 from agents.credit import masked_mean, observation_hash
 from agents.networks import observation_features, space_leaves
-from envs.spaces import nearest
+from envs.choices import require_known
 from envs.types import EnvironmentSpec, PyTree, Trajectory
 from rewards.base import RewardTransform
 from rewards.moments import (
@@ -74,10 +74,7 @@ def count_bonus(
         bounded integers, or that can take too many values for a table; counts of too many episodes at a time.
       UnsupportedSpaceError: if a part of the observation cannot be encoded.
     """
-    if identify not in IDENTITIES:
-        raise ValueError(
-            f"count_bonus: identify={identify!r}: expected one of {IDENTITIES}; {nearest(str(identify), IDENTITIES)}"
-        )
+    require_known("identify", identify, IDENTITIES, "of count_bonus")
     largest = int(math.log2(LARGEST_TABLE))
     if not 1 <= bits <= largest:
         raise ValueError(f"count_bonus: bits={bits}: expected a number from 1 to {largest}")

@@ -25,6 +25,7 @@ from agents.distributions import distribution_for
 from agents.losses import outcome_cross_entropy, pairwise_preference
 from agents.networks import Head, NetworkConfig, network
 from agents.returns import return_to_go
+from envs.choices import require_known
 from envs.types import EnvironmentSpec, PyTree, Trajectory
 from rewards.base import RewardTransform
 
@@ -145,8 +146,7 @@ def implicit_prm(
     known |= {"score": SCORES, "scale": SCALES}
     given |= {"score": score, "scale": scale}
     for name, choice in given.items():
-        if choice not in known[name]:
-            raise ValueError(f"implicit_prm: {name}={choice!r}: expected one of {known[name]}")
+        require_known(name, choice, known[name], "of implicit_prm")
     if data.kind != "episodes" or data.group_size < 2:
         raise ValueError(
             f"implicit_prm compares rollouts of one start state: got data.kind={data.kind!r} with "

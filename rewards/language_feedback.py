@@ -17,7 +17,7 @@ from agents.base import DataSpec
 from agents.credit import masked_mean, observation_hash
 from agents.losses import outcome_cross_entropy
 from agents.networks import CharacterConfig, character_network
-from envs.spaces import nearest
+from envs.choices import require_known
 from envs.types import EnvironmentSpec, PyTree, Trajectory
 from rewards.base import Metrics, RewardTransform
 from rewards.moments import (
@@ -171,11 +171,7 @@ def language_feedback(
       ValueError: a world without messages, replayed data (a buffer keeps no messages), an unknown ``model``, or sizes
         out of range; in ``update``, labels of another shape.
     """
-    if model not in QUESTION_SIZES:
-        raise ValueError(
-            f"language_feedback: model={model!r}: expected one of {tuple(QUESTION_SIZES)}; "
-            f"{nearest(str(model), QUESTION_SIZES)}"
-        )
+    require_known("model", model, QUESTION_SIZES, "of language_feedback")
     if not spec.message_length:
         raise ValueError(
             "language_feedback: this world gives no messages: expected one that does, such as kind='minigrid' with "

@@ -443,7 +443,7 @@ PLAIN = {"functional": cvar(0.5), "representation": lattice(-2, 20), "grid": Sto
         ({"grid": StockGrid((0, 0), (1, 1))}, "the stock grid is for vectors of 2"),
         ({"grid": StockGrid(0, 1, 0.3)}, "expected a step that divides the range"),
         ({"grid": StockGrid(1, 0)}, "expected low at most high"),
-        ({"ties": "random"}, "unknown ties 'random'"),
+        ({"ties": "random"}, "unknown ties 'random', did you mean .*known: lowest, uniform"),
     ],
 )
 def test_what_planning_refuses(change, message):

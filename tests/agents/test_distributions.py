@@ -213,7 +213,7 @@ def test_other_spaces_are_refused_by_name(space: gymnasium.Space):
 
 
 def test_an_unknown_continuous_distribution_is_refused():
-    with pytest.raises(ValueError, match="continuous='beta': expected 'gaussian' or 'tanh_gaussian'"):
+    with pytest.raises(ValueError, match=r"unknown continuous 'beta', did you mean .*known: gaussian, tanh_gaussian"):
         distribution_for(spaces.Discrete(2), continuous="beta")
 
 

@@ -470,9 +470,12 @@ def test_seeds_under_vmap_are_the_single_runs(small_run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"surrogate": "ppo"}, r"surrogate='ppo': expected one of \('clip', 'plain'\)"),
-        ({"reduction": "mean"}, "reduction='mean': expected one of"),
-        ({"credit": PLAIN._replace(whiten="yes")}, "credit.whiten='yes': expected 'none', 'batch' or 'minibatch'"),
+        ({"surrogate": "ppo"}, r"unknown surrogate 'ppo', did you mean '\w+'\? \(known: clip, plain\)"),
+        ({"reduction": "mean"}, "unknown reduction 'mean', did you mean .*known: steps, "),
+        (
+            {"credit": PLAIN._replace(whiten="yes")},
+            "unknown whiten 'yes', did you mean .*known: none, batch, minibatch",
+        ),
         ({"epochs": 0}, "epochs=0, minibatches=1: expected at least 1"),
         ({"minibatches": 0}, "epochs=1, minibatches=0: expected at least 1"),
         ({"minibatches": 5}, "minibatches=5 does not divide 12: the nearest that does is (4|6)"),

@@ -55,5 +55,5 @@ def test_a_host_continues_from_its_snapshot(make, sticky):
 
 
 def test_an_unknown_game_is_refused(make):
-    with pytest.raises(ValueError, match="the nearest known: ALE/Pong-v5"):
+    with pytest.raises(ValueError, match="did you mean 'ALE/Pong-v5'"):
         atari_host("Pongg", 1)

@@ -146,7 +146,7 @@ class TestWithEnvpool:
     def test_bad_arguments_name_what_was_expected(self):
         with pytest.raises(ValueError, match=r"unknown envpool environment 'CartPol-v1'.*CartPole-v1"):
             EnvPoolHost("CartPol-v1", 2)
-        with pytest.raises(ValueError, match=r"Sokoban-v0 has no 'solve' in info: the nearest known: solved"):
+        with pytest.raises(ValueError, match=r"Sokoban-v0 has no 'solve' in info, did you mean 'solved'"):
             EnvPoolHost("Sokoban-v0", 2, info_keys={"solve": "success"})
         with pytest.raises(ValueError, match="num_envs=0"):
             EnvPoolHost("CartPole-v1", 0)

@@ -261,7 +261,7 @@ def test_bad_arguments_name_what_was_expected():
         GymnasiumHost("CartPole-v1", 0)
     with pytest.raises(UnsupportedSpaceError, match=r"observation space\['mission'\] is Text"):
         GymnasiumHost("sagax_test/Words-v0", 1)
-    with pytest.raises(ValueError, match=r"reports no cost 'cos' in info: the nearest known: cost"):
+    with pytest.raises(ValueError, match=r"reports no cost 'cos' in info, did you mean 'cost'"):
         GymnasiumHost("sagax_test/Counter-v0", 1, cost_keys={"cos": "damage"})
     with pytest.raises(ImportError, match="a package that it needs is missing: Box is not installed"):
         GymnasiumHost("sagax_test/Dependency-v0", 1)

@@ -434,9 +434,9 @@ def test_contract(setting):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (dict(noise="brown"), ValueError, "unknown noise 'brown': the nearest known: brownian; all: none, "),
+        (dict(noise="brown"), ValueError, "unknown noise 'brown', did you mean 'brownian'.*known: none, "),
         (dict(noise="sticky"), ValueError, "unknown noise 'sticky'"),
-        (dict(reward="tracker"), ValueError, "unknown reward 'tracker': the nearest known: trackers"),
+        (dict(reward="tracker"), ValueError, "unknown reward 'tracker', did you mean 'trackers'"),
         (dict(sticky=1.5), ValueError, "sticky=1.5: expected a probability from 0 to 1, nearest 1"),
         (dict(sticky=float("nan")), ValueError, "sticky=nan"),
         (dict(sticky="0.1"), TypeError, "sticky='0.1'"),

@@ -102,7 +102,7 @@ def test_the_world_draws_what_the_table_says():
         (dict(length=2.0), TypeError, "length=2.0: expected an integer"),
         (dict(bits=9), ValueError, "bits=9: expected 1 to 8, nearest 8"),
         (dict(bits=True), TypeError, "bits=True"),
-        (dict(noise="on demand"), ValueError, "unknown noise 'on demand': the nearest known: on_demand"),
+        (dict(noise="on demand"), ValueError, "unknown noise 'on demand', did you mean 'on_demand'"),
         (dict(probability=1.2), ValueError, "probability=1.2: expected a probability from 0 to 1"),
     ],
 )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from envs.spaces import as_batch, check_finite, from_indices, leaves, nearest, validate_supported, world_seeds
+from envs.spaces import as_batch, check_finite, from_indices, leaves, validate_supported, world_seeds
 from envs.types import NonFiniteEnvironmentError, UnsupportedSpaceError
 
 NESTED = spaces.Dict(
@@ -83,8 +83,3 @@ def test_world_seeds():
     assert world_seeds((4, 1), 2) == [4, 1]
     with pytest.raises(ValueError, match="got 3 seeds, expected 2"):
         world_seeds([1, 2, 3], 2)
-
-
-def test_nearest_names_known_choices_or_says_that_there_are_none():
-    assert "CartPole-v1" in nearest("CartPol-v1", ["CartPole-v1", "Pendulum-v1"])
-    assert nearest("zzzz", ["CartPole-v1"]) == "nothing known is near it"

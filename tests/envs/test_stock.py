@@ -218,7 +218,7 @@ def test_a_hosts_time_limit_can_be_the_horizon():
         ({"low": 4.0}, "low=4.0, high=3.0: expected finite numbers with low <= high"),
         ({"horizon": 0}, "horizon=0: expected at least 1"),
         ({"horizon": 6}, "horizon=6: the world inside is cut after 5 steps: expected that at most, or None"),
-        ({"channels": "objective/lft"}, "'objective/lft'.*nearest known: objective/left"),
+        ({"channels": "objective/lft"}, "unknown channel 'objective/lft' of the world, did you mean 'objective/left'"),
         ({"channels": ()}, "expected a name"),
         ({"low": (1.0, 2.0)}, r"low=\(1.0, 2.0\): expected a number or one for each of the channels"),
     ],

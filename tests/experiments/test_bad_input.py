@@ -128,14 +128,20 @@ MISTAKES = {
         [SOKOBAN, "--config.rewards.implicit_prm.kind=implicit_prn"],
         ["unknown reward transform 'implicit_prn'", "did you mean 'implicit_prm'"],
     ),
-    "a form": ([SOKOBAN, "--config.rewards.implicit_prm.form=polcy"], ["form='polcy'", "'policy'"]),
+    "a form": (
+        [SOKOBAN, "--config.rewards.implicit_prm.form=polcy"],
+        ["unknown form 'polcy'", "did you mean 'policy'"],
+    ),
     "a kind of world": (
         [SOKOBAN, "--config.environment.kind=sokobn"],
         ["unknown environment kind 'sokobn'", "did you mean 'sokoban'"],
     ),
-    "a kind of data": ([SOKOBAN, "--config.data.kind=episode"], ["kind='episode'", "did you mean 'episodes'"]),
-    "a surrogate": ([SOKOBAN, "--config.agent.surrogate=clp"], ["surrogate='clp'", "'clip'"]),
-    "an activation": ([SOKOBAN, "--config.network.activation=tnh"], ["activation='tnh'", "'tanh'"]),
+    "a kind of data": ([SOKOBAN, "--config.data.kind=episode"], ["unknown kind 'episode'", "did you mean 'episodes'"]),
+    "a surrogate": ([SOKOBAN, "--config.agent.surrogate=clp"], ["unknown surrogate 'clp'", "did you mean 'clip'"]),
+    "an activation": (
+        [SOKOBAN, "--config.network.activation=tnh"],
+        ["unknown activation 'tnh'", "did you mean 'tanh'"],
+    ),
     "a metric": ([SOKOBAN, "--config.evaluation.metric=succes"], ["unknown metric 'succes'", "did you mean 'success'"]),
     "a room": ([SOKOBAN, "--config.environment.height=1"], ["height=1", "nearest 6"]),
     "an action space": (

@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict, config_dict
 
 from experiments import registry
-from experiments.errors import BROKEN_PIPE_EXIT, INTERRUPT_EXIT, USAGE_EXIT, UserError, command, nearest
+from experiments.errors import BROKEN_PIPE_EXIT, INTERRUPT_EXIT, USAGE_EXIT, UserError, command
 
 MODULE = '''
 """The run card."""
@@ -217,12 +217,6 @@ def test_fingerprint_and_difference_see_values_and_not_the_order_of_keys(config)
 def test_a_fingerprint_is_the_same_in_every_process():
     # SHA-256 of {"a.b":[1,2.5],"c":null}, from the sha256sum program.
     assert registry.fingerprint({"c": None, "a": {"b": (1, 2.5)}}) == "2ae3d0c2b3e15e1e"
-
-
-def test_nearest_ignores_case_and_always_names_one():
-    assert nearest("PPO", ["grpo", "ppo"]).startswith(", did you mean 'ppo'")
-    assert nearest("xyz", ["grpo"]) == ", did you mean 'grpo'?"
-    assert nearest("xyz", []) == ""
 
 
 @pytest.mark.parametrize(

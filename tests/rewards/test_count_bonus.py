@@ -142,7 +142,7 @@ def test_counts_in_whole_episodes_leave_out_the_padding():
 @pytest.mark.parametrize(
     ("spec", "arguments", "message"),
     [
-        (LINE, {"identify": "exactly"}, "identify='exactly'.*nearest known: exact"),
+        (LINE, {"identify": "exactly"}, "unknown identify 'exactly' of count_bonus, did you mean 'exact'"),
         (LINE, {"bits": 0}, "bits=0: expected a number from 1 to 24"),
         (LINE, {"bits": 25}, "bits=25"),
         (LINE, {"identify": "hash", "bits": 23, "episodic": True}, "8388608 counts for each of the 3 worlds.*bits=22"),

@@ -660,12 +660,15 @@ def test_other_actions_are_scored_and_replayed(form, space):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"form": "dpo"}, r"form='dpo': expected one of \('policy', 'residual', 'centred'\)"),
-        ({"reference": "moving"}, "reference='moving': expected one of"),
-        ({"loss": "kto"}, "loss='kto': expected one of"),
-        ({"reduction": "min"}, "reduction='min': expected one of"),
-        ({"score": "during"}, "score='during': expected one of"),
-        ({"scale": "std"}, "scale='std': expected one of"),
+        (
+            {"form": "dpo"},
+            r"unknown form 'dpo' of implicit_prm, did you mean '\w+'\? \(known: policy, residual, centred\)",
+        ),
+        ({"reference": "moving"}, "unknown reference 'moving' of implicit_prm, did you mean"),
+        ({"loss": "kto"}, "unknown loss 'kto' of implicit_prm, did you mean"),
+        ({"reduction": "min"}, "unknown reduction 'min' of implicit_prm, did you mean"),
+        ({"score": "during"}, "unknown score 'during' of implicit_prm, did you mean"),
+        ({"scale": "std"}, "unknown scale 'std' of implicit_prm, did you mean"),
         ({"data": DataSpec("unroll", 3, 4)}, "data.kind='unroll' with group_size=1, expected 'episodes'"),
         ({"data": DataSpec("episodes", 3, 4, 1)}, "group_size=1, expected 'episodes' with group_size >= 2"),
         ({"form": "residual", "reference": "frozen"}, "form='residual' is written on the behaviour policy"),

@@ -230,7 +230,7 @@ make = partial(language_feedback, data=DataSpec("unroll", 1, 1))
 @pytest.mark.parametrize(
     ("spec", "arguments", "message"),
     [
-        (SPEC, {"model": "rankin"}, "model='rankin': expected one of .*nearest known: ranking"),
+        (SPEC, {"model": "rankin"}, "unknown model 'rankin' of language_feedback, did you mean 'ranking'"),
         (SILENT, {}, "gives no messages: expected one that does, such as kind='minigrid' with messages=True"),
         (SPEC, {"data": DataSpec("replay", 1, 1)}, "data.kind='replay': a replay buffer keeps no messages"),
         (SPEC, {"capacity": 0}, "capacity=0: expected at least 1"),

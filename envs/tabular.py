@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.choices import require_known
+from envs.choices import nearest, require_known
 from envs.types import EnvironmentSpec, TimeStep
 
 _SUM_TOLERANCE = 1e-6
@@ -254,7 +254,7 @@ def from_gymnasium(environment_id: str, **parameters: Any) -> TabularModel:
         environment = gymnasium.make(environment_id, **parameters)
     except gymnasium.error.Error as error:
         raise ValueError(
-            f"environment_id={environment_id!r}: {error} ({nearest(environment_id, TABLES)}; all: {', '.join(TABLES)})"
+            f"environment_id={environment_id!r}: {error}{nearest(environment_id, TABLES)} (known: {', '.join(TABLES)})"
         ) from error
     try:
         inside = environment.unwrapped

@@ -96,8 +96,9 @@ def purejaxrl(options: Options) -> list[Comparison]:
     worlds alone are compared, too, and the details say which share of a run they are.
     """
     if options.peer is None or not (options.peer / "purejaxrl" / "ppo.py").is_file():
+        given = "no --peer" if options.peer is None else f"--peer={options.peer}"
         raise UserError(
-            f"--peer={options.peer}: expected a checkout of https://github.com/luchris429/purejaxrl (it is not part of "
+            f"{given}: expected a checkout of https://github.com/luchris429/purejaxrl (it is not part of "
             "this repository), and --peer-python=PYTHON of an environment with: "
             "pip install jax flax optax distrax gymnax==0.0.9"
         )

@@ -26,6 +26,7 @@ from agents.networks import NetworkConfig
 from agents.policy_gradient import policy_gradient, policy_network
 from agents.return_networks import return_network
 from agents.value_based import value_based
+from envs import choices
 from envs.atari_host import atari_host
 from envs.breakout import Breakout
 from envs.envpool_host import EnvPoolHost, boxoban_host
@@ -44,6 +45,7 @@ from experiments.annotation import AnnotationService, Annotator, Scripted
 from experiments.annotation_http import Http
 from experiments.errors import UserError, unknown
 from experiments.objectives import JUDGED, Objectives, require_units_of_stock
+from experiments.registry import LARGEST_INTEGER
 from rewards import transforms
 from rewards.base import RewardTransform, chain
 from rewards.count_bonus import count_bonus
@@ -74,31 +76,38 @@ class Parts(NamedTuple):
     warm_start: Callable[..., Any] | None
 
 
+def _limited(environment: Environment, time_limit: int) -> Environment:
+    """``environment`` under the time limit of its section."""
+    if isinstance(time_limit, bool) or not isinstance(time_limit, int) or time_limit < 1:
+        raise ValueError(f"time_limit={time_limit!r}: expected an integer, at least 1")
+    return TimeLimit(environment, time_limit)
+
+
 def _sokoban(*, time_limit: int, **arguments) -> Environment:
-    return TimeLimit(Sokoban(**arguments), time_limit)
+    return _limited(_call(Sokoban, "environment", **arguments), time_limit)
 
 
 def _breakout(*, time_limit: int, **arguments) -> Environment:
-    return TimeLimit(Breakout(**arguments), time_limit)
+    return _limited(_call(Breakout, "environment", **arguments), time_limit)
 
 
 def _gridworld(*, layout: str | tuple[str, ...], slip: float, time_limit: int) -> Environment:
-    return TimeLimit(TabularWorld(gridworld(layout, slip=slip)), time_limit)
+    return _limited(TabularWorld(gridworld(layout, slip=slip)), time_limit)
 
 
 def _maze(*, time_limit: int, **arguments) -> Environment:
-    return TimeLimit(Maze(**arguments), time_limit)
+    return _limited(_call(Maze, "environment", **arguments), time_limit)
 
 
 def _noisy_line(*, time_limit: int, observation: str = "index", **arguments) -> Environment:
-    return TimeLimit(TabularWorld(noisy_line(**arguments), observation), time_limit)
+    return _limited(TabularWorld(_call(noisy_line, "environment", **arguments), observation), time_limit)
 
 
 def _gymnasium_table(*, environment_id: str, time_limit: int | None = None, **parameters) -> Environment:
     model = from_gymnasium(environment_id, **parameters)
     limit = model.horizon if time_limit is None else time_limit
     world = TabularWorld(model)
-    return world if limit is None else TimeLimit(world, limit)
+    return world if limit is None else _limited(world, limit)
 
 
 PURE_WORLDS: dict[str, Callable[..., Environment]] = {
@@ -130,6 +139,8 @@ REWARDS: dict[str, Callable[..., RewardTransform]] = {
     "normalise": transforms.normalise,
     "group_filter": transforms.group_filter,
 }
+# These read their channel, which has to be there; the others write it.
+READERS = ("scale", "clip", "normalise", "group_filter")
 
 # Rewards that the agent makes for itself, and how one is credited where no entry of ``credit`` reads its channel: by a
 # critic that is not episodic, because what the next episode may still find is worth something at the end of this one.
@@ -145,6 +156,7 @@ def _plain(section: ConfigDict | Mapping) -> dict[str, Any]:
 
 def _call(factory: Callable, where: str, *positional, **arguments) -> Any:
     """Calls a factory; an argument it refuses becomes a ``UserError`` that says where it stands."""
+    _require_accepted(factory, where, len(positional), arguments)
     try:
         return factory(*positional, **arguments)
     except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
@@ -159,6 +171,19 @@ def builds_world(config: ConfigDict, key: str) -> bool:
     return key.startswith("environment.") or (stocked and key == "agent.discount")
 
 
+def _require_accepted(factory: Callable, where: str, positional: int, arguments: Mapping[str, Any]) -> None:
+    """Refuses a key that ``factory`` does not take, or lacks, in the words of the configuration and not of Python."""
+    parameters = list(inspect.signature(factory).parameters.values())[positional:]
+    named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    free = [one.name for one in named if one.name not in arguments]
+    for key in arguments:
+        if key not in [one.name for one in named] and not any(one.kind is one.VAR_KEYWORD for one in parameters):
+            raise UserError(f"configuration section {where!r}: {choices.unknown('key', key, free)}")
+    lacking = [repr(one.name) for one in named if one.name in free and one.default is one.empty]
+    if lacking:
+        raise UserError(f"configuration section {where!r} lacks {', '.join(lacking)}")
+
+
 def build_world(config: ConfigDict) -> World:
     """The worlds of ``config.environment``.
 
@@ -166,7 +191,7 @@ def build_world(config: ConfigDict) -> World:
       UserError: for an unknown kind, or arguments that the world refuses.
     """
     arguments = _plain(config.environment)
-    kind = arguments.pop("kind")
+    kind = arguments.pop("kind", None)
     stock = arguments.pop("stock", None)
     if stock is not None:
         # One number in two places would be two numbers one day: the stock grows by the agent's discount.
@@ -237,9 +262,16 @@ def build_parts(config: ConfigDict, spec: EnvironmentSpec, values: Mapping[str, 
     data = _call(DataSpec, "data", **nested["data"])
     network_config = _call(NetworkConfig, "network", **nested["network"])
     section = dict(nested["agent"])
-    family = section.pop("family")
+    family = section.pop("family", None)
     if family not in FAMILIES:
         raise unknown("agent family", family, FAMILIES)
+    lacking = [f"agent.{key}" for key in FAMILY_KEYS[family] if key not in section]
+    if lacking:
+        fitting = [name for name, keys in FAMILY_KEYS.items() if all(key in section for key in keys)]
+        raise UserError(
+            f"agent.family={family!r} needs {', '.join(lacking)}, which this experiment has not: expected "
+            f"{' or '.join(map(repr, fitting)) or 'an experiment of that family'}"
+        )
     reward, channels = _rewards(nested, spec, data, network_config)
     context = {"data": data, "network_config": network_config}
     agent = FAMILIES[family](config, nested, spec, section, channels, context)
@@ -265,13 +297,19 @@ def _rewards(nested, spec, data, network_config) -> tuple[RewardTransform, list[
         context = {key: value for key, value in context.items() if key in accepted}
         positional = (spec,) if "spec" in accepted else ()
         transforms_by_name[name] = _call(factory, f"rewards.{name}", *positional, **context, **arguments)
-        known_channels.add(_written_channel(section))
+        channel = _written_channel(section)
+        if kind in READERS and channel not in known_channels:
+            raise unknown("reward channel", channel, sorted(known_channels), f"in rewards.{name}")
+        if channel is not None:
+            known_channels.add(channel)
     return chain(**transforms_by_name), sorted(known_channels)
 
 
-def _written_channel(section: Mapping[str, Any]) -> str:
-    """The channel that a reward transform of a known kind writes, or reads where it writes none."""
-    return section.get("channel", inspect.signature(REWARDS[section["kind"]]).parameters["channel"].default)
+def _written_channel(section: Mapping[str, Any]) -> str | None:
+    """The channel that a reward transform of a known kind writes, or reads where it writes none; ``None`` where it
+    takes no name of a channel."""
+    parameter = inspect.signature(REWARDS[section["kind"]]).parameters.get("channel")
+    return None if parameter is None else section.get("channel", parameter.default)
 
 
 def build_annotation(
@@ -317,13 +355,20 @@ def build_annotation(
     return _call(AnnotationService, "annotator", annotator, **settings, **own)
 
 
-def _unread(nested: Mapping[str, Any], read: Iterable[str]) -> list[tuple[str, str]]:
+def _unread(nested: Mapping[str, Any], read: Iterable[str]) -> list[tuple[str, str | None]]:
     """The transforms, each with its channel, that write a channel besides the world's which is none of ``read``."""
     channels = {name: _written_channel(section) for name, section in nested["rewards"].items()}
-    return [(name, channel) for name, channel in channels.items() if channel != "env" and channel not in set(read)]
+    known = {None, "env", *read}
+    return [(name, channel) for name, channel in channels.items() if channel not in known]
 
 
 def _policy_gradient(config, nested, spec, section, channels, context) -> Agent:
+    steps = config.iterations * section["epochs"] * section["minibatches"]
+    if steps > LARGEST_INTEGER:
+        raise UserError(
+            f"iterations={config.iterations}, agent.epochs={section['epochs']}, agent.minibatches="
+            f"{section['minibatches']}: a run of {steps:,} gradient steps, expected at most {LARGEST_INTEGER:,}"
+        )
     section["learning_rate"] = _learning_rate(section, config.iterations)
     sections = dict(nested["credit"])
     for name, channel in _unread(nested, [entry["channel"] for entry in sections.values()]):
@@ -420,6 +465,11 @@ def _value_based(config, nested, spec, section, channels, context) -> Agent:
 
 
 FAMILIES: dict[str, Callable[..., Agent]] = {"policy_gradient": _policy_gradient, "value_based": _value_based}
+# What is read of the section agent before its factory sees it, by which it is of the one family or of the other.
+FAMILY_KEYS = {
+    "policy_gradient": ("learning_rate", "anneal", "whiten", "epochs", "minibatches"),
+    "value_based": ("channels", "functional"),
+}
 
 
 def _warm_start(nested: Mapping[str, Any], spec: EnvironmentSpec, network_config: NetworkConfig):

@@ -19,7 +19,7 @@ class UserError(Exception):
     """A mistake that the user can repair; its text is the whole message, without a traceback."""
 
 
-def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> UserError:
+def unknown(kind: str, name: Any, known: Iterable[str], where: str = "") -> UserError:
     """The error for a ``name`` that is none of ``known``: what it was, the nearest ones, and the whole list."""
     return UserError(choices.unknown(kind, name, known, where))
 

@@ -33,6 +33,8 @@ PACKAGE = "experiments.configs"
 PREFIX = "--config."
 ABSENT = "(absent)"
 _CONTRACT = ("get_config", "get_sweep", "VARIANTS", "REPRODUCES")
+# Counters on a device have 32 bits.
+LARGEST_INTEGER = 2**31 - 1
 _NONE_WORDS = ("none", "null")
 _TRUTH_WORDS = {"true": True, "false": False}
 
@@ -272,6 +274,8 @@ def _convert(key: str, value: Any, current: Any, kind: type, optional: bool) -> 
     converted = _scalar(value, kind)
     if converted is None:
         raise _wrong(key, value, _describe(kind) + (" or none" if optional else ""), current)
+    if kind is int and abs(converted) > LARGEST_INTEGER:
+        raise _wrong(key, value, f"an integer of at most {LARGEST_INTEGER}", current)
     return converted
 
 
@@ -304,12 +308,15 @@ def _scalar(value: Any, kind: type) -> Any:
 
 
 def _number(text: str) -> int | float | None:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return None
+    try:
+        # An integer that no float can hold is as good as infinite.
+        return int(text) if math.isfinite(float(text)) else math.inf
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _literal(text: str) -> Any:
@@ -343,6 +350,8 @@ def _sequence(key: str, value: Any, current: Sequence[Any], kind: type) -> Any:
     converted = [_scalar(element, element_kind) for element in elements]
     if None in converted:
         raise _wrong(key, value, f"a sequence in which each element is {_describe(element_kind)}", example)
+    if element_kind is int and any(abs(element) > LARGEST_INTEGER for element in converted):
+        raise _wrong(key, value, f"a sequence of integers of at most {LARGEST_INTEGER}", example)
     return kind(converted)
 
 

@@ -118,7 +118,9 @@ def test_gymnasium_models():
     with pytest.raises(ValueError, match="CartPole-v1 publishes no model"):
         from_gymnasium("CartPole-v1")
     for unknown in ("CliffWalkin-v1", "CliffWalking-v7"):
-        with pytest.raises(ValueError, match=f"environment_id='{unknown}'.*known: CliffWalking-v1.*all: .*Taxi-v4"):
+        with pytest.raises(
+            ValueError, match=f"environment_id='{unknown}'.*did you mean 'CliffWalking-v1'.*known: .*Taxi-v4"
+        ):
             from_gymnasium(unknown)
 
 

@@ -128,6 +128,39 @@ MISTAKES = {
         [SOKOBAN, "--config.rewards.implicit_prm.kind=implicit_prn"],
         ["unknown reward transform 'implicit_prn'", "did you mean 'implicit_prm'"],
     ),
+    "the other family": (
+        [SOKOBAN, "--config.agent.family=value_based"],
+        ["agent.family='value_based' needs agent.channels, agent.functional", "expected 'policy_gradient'"],
+    ),
+    "the other family of a value-based agent": (
+        ["dqn_cartpole:smoke", "--config.agent.family=policy_gradient"],
+        ["agent.family='policy_gradient' needs agent.anneal, agent.whiten", "expected 'value_based'"],
+    ),
+    "a channel that nothing has written": (
+        ["ppo_pendulum:smoke", "--config.rewards.env.channel=evn"],
+        ["unknown reward channel 'evn' in rewards.env, did you mean 'env'"],
+    ),
+    "more passes than can be counted": (
+        [CARTPOLE, "--config.agent.epochs=1e21"],
+        ["'agent.epochs'", "at most 2147483647"],
+    ),
+    "more steps than can be counted": (
+        [CARTPOLE, "--config.agent.epochs=1000000000"],
+        ["agent.epochs=1000000000", "gradient steps, expected at most 2,147,483,647"],
+    ),
+    "another kind of world with its arguments": (
+        [SOKOBAN, "--config.environment.kind=maze"],
+        ["configuration section 'environment': unknown key 'height', did you mean", "known: noise, "],
+    ),
+    "a whitening": ([SOKOBAN, "--config.agent.whiten=bach"], ["'agent': unknown whiten 'bach', did you mean 'batch'"]),
+    "a functional that needs a level": (
+        ["dqn_cartpole:smoke", "--config.agent.functional.kind=cvar"],
+        ["configuration section 'agent.functional' lacks 'level'"],
+    ),
+    "a functional with another's level": (
+        ["eta_gridworld:target,smoke", "--config.agent.functional.kind=cvar"],
+        ["configuration section 'agent.functional'", "known: level"],
+    ),
     "a form": (
         [SOKOBAN, "--config.rewards.implicit_prm.form=polcy"],
         ["unknown form 'polcy'", "did you mean 'policy'"],
@@ -210,8 +243,8 @@ MISTAKES = {
         [
             "'environment'",
             "environment_id='CliffWalkin-v1'",
-            "the nearest known: CliffWalking-v1",
-            "all: FrozenLake-v1",
+            "did you mean 'CliffWalking-v1'",
+            "known: FrozenLake-v1",
         ],
     ),
     "curiosity uphill": (

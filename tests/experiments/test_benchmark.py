@@ -164,7 +164,9 @@ def test_a_missing_checkout_says_where_it_is_from(capsys, tmp_path):
     for arguments in ([], [f"--peer={tmp_path}"]):
         message = refused(capsys, "purejaxrl", *arguments)
         assert "https://github.com/luchris429/purejaxrl" in message and "--peer-python" in message
-        assert message.startswith(f"error: --peer={tmp_path if arguments else None}: ")
+        assert message.startswith(
+            f"error: --peer={tmp_path}: " if arguments else "error: no --peer: expected a checkout"
+        )
 
 
 def test_an_interpreter_that_cannot_be_started(capsys, tmp_path):

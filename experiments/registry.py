@@ -6,7 +6,10 @@ A configuration is a module ``experiments/configs/NAME.py`` with
 * ``get_sweep() -> dict[str, list]``: dotted key to the values that a sweep tries;
 * ``VARIANTS: dict[str, str]``: variant to a one-line description; variants compose with commas, ``NAME:a,b``;
 * ``REPRODUCES: str``: the paper and the figure or table;
-* a docstring, the run card.
+* a docstring, the run card;
+
+and, where ``experiments.peers`` is to run other libraries' agents on its world, ``PEERS: dict[str, dict]``, a peer's
+settings by its name, and ``get_peer_sweep() -> dict[str, list]``, the grid of their settings.
 
 A module whose name starts with an underscore is shared code and no experiment.
 """

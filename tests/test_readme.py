@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from agents.base import Agent
 from experiments import benchmark, figures, registry, results, sweep
 from experiments.disk import write_json_atomic
 from experiments.errors import UserError
@@ -181,6 +182,22 @@ def test_links_paths_and_names_exist(page):
             assert _resolves(token), f"{page.name} names {token}"
         elif page == ARCHITECTURE and re.fullmatch(r"[A-Za-z]\w{3,}", token):
             assert re.search(rf"\b{token}\b", source), f"{page.name} names {token}, which is nowhere in the code"
+
+
+def test_the_page_gives_the_contract_of_an_agent_in_full():
+    """An agent that is written from the page has to work on every world."""
+
+    def signatures(text):
+        """``init``, ``initial_carry``, ``act`` and ``update`` to what they take."""
+        found = re.findall(r"^ *(init|initial_carry|act|update): `*\(([^)]*)\) ->", text, re.MULTILINE)
+        return {name: " ".join(taken.split()) for name, taken in found}
+
+    [page] = re.findall(r"^class Agent\(NamedTuple\):\n(.*?)^```", ARCHITECTURE.read_text(), re.MULTILINE | re.DOTALL)
+    assert Agent.__doc__ is not None
+    documented = signatures(Agent.__doc__)
+    assert documented.keys() == {"init", "initial_carry", "act", "update"} and "action=None" in documented["act"]
+    page = signatures(page)
+    assert page["act"] == documented["act"] and page["initial_carry"] == documented["initial_carry"]
 
 
 def _resolves(dotted: str) -> bool:

@@ -7,10 +7,12 @@ from ml_collections import ConfigDict
 
 from envs.maze import SETTINGS, Maze
 from envs.tabular import TabularWorld
+from experiments import build as build_module
 from experiments import registry
 from experiments.build import INTRINSIC_CREDIT, build_parts, build_world
 from experiments.configs._common import choose_curiosity, entry, policy_gradient_config
 from experiments.errors import UserError
+from rewards.base import stateless
 
 
 def build(**environment):
@@ -42,6 +44,15 @@ def test_minigrid_by_name():
     host = world.host(2)
     assert host.num_envs == 2 and host.spec.max_episode_steps == world.spec.max_episode_steps == 640
     host.close()
+
+
+def test_a_transform_without_a_channel_is_built(monkeypatch):
+    monkeypatch.setitem(build_module.REWARDS, "nothing", lambda: stateless(lambda trajectory: trajectory))
+    loaded = registry.load("ppo_pendulum:smoke").config.copy_and_resolve_references()
+    with loaded.unlocked():
+        loaded.rewards.env = {"kind": "nothing"}
+    parts = build_parts(loaded, build_world(loaded).spec)
+    assert parts.reward.init(jax.random.key(0)) is not None
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Counting where trained policies go, against what an episode must add up to, and the refusals."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -59,6 +61,18 @@ def test_what_cannot_be_counted_is_refused_in_one_line(runs, tmp_path, capsys):
         assert visits.main([*arguments, out]) == 2
         captured = capsys.readouterr()
         assert message in captured.err and captured.err.count("\n") == 1
+
+
+def test_a_checkpoint_without_its_row_is_one_line(runs, tmp_path, capsys):
+    [folder] = (runs / "curiosity_maze").iterdir()
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy)
+    rows = [row | {"iteration": 0} for row in results.read_rows(folder / results.METRICS_FILE)]
+    (copy / results.METRICS_FILE).write_bytes(b"".join(map(results.encode_line, rows)))
+    assert visits.main([str(copy), f"--episodes={EPISODES}", f"--out={tmp_path / 'visits.jsonl'}"]) == 2
+    message = f"{copy / results.METRICS_FILE} has no row of seed 0, iteration "
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
 
 
 def test_a_file_that_would_lose_rows_is_refused_before_any_step(runs, tmp_path, capsys, monkeypatch):

@@ -1,5 +1,5 @@
-"""BYOL-Explore and BYOL-Hindsight: horizons and sums by hand, the contrast against known information, the min-max, and
-a world of known noise."""
+"""BYOL-Explore and BYOL-Hindsight: horizons and sums by hand, the contrast against known information, the min-max; a
+world of known noise is in ``test_noisy_line.py``."""
 
 import jax
 import jax.numpy as jnp

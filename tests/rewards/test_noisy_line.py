@@ -1,0 +1,158 @@
+"""Curiosity on the noisy line, whose limits ``envs.noisy_line`` computes: a prediction keeps what the noise leaves to
+the best one, in hindsight nothing is left, and the critic of hindsight says what a fresh one would."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agents.base import DataSpec
+from agents.networks import Head, NetworkConfig, network
+from envs.noisy_line import least_squared_error, next_state_entropy, noisy_line
+from envs.rollout import start_unroll, unroll
+from envs.tabular import TabularWorld
+from envs.wrappers import TimeLimit
+from rewards.latent_prediction import byol_explore, byol_hindsight, unit
+from tests.rewards.curious import jit
+
+# Its random target tells the two patterns well apart.
+KEY = jax.random.key(2)
+CELLS, PATTERNS, ACTIONS = 2, 2, 3
+# Episodes end within unrolls, and go on from one to the next.
+MODEL = noisy_line(CELLS, 1, noise="at_end", horizon=12)
+WORLD = TimeLimit(TabularWorld(MODEL, "one_hot"), MODEL.horizon)
+SPEC, DATA = WORLD.spec, DataSpec("unroll", 8, 16)
+NOISY = next_state_entropy(MODEL).reshape(CELLS, PATTERNS, ACTIONS)[:, 0] > 0
+CONFIG = NetworkConfig(hidden=(16,))
+# A target that never moves, so that the best prediction is known; raw losses, so that their size is. The error weighs
+# little, so that what Z tells of the context is soon worth less than nothing.
+WEIGHT = 3.0
+ARGUMENTS = {
+    "network_config": CONFIG,
+    "embedding_size": 8,
+    "memory_size": 16,
+    "hidden_size": 32,
+    "latent_size": 4,
+    "noise_size": 4,
+    "horizon": 1,
+    "target_decay": 1.0,
+    "normalised": False,
+    "reconstruction_weight": WEIGHT,
+}
+STEPS = 100
+
+
+def wander(carry, observation, key):
+    return jax.random.randint(key, observation.shape[:1], 0, ACTIONS), carry, {}
+
+
+def places(trajectory):
+    """The states, actions and next states of a trajectory, numpy ``[T, B]``."""
+    before, after = (np.argmax(x, -1) for x in (trajectory.observation, trajectory.next_observation))
+    return before, np.asarray(trajectory.action), after
+
+
+def by_cell_and_action(trajectory, values):
+    """Mean of ``values [T, B]`` over the steps from each cell with each action, ``[cells, actions]``."""
+    state, action, _ = places(trajectory)
+    where = [[(state // PATTERNS == cell) & (action == each) for each in range(ACTIONS)] for cell in range(CELLS)]
+    return np.array([[np.mean(values[part]) for part in row] for row in where])
+
+
+@pytest.fixture(scope="module")
+def walks():
+    """Two trajectories ``[24, 512]`` of worlds that nothing was learned from."""
+
+    def walk(key):
+        return unroll(WORLD, wander, start_unroll(WORLD, key, 512, ()), key, length=24, initial_carry=())[1]
+
+    walk = jit(walk)
+    return [walk(jax.random.key(seed)) for seed in (7, 8)]
+
+
+def programs(factory):
+    """``start``, a state; ``live(state, worlds, key, rate, critic_rate)``, so many updates; ``apply``; ``ideal``, the
+    least error by cell and action."""
+
+    def transform(rate=0.0, critic_rate=0.0):
+        return factory(SPEC, data=DATA, learning_rate=rate, critic_learning_rate=critic_rate, **ARGUMENTS)
+
+    def live(state, worlds, key, rate, critic_rate):
+        def step(carry, key):
+            state, worlds = carry
+            worlds, trajectory = unroll(WORLD, wander, worlds, key, length=DATA.length, initial_carry=())
+            state, metrics = transform(rate, critic_rate).update(state, trajectory, key)
+            return (state, worlds), metrics
+
+        (state, worlds), metrics = jax.lax.scan(step, (state, worlds), jax.random.split(key, STEPS))
+        return state, worlds, jax.tree.map(jnp.mean, metrics)
+
+    start = jit(transform().init)(KEY)
+    target = network(SPEC.observation_space, {"embedding": Head(8)}, CONFIG)
+    views = unit(target.apply(start.params.target, jnp.eye(MODEL.num_states)[None])[0]["embedding"])[0]
+    # Of all vectors of length 1, the mean's own direction is nearest on average: 2 - 2 |mean|.
+    mean = np.sqrt(1 - least_squared_error(MODEL, views))
+    ideal = (2 - 2 * mean).reshape(CELLS, PATTERNS, ACTIONS)[:, 0]
+    assert (ideal[NOISY] > 0.2).all() and (ideal[~NOISY] < 1e-6).all()
+    return SimpleNamespace(start=start, live=jit(live), apply=jit(transform().apply), ideal=ideal)
+
+
+def lived(made, rounds, state=None, rate=2e-3, critic_rate=1e-2):
+    """The state after ``rounds`` times ``STEPS`` updates, and the mean metrics of the last ``STEPS``."""
+    state, worlds = made.start if state is None else state, start_unroll(WORLD, KEY, DATA.batch, ())
+    for index in range(rounds):
+        state, worlds, metrics = made.live(state, worlds, jax.random.fold_in(KEY, index), rate, critic_rate)
+    return state, {name: float(value) for name, value in metrics.items()}
+
+
+def judged(made, state, trajectory):
+    """Rewards, as errors, by cell and action."""
+    return by_cell_and_action(trajectory, made.apply(state, trajectory)[0].rewards["curiosity"] / WEIGHT)
+
+
+def test_a_categorical_prediction_keeps_the_entropy_of_the_noise(walks):
+    counts = np.zeros((MODEL.num_states, ACTIONS, MODEL.num_states))
+    np.add.at(counts, places(walks[0]), 1)
+    state, action, following = places(walks[1])
+    surprise = -np.log(counts[state, action, following] / counts.sum(-1)[state, action])
+    entropy = next_state_entropy(MODEL).reshape(CELLS, PATTERNS, ACTIONS)[:, 0]
+    np.testing.assert_allclose(by_cell_and_action(walks[1], surprise), entropy, rtol=0.02, atol=1e-12)
+
+
+def test_a_blind_prediction_keeps_the_error_of_the_best_one(walks):
+    made = programs(byol_explore)
+    state, _ = lived(made, 3)
+    found, ideal = judged(made, state, walks[0]), made.ideal
+    np.testing.assert_allclose(found[NOISY], ideal[NOISY], rtol=0.1)
+    assert (found[~NOISY] < 0.02 * ideal.max()).all()
+
+
+@pytest.fixture(scope="module")
+def hindsight():
+    return programs(byol_hindsight)
+
+
+def told(made, state):
+    """What a critic that begins anew finds in the same latents; the model stands still."""
+    params = state.params._replace(critic=made.start.params.critic)
+    fresh = state._replace(params=params, optimiser=made.start.optimiser)
+    return lived(made, 3, fresh, rate=0.0)[1]["information"]
+
+
+def test_in_hindsight_nothing_is_left_and_the_critic_is_right_about_it(hindsight, walks):
+    state, metrics = lived(hindsight, 10)
+    found, ideal = judged(hindsight, state, walks[0]), hindsight.ideal
+    assert (abs(found) < 0.05 * ideal.max()).all()
+    # Not because nothing was told: the noise is reconstructed, and what tells it tells nothing of the context.
+    assert metrics["reconstruction"] < 0.03 * ideal.max()
+    assert abs(metrics["information"]) < 0.1
+    # Nor because the critic sees nothing: one that has only to learn what this one had to follow finds no more.
+    assert abs(metrics["information"] - told(hindsight, state)) < 0.05
+
+
+def test_a_critic_that_does_not_learn_is_found_out(hindsight):
+    state, metrics = lived(hindsight, 3, critic_rate=0.0)
+    assert abs(metrics["information"]) < 0.1 and metrics["reconstruction"] < 0.1 * hindsight.ideal.max()
+    assert told(hindsight, state) > metrics["information"] + 0.5

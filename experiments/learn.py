@@ -88,6 +88,16 @@ def undo_unless(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     return chosen._replace(replay=new.replay) if hasattr(new, "replay") else chosen
 
 
+def keep_reward_if(condition: jax.Array, reward: RewardTransform, new: PyTree, old: PyTree) -> PyTree:
+    """The chain's state ``new`` where ``condition`` holds, else what its ``undo`` leaves, and ``old`` itself where even
+    what it remembers of the worlds is not finite; the new data in its buffers in any case, see ``undo_unless``."""
+    undone = reward.undo(old, new)
+    # Most leaves are those of the old state, which is finite.
+    leaves = zip(*map(jax.tree.leaves, (learned_part(undone), learned_part(old))), strict=True)
+    remembered = [leaf for leaf, before in leaves if leaf is not before]
+    return undo_unless(condition, new, undo_unless(all_finite(remembered), undone, old))
+
+
 def initial_state(
     agent: Agent, reward: RewardTransform, key: jax.Array, *, warm_start: Callable[..., Any] | None = None
 ) -> RunState:
@@ -113,10 +123,10 @@ def learn(
 ) -> tuple[RunState, dict[str, jax.Array]]:
     """One learning step: update the reward chain (``annotations``, if any, are for it), relabel, update the agent.
 
-    A step whose new agent or reward state, or whose channels, are not finite is undone: the state stays and
-    ``rejected`` counts up; a finite step sets it back to 0. From ``REJECTED_LIMIT`` on every step is undone. Where the
-    chain masked every step (``group_filter``), the agent's state stays, too: an optimiser with momentum would move
-    without any data.
+    A step whose new agent or reward state, or whose channels, are not finite is undone: the state stays, but for what
+    the chain remembers of the worlds (``RewardTransform.undo``), and ``rejected`` counts up; a finite step sets it back
+    to 0. From ``REJECTED_LIMIT`` on every step is undone. Where the chain masked every step (``group_filter``), the
+    agent's state stays, too: an optimiser with momentum would move without any data.
 
     Returns:
       The next state, and metrics ``[]`` (see ``reduce_metric`` for what a name says of its reduction).
@@ -142,7 +152,7 @@ def learn(
     finite &= state.rejected < REJECTED_LIMIT
     learns = finite & jnp.any(relabelled.mask > 0)
     agent_state = undo_unless(learns, agent_state, state.agent)
-    reward_state = undo_unless(finite, reward_state, state.reward)
+    reward_state = keep_reward_if(finite, reward, reward_state, state.reward)
     rejected = jnp.where(finite, 0, jnp.minimum(state.rejected + 1, REJECTED_LIMIT))
     metrics = {f"agent/{name}": value for name, value in agent_metrics.items()}
     metrics |= {f"reward/{name}": value for name, value in (update_metrics | apply_metrics).items()}

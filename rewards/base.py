@@ -1,6 +1,6 @@
 """The reward transform: optax's gradient transformation, for rewards.
 
-A reward transform is a named triple of pure functions. ``apply`` relabels (channels, and where asked for the mask
+A reward transform is a named tuple of pure functions. ``apply`` relabels (channels, and where asked for the mask
 of what is learned from) and never learns, so that a replayed or evaluated trajectory is scored without side effects;
 ``update`` learns and never relabels. A learner calls ``update`` and then ``apply``; a transform that must be scored
 *before* its update (the "single forward" of PRIME) keeps the parameters it scores with in its own state.
@@ -32,6 +32,16 @@ class UpdateFn(Protocol):
     ) -> tuple[PyTree, Metrics]: ...
 
 
+class UndoFn(Protocol):
+    def __call__(self, old: PyTree, new: PyTree) -> PyTree: ...
+
+
+def put_back(old: PyTree, new: PyTree) -> PyTree:
+    """``old``: nothing is left of the update that made ``new`` of it."""
+    del new
+    return old
+
+
 class RewardTransform(NamedTuple):
     """A pure-functional change of a trajectory's reward channels.
 
@@ -39,6 +49,9 @@ class RewardTransform(NamedTuple):
       init: ``(key, **extra) -> state``. ``extra`` may hold ``policy_params``, the initial policy.
       apply: ``(state, trajectory, **extra) -> (trajectory, metrics)``; never learns.
       update: ``(state, trajectory, key, **extra) -> (state, metrics)``; learns, never relabels.
+      undo: ``(old, new) -> state``, what is left where the update from ``old`` to ``new`` is undone: ``old`` with what
+        ``new`` remembers of each world (a carry, the counts of the running episode, a return so far), because the
+        worlds went on. All that was learned is put back. By default it is ``old``.
 
     Extra arguments are keyword-only and ignored where they are not needed. A factory that needs to know
     the world takes its ``EnvironmentSpec``, because ``apply`` and ``update`` need it as much as ``init``.
@@ -47,6 +60,7 @@ class RewardTransform(NamedTuple):
     init: InitFn
     apply: ApplyFn
     update: UpdateFn
+    undo: UndoFn = put_back
 
 
 def stateless(relabel: Callable[[Trajectory], Trajectory]) -> RewardTransform:
@@ -106,4 +120,7 @@ def chain(**transforms: RewardTransform) -> RewardTransform:
                 trajectory, _ = transform.apply(new_state[name], trajectory, **extra)
         return new_state, metrics
 
-    return RewardTransform(init_fn, apply_fn, update_fn)
+    def undo_fn(old, new):
+        return {name: transform.undo(old[name], new[name]) for name, transform in transforms.items()}
+
+    return RewardTransform(init_fn, apply_fn, update_fn, undo_fn)

@@ -135,7 +135,11 @@ def count_bonus(
         counts = counts_carried_on(state.counts, both, valid, episode_starts(trajectory))
         return state._replace(counts=counts, entering=state.counts), {"visited": jnp.mean(counts > 0)}
 
-    return RewardTransform(init_fn, apply_fn, update_fn)
+    def undo_fn(old, new):
+        # Those of the run are learned, those of an episode are the world's.
+        return new if episodic else old
+
+    return RewardTransform(init_fn, apply_fn, update_fn, undo_fn)
 
 
 def _one(spec: EnvironmentSpec) -> PyTree:

@@ -250,7 +250,10 @@ def language_feedback(
         new_model = chosen.observe(learned.model, scores(learned, messages, said), said)
         return LanguageFeedbackState(counts, state.counts, new_model), chosen.metrics(new_model)
 
-    return RewardTransform(init_fn, apply_fn, update_fn)
+    def undo_fn(old, new):
+        return old._replace(counts=new.counts, entering=new.entering)
+
+    return RewardTransform(init_fn, apply_fn, update_fn, undo_fn)
 
 
 def _check(annotations: Annotations, question: tuple[int, int], capacity: int) -> None:

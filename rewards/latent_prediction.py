@@ -407,7 +407,10 @@ def latent_prediction(
         }
         return new_state, metrics
 
-    return RewardTransform(init_fn, apply_fn, update_fn)
+    def undo_fn(old, new):
+        return old._replace(entering=new.entering, leaving=new.leaving)
+
+    return RewardTransform(init_fn, apply_fn, update_fn, undo_fn)
 
 
 byol_explore = partial(latent_prediction, hindsight=False)

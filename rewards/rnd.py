@@ -177,4 +177,7 @@ def rnd(
         new_state = RNDState(params, state.target, state.predictor, optimiser_state, observations, returns, sums[-1])
         return new_state, {"loss": jnp.sum(losses[-1:])}
 
-    return RewardTransform(init_fn, apply_fn, update_fn)
+    def undo_fn(old, new):
+        return old._replace(running=new.running)
+
+    return RewardTransform(init_fn, apply_fn, update_fn, undo_fn)

@@ -9,13 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from agents.networks import NetworkConfig
 from envs.types import NonFiniteEnvironmentError
 from experiments import build, drivers, learn, registry, run, train
-from experiments.build import build_world
+from experiments.build import build_parts, build_world
 from experiments.checkpoint import Checkpoints
 from experiments.drivers import HostDriver, ScanDriver
 from experiments.errors import UserError
 from experiments.progress import progress
+from rewards.base import chain
+from rewards.count_bonus import count_bonus
+from rewards.latent_prediction import byol_explore
+from rewards.rnd import rnd
 from tests.experiments import corridor
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -292,6 +297,63 @@ def test_an_undone_step_leaves_nothing_in_what_a_reward_learns_from(rejecting):
     with pytest.raises(AssertionError):
         corridor.assert_same_arrays(left.replay, old)
     corridor.assert_same_arrays(driver.chunk(undone, 2, 1)[0], driver.chunk(restored, 2, 1)[0])
+
+
+def test_a_rejected_update_leaves_what_rewards_remember_of_the_worlds():
+    config = corridor.with_critic()
+    world = build_world(config)
+    agent, _, _ = build_parts(config, world.spec)
+    shared = {"data": agent.data, "network_config": NetworkConfig(hidden=(4,))}
+    sizes = {"embedding_size": 2, "memory_size": 2, "hidden_size": 2}
+    reward = chain(
+        visits=count_bonus(world.spec, data=agent.data, identify="hash", bits=6, episodic=True),
+        distillation=rnd(world.spec, embedding_size=2, **shared),
+        latent=byol_explore(world.spec, **sizes, **shared),
+    )
+
+    def same(found, expected):
+        pairs = zip(corridor.arrays(found), corridor.arrays(expected), strict=True)
+        return all(one.tobytes() == other.tobytes() for one, other in pairs)
+
+    def spoilt(tree, number):
+        return jax.tree.map(lambda leaf: leaf + number, tree)
+
+    @jax.jit
+    def step(state, iteration, bad, worse):
+        """A step of the loop; adds ``bad`` to the agent's new parameters and ``worse`` to a running return."""
+
+        def update_agent(*arguments):
+            new, metrics = agent.update(*arguments)
+            return new._replace(params=spoilt(new.params, bad)), metrics
+
+        def update_reward(*arguments, **extra):
+            new, metrics = reward.update(*arguments, **extra)
+            returns = new["distillation"]
+            return new | {"distillation": returns._replace(running=returns.running + worse)}, metrics
+
+        state, trajectory = learn.collect(world.environment, agent, state, iteration)
+        parts = agent._replace(update=update_agent), reward._replace(update=update_reward)
+        return learn.learn(*parts, state, trajectory, iteration)[0]
+
+    @jax.jit
+    def begin():
+        return learn.start_rollout(world.environment, agent, learn.initial_state(agent, reward, jax.random.key(0)))
+
+    state = step(begin(), 0, 0.0, 0.0)
+    good, undone, lost = (step(state, 1, *spoil) for spoil in ((0.0, 0.0), (jnp.nan, 0.0), (jnp.nan, jnp.inf)))
+    assert [each.rejected.tolist() for each in (good, undone, lost)] == [0, 1, 1]
+    remembered = {"visits": ("counts", "entering"), "distillation": ("running",), "latent": ("entering", "leaving")}
+    for name, fields in remembered.items():
+        old, new, found = (each.reward[name] for each in (state, good, undone))
+        changed = {field for field in old._fields if not same(getattr(new, field), getattr(old, field))}
+        assert changed >= set(fields) and (changed > set(fields)) == (name != "visits")
+        for field in old._fields:
+            assert same(getattr(found, field), getattr(new if field in fields else old, field)), (name, field)
+    # A memory that is not finite would undo every step to come.
+    corridor.assert_same_arrays(lost.reward, state.reward)
+    for each in (undone, lost):
+        corridor.assert_same_arrays(each.agent, state.agent)
+        corridor.assert_same_arrays(each.rollout, good.rollout)
 
 
 @pytest.mark.parametrize("kind", ["corridor", "corridor_host"])

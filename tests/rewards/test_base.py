@@ -114,6 +114,18 @@ def test_a_chain_can_stand_in_a_chain(trajectory):
     np.testing.assert_array_equal(outer.apply(state, trajectory)[0].rewards["env"], jnp.full((2, 2), 28.0))
 
 
+def test_an_undone_update_is_put_back_by_each_transform_in_its_own_way(trajectory):
+    keeper = recorder("env")._replace(undo=lambda old, new: old | {"key": new["key"]})
+    whole = chain(first=recorder("env"), inner=chain(second=keeper))
+    old = whole.init(jax.random.key(1))
+    new, _ = whole.update(old, trajectory, jax.random.key(2))
+    undone = whole.undo(old, new)
+    assert undone["first"] is old["first"]
+    inner = undone["inner"]["second"]
+    assert inner["sum"] is old["inner"]["second"]["sum"] and inner["key"] is new["inner"]["second"]["key"]
+    assert chain().undo({}, {}) == {}
+
+
 def test_what_is_no_transform_is_refused_by_name():
     with pytest.raises(TypeError, match="chain: 'second' is function, expected a RewardTransform"):
         chain(first=add("env", 1.0), second=lambda t: t)

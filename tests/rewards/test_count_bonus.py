@@ -50,6 +50,23 @@ def test_global_counts_by_hand():
     np.testing.assert_allclose(bonus(transform, state, trajectory), expected, rtol=1e-6)
 
 
+def test_an_undone_update_keeps_the_visits_of_the_episodes_and_not_of_the_run():
+    # An episode starts in the unroll whose update is undone; the next unroll goes on with it.
+    unrolls = [
+        walk([[0], [1]], [[1], [2]], [[1], [0]]),
+        walk([[2], [3]], [[3], [4]], [[0], [1]]),
+        walk([[4], [3]], [[3], [4]], [[0], [0]]),
+    ]
+    for episodic in (True, False):
+        transform = count_bonus(LINE, data=DataSpec("unroll", 2, 1), episodic=episodic)
+        old, _ = transform.update(transform.init(KEY), unrolls[0], KEY)
+        new, _ = transform.update(old, unrolls[1], KEY)
+        state, _ = transform.update(transform.undo(old, new), unrolls[2], KEY)
+        # Of the episode: 3 and 4 were its first two observations. Of the run: 0, 1, 2 of the first unroll alone.
+        expected = [2, 2] if episodic else [1, 1]
+        np.testing.assert_allclose(bonus(transform, state, unrolls[2])[:, 0], 1 / np.sqrt(expected), rtol=1e-6)
+
+
 def test_episodic_counts_restart_and_are_carried_by_hand():
     transform = count_bonus(LINE, data=DataSpec("unroll", 3, 1), episodic=True)
     first = walk([[0], [1], [0]], [[1], [0], [1]], [[1], [0], [0]])

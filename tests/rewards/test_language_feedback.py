@@ -89,6 +89,20 @@ def test_rewards_and_counts_by_hand():
     np.testing.assert_allclose(rewards(apply, state, third)[:, 0], [1 / 8, 1 / 8, 0, 0])
 
 
+def test_an_undone_update_keeps_what_was_said_and_not_what_was_learned():
+    transform = language_feedback(SPEC, data=DataSpec("unroll", 2, 1))
+    update = jit(transform.update)
+    words = trajectory_of([["a"], ["b"]], [[1], [0]])
+    old, _ = update(started(transform), words, KEY, annotations=annotations({"a": 1.0}))
+    new, _ = update(old, words, KEY, annotations=annotations({"b": 1.0}))
+    undone = transform.undo(old, new)
+    assert_same((undone.counts, undone.entering, undone.model), (new.counts, new.entering, old.model))
+    # The labels come again, and the next unroll goes on with the episode that started in the undone one.
+    state, _ = update(undone, trajectory_of([["b"], ["b"]]), KEY, annotations=annotations({"b": 1.0}))
+    found = rewards(transform.apply, state, trajectory_of([["b"], ["b"]]))
+    np.testing.assert_allclose(found[:, 0], [1 / 8, 1 / 27])
+
+
 def test_worlds_count_for_themselves_and_padding_does_not_count():
     data = DataSpec("episodes", 3, 2)
     transform = language_feedback(SPEC, data=data, channel="told", beta=1.0)

@@ -1,7 +1,12 @@
 """What holds for all tests of the loop: their programs run for moments, and are compiled for that."""
 
+from functools import partial
+
 import pytest
 
+from experiments import registry, train
+from experiments.drivers import HostDriver, HostPrograms, ScanDriver
+from experiments.train import PROLONGABLE
 from tests.experiments import corridor
 
 
@@ -9,3 +14,24 @@ from tests.experiments import corridor
 def quick():
     with corridor.quick_compilation():
         yield
+
+
+@pytest.fixture
+def compiled_once(monkeypatch):
+    """One set of compiled programs for all runs of one configuration; what holds state is made anew for each."""
+    made = {}
+
+    def shared(config, world, members, members_per_program=None, folder=None, sweep=False):
+        assert not sweep
+        identity = registry.fingerprint(config, PROLONGABLE), tuple(member.seed for member in members)
+        if identity not in made and world.environment is None:
+            made[identity] = HostPrograms(config, world.spec, {})
+        elif identity not in made:
+            made[identity] = ScanDriver(config, world, members)
+        if world.environment is None:
+            return [partial(HostDriver, config, world, member, folder, made[identity]) for member in members]
+        # It holds no state but its compiled programs.
+        return [lambda: made[identity]]
+
+    monkeypatch.setattr(train, "drivers", shared)
+    return shared

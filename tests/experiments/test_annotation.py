@@ -208,8 +208,9 @@ def trained(config, folder, seeds=(0,)):
     return train.train(config, "talking", members, folder, Quiet(), StopRequested())
 
 
-def test_a_prolonged_run_equals_the_uninterrupted_one(tmp_path):
-    long = talking.config_of("ranking", **LATE)
+@pytest.mark.parametrize("model", ["retrieval", "classification", "ranking"])
+def test_a_prolonged_run_equals_the_uninterrupted_one(model, tmp_path, compiled_once):
+    long = talking.config_of(model, **LATE)
     short = long.copy_and_resolve_references()
     short.iterations = 2
     trained(long, tmp_path / "whole")
@@ -221,7 +222,8 @@ def test_a_prolonged_run_equals_the_uninterrupted_one(tmp_path):
     # Labels were on their way as the run was cut.
     assert rows[0]["annotator/queue"] > 0 and rows[1]["annotator/labels"] > rows[0]["annotator/labels"] >= 0
     assert rows[1]["annotator/messages"] > rows[0]["annotator/messages"] > 0
-    template = drivers.HostDriver(long, build_world(long), corridor.members()[0]).template()
+    [make_driver] = compiled_once(long, build_world(long), corridor.members())
+    template = make_driver().template()
     found, expected = (corridor.checkpoint_of(tmp_path / name, template) for name in ("parts", "whole"))
     corridor.assert_same_arrays(found.state, expected.state)
     assert pickle.loads(found.host) == pickle.loads(expected.host) and found.iteration == 4

@@ -1,34 +1,19 @@
-"""A run that was stopped, killed or prolonged ends as the uninterrupted one does, bit for bit."""
+"""A run that was stopped or prolonged ends as the uninterrupted one does, bit for bit."""
 
 from __future__ import annotations
-
-import contextlib
-import itertools
-import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
-from functools import partial
-from pathlib import Path
 
 import pytest
 
 from envs.jax_host import JaxHost
-from experiments import environment_report, registry, results, run, train
+from experiments import environment_report, registry, results, train
 from experiments.build import build_world
 from experiments.configs._common import entry
 from experiments.disk import read_json
-from experiments.drivers import HostDriver, HostPrograms, ScanDriver
+from experiments.drivers import HostDriver
 from experiments.errors import UserError
 from experiments.row_writer import RowWriter
-from experiments.train import PROLONGABLE, StopRequested
+from experiments.train import StopRequested
 from tests.experiments import corridor
-
-KILLS = 20
-KILLED_ITERATIONS = 80
 
 
 @pytest.fixture(autouse=True)
@@ -44,27 +29,6 @@ class Quiet:
 
     def update(self, done, row):
         pass
-
-
-@pytest.fixture
-def compiled_once(monkeypatch):
-    """One set of compiled programs for all runs of one configuration; what holds state is made anew for each."""
-    made = {}
-
-    def shared(config, world, members, members_per_program=None, folder=None, sweep=False):
-        assert not sweep
-        identity = registry.fingerprint(config, PROLONGABLE), tuple(member.seed for member in members)
-        if identity not in made and world.environment is None:
-            made[identity] = HostPrograms(config, world.spec, {})
-        elif identity not in made:
-            made[identity] = ScanDriver(config, world, members)
-        if world.environment is None:
-            return [partial(HostDriver, config, world, member, folder, made[identity]) for member in members]
-        # It holds no state but its compiled programs.
-        return [lambda: made[identity]]
-
-    monkeypatch.setattr(train, "drivers", shared)
-    return shared
 
 
 def trained(config, members, folder):
@@ -119,12 +83,32 @@ def normalised():
     return config
 
 
-def curious():
-    """Curiosities of every kind of state beside the reward, each with a value head that does not end with episodes."""
+def curious(*names, **environment):
+    """Curiosities beside the reward, each with a value head that does not end with episodes."""
     config = corridor.with_critic()
-    for name, section in CURIOSITIES.items():
+    if environment:
+        config.environment = environment
+    for name in names:
         config.credit[name] = entry("gae", name, 0.5, discount=0.9, trace=0.9, episodic=False)
-        config.rewards[name] = section | {"channel": name}
+        config.rewards[name] = CURIOSITIES[name] | {"channel": name}
+    return config
+
+
+def on_a_line():
+    """Those that ``curious`` has not; exact counts need a world of numbers."""
+    return curious("cells", "sides", "inverse", "blind", kind="noisy_line", length=3, time_limit=6)
+
+
+def montezuma():
+    pytest.importorskip("ale_py")
+    pytest.importorskip("cv2")
+    config = registry.load("curiosity_montezuma:smoke").config.copy_and_resolve_references().unlock()
+    config.network.update({"channels": (2, 2, 2), "hidden": (4,)})
+    config.rewards.curiosity.update(SIZES | {"parts": 1, "updates": 1})
+    config.agent.update({"anneal": False, "epochs": 1, "minibatches": 1})
+    config.environment.time_limit = 10
+    config.data.update({"length": 6, "batch": 2})
+    config.evaluation.update({"episodes": 1, "length": 4})
     return config
 
 
@@ -133,6 +117,10 @@ CURIOSITIES = {
     "visits": {"kind": "count_bonus", "identify": "hash", "bits": 6, "episodic": True},
     "distillation": {"kind": "rnd", "embedding_size": 4},
     "latent": {"kind": "byol_hindsight", **SIZES},
+    "cells": {"kind": "count_bonus", "identify": "exact"},
+    "sides": {"kind": "count_bonus", "identify": "projection", "bits": 3},
+    "inverse": {"kind": "icm", "embedding_size": 4},
+    "blind": {"kind": "byol_explore", **SIZES},
 }
 RUNS = {
     "without a critic, two seeds": (corridor.without_critic, (0, 1)),
@@ -147,12 +135,14 @@ RUNS = {
         lambda: corridor.process(form="centred", replay=3, updates=2, score="before"),
         (0,),
     ),
-    "counts, distillation and hindsight, two seeds": (curious, (0, 1)),
+    "counts, distillation and hindsight, two seeds": (lambda: curious("visits", "distillation", "latent"), (0, 1)),
+    "counts of the run, exact and projected, the inverse model, explore": (on_a_line, (0,)),
     "prioritised replay, two seeds": (corridor.with_replay, (0, 1)),
     "replay on the host": (replay_on_the_host, (0,)),
     "host with a snapshot": (on_the_host, (0,)),
     "host with a snapshot, integer observations": (frozen_lake, (0,)),
     "pure world as a host, recurrent": (a_jax_host, (0,)),
+    "Montezuma's Revenge": (montezuma, (0,)),
 }
 
 
@@ -255,168 +245,3 @@ def test_a_run_that_is_being_written_is_not_removed(tmp_path):
     assert len(results.read_rows(folder / results.METRICS_FILE)) == 1
     train.prepare_folder(folder, config, members, fresh=True)
     assert not (folder / results.METRICS_FILE).exists() and (folder / results.CONFIG_FILE).exists()
-
-
-# Killed runs. A process that has imported everything, and has not started JAX's backend, is forked for each attempt:
-# an attempt is a whole run of the command without the seconds of its imports.
-
-
-def killed_config():
-    config = corridor.with_critic()
-    config.iterations, config.evaluate_every = KILLED_ITERATIONS, 1
-    config.data.update({"length": 2, "batch": 2})
-    config.evaluation.update({"episodes": 2, "length": 2})
-    return config
-
-
-def attempt(runs: str) -> int:
-    """The command, in a forked child."""
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    run.enable_compilation_cache = lambda: None
-    registry.load = lambda name: corridor.loaded(killed_config())
-    patch = pytest.MonkeyPatch()
-    corridor.register(patch)
-    return run.main(["corridor", f"--runs={runs}", "--json"])
-
-
-def wait_for_moment(process: int, folder: Path, moment: str, delay: float) -> int | None:
-    """Waits for the moment in the life of ``process``; returns its status if it ended before."""
-    rows = folder / "metrics.jsonl"
-    before = rows.stat().st_mtime_ns if rows.exists() else 0
-
-    def reached():
-        if moment == "saving":
-            return any(folder.glob("checkpoints/*/*tmp*"))
-        if moment == "start" or not rows.exists():
-            return moment == "start"
-        return rows.stat().st_size > 0 and rows.stat().st_mtime_ns != before
-
-    deadline = None
-    while deadline is None or time.monotonic() < deadline:
-        ended, status = os.waitpid(process, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        if deadline is None and reached():
-            deadline = time.monotonic() + delay
-        time.sleep(0.001 if deadline is None else max(0.0, min(0.002, deadline - time.monotonic())))
-    return None
-
-
-def serve() -> None:
-    """Answers ``{"runs", "moment", "delay", "signal"}`` with ``{"status", "saving"}``, a line each."""
-    for request in map(json.loads, sys.stdin):
-        runs = request["runs"]
-        folder = Path(runs) / "corridor" / "default"
-        process = os.fork()
-        if process == 0:
-            status = 1
-            with contextlib.suppress(SystemExit):
-                log = os.open(f"{runs}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-                for descriptor in (1, 2):
-                    os.dup2(log, descriptor)
-                status = attempt(runs)
-            os._exit(status)
-        status = None
-        if request["moment"] is not None:
-            status = wait_for_moment(process, folder, request["moment"], request["delay"])
-            if status is None:
-                os.kill(process, request["signal"])
-        if status is None:
-            status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-        print(json.dumps({"status": status, "saving": any(folder.glob("checkpoints/*/*tmp*"))}), flush=True)
-
-
-class Server:
-    def __init__(self):
-        # JAX's own cache would be written by the attempts alone: this process compiles nothing.
-        root = Path(__file__).resolve().parents[2]
-        environment = os.environ | {"PYTHONPATH": os.fspath(root)}
-        command = [sys.executable, "-c", "from tests.experiments import test_resume; test_resume.serve()"]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=root
-        )
-
-    def attempt(self, runs, moment=None, delay=0.0, number=signal.SIGKILL):
-        request = {"runs": os.fspath(runs), "moment": moment, "delay": delay, "signal": int(number)}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
-
-    def close(self):
-        self._process.stdin.close()
-        self._process.wait()
-
-
-@pytest.fixture(scope="module")
-def server():
-    made = Server()
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(server, tmp_path_factory):
-    """The run folder of the run that nobody disturbed; its programs are in the compilation cache from here on."""
-    runs = tmp_path_factory.mktemp("whole") / "runs"
-    answer = server.attempt(runs)
-    assert answer["status"] == 0, Path(f"{runs}.log").read_text()
-    return runs / "corridor" / "default"
-
-
-def assert_same_runs(folder, expected):
-    rows = corridor.rows_of(folder)
-    assert rows == corridor.rows_of(expected)
-    assert [row["iteration"] for row in rows] == list(range(1, KILLED_ITERATIONS + 1))
-    patch = pytest.MonkeyPatch()
-    config = killed_config()
-    with patch.context() as context:
-        corridor.register(context)
-        template = ScanDriver(config, build_world(config), corridor.members()).template()
-    one, other = (corridor.checkpoint_of(each, template) for each in (folder, expected))
-    assert one.iteration == other.iteration == KILLED_ITERATIONS
-    corridor.assert_same_arrays(one.state, other.state)
-
-
-def test_twenty_kills_change_nothing(server, uninterrupted, tmp_path):
-    generator = random.Random(7)
-    runs = tmp_path / "runs"
-    folder = runs / "corridor" / "default"
-    moments = ["start"] * 5 + ["row"] * 8 + ["saving"] * 7
-    generator.shuffle(moments)
-    # Starting takes a second, a chunk with its checkpoint a few hundredths, writing a checkpoint one.
-    longest = {"start": 1.0, "row": 0.08, "saving": 0.02}
-    answers, reached = [], []
-    for moment in moments:
-        answers.append(server.attempt(runs, moment, generator.uniform(0, longest[moment])))
-        assert answers[-1]["status"] == -signal.SIGKILL, Path(f"{runs}.log").read_text()
-        metrics = folder / "metrics.jsonl"
-        # Whole lines only; a torn last one is dropped at the next start.
-        reached.append(metrics.read_bytes().count(b"\n") if metrics.exists() else 0)
-    assert len(answers) == KILLS
-    # Nothing but the chunk in hand is lost: rows are taken back for the one checkpoint at most that was not saved.
-    assert all(after >= before - 1 for before, after in itertools.pairwise(reached)), reached
-    assert 0 < reached[-1] < KILLED_ITERATIONS
-    # Some of them struck while a checkpoint was being written.
-    assert any(answer["saving"] for answer in answers)
-    assert server.attempt(runs)["status"] == 0, Path(f"{runs}.log").read_text()
-    assert_same_runs(folder, uninterrupted)
-
-
-def test_sigterm_saves_and_the_same_command_continues(server, uninterrupted, tmp_path):
-    runs = tmp_path / "runs"
-    folder = runs / "corridor" / "default"
-    answer = server.attempt(runs, "row", 0.05, signal.SIGTERM)
-    assert answer == {"status": 128 + signal.SIGTERM, "saving": False}
-    log = Path(f"{runs}.log")
-    assert "stopped by signal 15; the same command continues" in log.read_text()
-    stopped = len(corridor.rows_of(folder))
-    assert 0 < stopped < KILLED_ITERATIONS
-    # Saved: the newest checkpoint is that of the newest row.
-    assert (folder / "checkpoints" / "program_0" / str(stopped)).is_dir()
-    assert server.attempt(runs)["status"] == 0, log.read_text()
-    assert f'"resumed_from": {stopped}' in log.read_text()
-    assert_same_runs(folder, uninterrupted)

@@ -178,12 +178,13 @@ def gae(discount: float = 0.99, trace: float = 0.95, *, episodic: bool = True) -
     def estimate(rewards, context):
         trajectory, values, next_values = context.trajectory, context.values, context.next_values
         if episodic:
-            terminated, ends = trajectory.terminated, context.ends
+            flags = trajectory.terminated, context.ends
+            advantage = generalised_advantage(rewards, values, next_values, *flags, discount, trace)
         else:
-            terminated = jnp.zeros_like(trajectory.terminated)
-            ends = jnp.concatenate([context.mask[1:] == 0, terminated[-1:]])
+            # The same without ends; a step of the padding adds nothing to those before it.
             next_values = jnp.concatenate([values[1:], next_values[-1:]])
-        advantage = generalised_advantage(rewards, values, next_values, terminated, ends, discount, trace)
+            delta = jnp.where(context.mask > 0, rewards + discount * next_values - values, 0.0)
+            advantage = return_to_go(delta, jnp.zeros_like(trajectory.terminated), discount * trace)
         advantage = advantage * context.mask
         return Estimate(advantage, advantage + values)
 

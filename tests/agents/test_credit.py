@@ -26,6 +26,7 @@ from agents.credit import (
     whiten,
     whitened_return,
 )
+from agents.returns import generalised_advantage
 
 # A group of three rollouts of 2, 1 and 3 steps, and a group of equals whose mean is not exact in float32.
 COLUMNS = [[1, 3], [5], [0, 4, 2], [0.1], [0.1], [0.1]]
@@ -111,6 +112,20 @@ def test_non_episodic_gae_does_not_flow_back_out_of_the_padding(make_trajectory,
     result = estimate(gae(0.5, 0.5, episodic=False), trajectory, 1, values, values)
     # delta = 1 + .5 * (3, 4) - (2, 3) = (.5, 0); trace 1/2: A = (.5, 0).
     assert_columns(result.advantage[:, :1], [[0.5, 0.0]])
+
+
+def test_non_episodic_gae_on_unrolls_is_the_recursion_without_ends_bit_for_bit(make_trajectory):
+    rewards, values = np.random.default_rng(5).normal(size=(2, 32, 8)).astype(np.float32)
+    trajectory = make_trajectory(list(rewards.T))
+    found = estimate(gae(0.99, 0.95, episodic=False), trajectory, 1, values, values).advantage
+
+    def recursion(rewards, values):
+        never = jnp.zeros(rewards.shape, bool)
+        following = jnp.concatenate([values[1:], values[-1:]])
+        return generalised_advantage(rewards, values, following, never, never, 0.99, 0.95)
+
+    # Committed rows were made so: a sum that is rounded otherwise would be another run.
+    np.testing.assert_array_equal(found, jax.jit(recursion)(rewards, values))
 
 
 # --- outcomes ------------------------------------------------------------------------------------------

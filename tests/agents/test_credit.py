@@ -485,7 +485,9 @@ def test_whitening_is_over_the_mixture_of_valid_steps(make_trajectory):
 def test_every_critic_gets_its_own_values_and_target(make_trajectory):
     trajectory = make_trajectory([[1.0], [2.0]], bonus=[[10.0], [20.0]])
     credit = Credit({"a": Entry("env", gae()), "b": Entry("bonus", gae()), "c": Entry("env", plain_return())})
-    assert credit.critics == ("a", "b") and not credit.grouped
+    assert credit.critics == ("a", "b")
+    # The one without a critic needs whole episodes.
+    assert credit.grouped and not credit._replace(entries={name: credit.entries[name] for name in "ab"}).grouped
     values = {"a": jnp.array([[0.5, 0.5]]), "b": jnp.array([[1.0, 2.0]])}
     assigned = assign(credit, trajectory, 1, values, {name: jnp.zeros((1, 2)) for name in values})
     np.testing.assert_allclose(assigned.parts["a"], [[0.5, 1.5]])

@@ -79,7 +79,7 @@ def test_a_transform_without_a_channel_is_built(monkeypatch):
         ),
         (
             dict(kind="gymnasium_table", environment_id="FrozenLake-v1", time_limit=0),
-            "section 'environment': max_episode_steps=0",
+            "section 'environment': time_limit=0: expected an integer, at least 1",
         ),
         (dict(kind="noisy_line", time_limit=9, bits=0), "section 'environment': bits=0"),
         (dict(kind="minigrid", task="DoorKey"), "section 'environment': unknown task 'DoorKey'.*DoorKey-8x8"),
@@ -116,7 +116,8 @@ def test_a_channel_that_nothing_reads_is_refused():
         build_parts(*in_the_maze(env={"kind": "rnd"}))
     config = registry.load("oprl_sokoban:oprl").config
     [name] = [name for name, section in config.credit.items() if section.channel == "implicit_prm"]
-    del config.credit[name]
+    with config.unlocked():
+        del config.credit[name]
     message = "nothing reads its channel 'implicit_prm': expected an entry of credit with channel='implicit_prm'"
     with pytest.raises(UserError, match=message):
         build_parts(config, build_world(config).spec)

@@ -26,7 +26,6 @@ from agents.networks import NetworkConfig
 from agents.policy_gradient import policy_gradient, policy_network
 from agents.return_networks import return_network
 from agents.value_based import value_based
-from envs import choices
 from envs.atari_host import atari_host
 from envs.breakout import Breakout
 from envs.envpool_host import EnvPoolHost, boxoban_host
@@ -44,6 +43,7 @@ from envs.wrappers import TimeLimit
 from experiments.annotation import AnnotationService, Annotator, Scripted
 from experiments.annotation_http import Http
 from experiments.errors import UserError, unknown
+from experiments.factories import call
 from experiments.objectives import JUDGED, Objectives, require_units_of_stock
 from experiments.registry import LARGEST_INTEGER
 from rewards import transforms
@@ -84,11 +84,11 @@ def _limited(environment: Environment, time_limit: int) -> Environment:
 
 
 def _sokoban(*, time_limit: int, **arguments) -> Environment:
-    return _limited(_call(Sokoban, "environment", **arguments), time_limit)
+    return _limited(call(Sokoban, "environment", **arguments), time_limit)
 
 
 def _breakout(*, time_limit: int, **arguments) -> Environment:
-    return _limited(_call(Breakout, "environment", **arguments), time_limit)
+    return _limited(call(Breakout, "environment", **arguments), time_limit)
 
 
 def _gridworld(*, layout: str | tuple[str, ...], slip: float, time_limit: int) -> Environment:
@@ -96,11 +96,11 @@ def _gridworld(*, layout: str | tuple[str, ...], slip: float, time_limit: int) -
 
 
 def _maze(*, time_limit: int, **arguments) -> Environment:
-    return _limited(_call(Maze, "environment", **arguments), time_limit)
+    return _limited(call(Maze, "environment", **arguments), time_limit)
 
 
 def _noisy_line(*, time_limit: int, observation: str = "index", **arguments) -> Environment:
-    return _limited(TabularWorld(_call(noisy_line, "environment", **arguments), observation), time_limit)
+    return _limited(TabularWorld(call(noisy_line, "environment", **arguments), observation), time_limit)
 
 
 def _gymnasium_table(*, environment_id: str, time_limit: int | None = None, **parameters) -> Environment:
@@ -154,34 +154,10 @@ def _plain(section: ConfigDict | Mapping) -> dict[str, Any]:
     return section.to_dict() if isinstance(section, ConfigDict) else dict(section)
 
 
-def _call(factory: Callable, where: str, *positional, **arguments) -> Any:
-    """Calls a factory; an argument it refuses becomes a ``UserError`` that says where it stands."""
-    _require_accepted(factory, where, len(positional), arguments)
-    try:
-        return factory(*positional, **arguments)
-    except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
-        if isinstance(error, jax.errors.ConcretizationTypeError):
-            raise
-        raise UserError(f"configuration section {where!r}: {error}") from error
-
-
 def builds_world(config: ConfigDict, key: str) -> bool:
     """Whether the world is built from ``key``: of the section environment, or the discount by which its stock grows."""
     stocked = config.environment.get("stock") is not None
     return key.startswith("environment.") or (stocked and key == "agent.discount")
-
-
-def _require_accepted(factory: Callable, where: str, positional: int, arguments: Mapping[str, Any]) -> None:
-    """Refuses a key that ``factory`` does not take, or lacks, in the words of the configuration and not of Python."""
-    parameters = list(inspect.signature(factory).parameters.values())[positional:]
-    named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
-    free = [one.name for one in named if one.name not in arguments]
-    for key in arguments:
-        if key not in [one.name for one in named] and not any(one.kind is one.VAR_KEYWORD for one in parameters):
-            raise UserError(f"configuration section {where!r}: {choices.unknown('key', key, free)}")
-    lacking = [repr(one.name) for one in named if one.name in free and one.default is one.empty]
-    if lacking:
-        raise UserError(f"configuration section {where!r} lacks {', '.join(lacking)}")
 
 
 def build_world(config: ConfigDict) -> World:
@@ -197,16 +173,16 @@ def build_world(config: ConfigDict) -> World:
         # One number in two places would be two numbers one day: the stock grows by the agent's discount.
         stock = dict(stock) | {"discount": config.agent.discount}
     if kind in PURE_WORLDS:
-        environment = _call(PURE_WORLDS[kind], "environment", **arguments)
+        environment = call(PURE_WORLDS[kind], "environment", **arguments)
         if stock is not None:
-            environment = _call(StockAugmented, "environment.stock", environment, **stock)
+            environment = call(StockAugmented, "environment.stock", environment, **stock)
         return World(environment.spec, environment, None)
     if kind not in HOST_WORLDS:
         raise unknown("environment kind", kind, [*PURE_WORLDS, *HOST_WORLDS])
 
     def make(num_envs: int) -> VectorHost:
-        host = _call(HOST_WORLDS[kind], "environment", num_envs=num_envs, **arguments)
-        return host if stock is None else _call(StockHost, "environment.stock", host, **stock)
+        host = call(HOST_WORLDS[kind], "environment", num_envs=num_envs, **arguments)
+        return host if stock is None else call(StockHost, "environment.stock", host, **stock)
 
     probe = make(1)
     spec = probe.spec
@@ -235,7 +211,7 @@ def build_credit(sections: Mapping[str, Mapping[str, Any]], whiten: str) -> Cred
         weight = arguments.pop("weight")
         if estimator not in ESTIMATORS:
             raise unknown("estimator", estimator, ESTIMATORS, f"in credit {name!r}")
-        entries[name] = Entry(channel, _call(ESTIMATORS[estimator], f"credit.{name}", **arguments), weight)
+        entries[name] = Entry(channel, call(ESTIMATORS[estimator], f"credit.{name}", **arguments), weight)
     return Credit(entries, whiten)
 
 
@@ -259,8 +235,8 @@ def build_parts(config: ConfigDict, spec: EnvironmentSpec, values: Mapping[str, 
       UserError: if a factory refuses its arguments.
     """
     nested = with_values(config, values or {})
-    data = _call(DataSpec, "data", **nested["data"])
-    network_config = _call(NetworkConfig, "network", **nested["network"])
+    data = call(DataSpec, "data", **nested["data"])
+    network_config = call(NetworkConfig, "network", **nested["network"])
     section = dict(nested["agent"])
     family = section.pop("family", None)
     if family not in FAMILIES:
@@ -296,7 +272,7 @@ def _rewards(nested, spec, data, network_config) -> tuple[RewardTransform, list[
         context = {"data": data, "network_config": network_config, "continuous": nested["agent"].get("continuous")}
         context = {key: value for key, value in context.items() if key in accepted}
         positional = (spec,) if "spec" in accepted else ()
-        transforms_by_name[name] = _call(factory, f"rewards.{name}", *positional, **context, **arguments)
+        transforms_by_name[name] = call(factory, f"rewards.{name}", *positional, **context, **arguments)
         channel = _written_channel(section)
         if kind in READERS and channel not in known_channels:
             raise unknown("reward channel", channel, sorted(known_channels), f"in rewards.{name}")
@@ -350,9 +326,9 @@ def build_annotation(
         raise unknown("annotator", kind, ANNOTATORS, "in annotator.kind")
     own = {name: arguments.pop(name) for name in ("labels", "pairs", "recent") if name in arguments}
     size = QUESTION_SIZES[model]
-    annotator = _call(ANNOTATORS[kind], "annotator", **arguments, seed=seed, size=size, folder=folder)
+    annotator = call(ANNOTATORS[kind], "annotator", **arguments, seed=seed, size=size, folder=folder)
     settings = {"length": world.spec.message_length, "size": size, "capacity": capacity, "seed": seed}
-    return _call(AnnotationService, "annotator", annotator, **settings, **own)
+    return call(AnnotationService, "annotator", annotator, **settings, **own)
 
 
 def _unread(nested: Mapping[str, Any], read: Iterable[str]) -> list[tuple[str, str | None]]:
@@ -382,7 +358,7 @@ def _policy_gradient(config, nested, spec, section, channels, context) -> Agent:
     for name, entry in credit.entries.items():
         if entry.channel not in channels:
             raise unknown("reward channel", entry.channel, channels, f"in credit.{name}")
-    return _call(policy_gradient, "agent", spec, credit=credit, **context, **section)
+    return call(policy_gradient, "agent", spec, credit=credit, **context, **section)
 
 
 def build_functional(section: Mapping[str, Any], where: str = "agent.functional") -> Functional | None:
@@ -397,7 +373,7 @@ def build_functional(section: Mapping[str, Any], where: str = "agent.functional"
         return None
     if kind not in FUNCTIONALS:
         raise unknown("functional", kind, ["mean", *FUNCTIONALS], f"in {where}")
-    return _call(FUNCTIONALS[kind], where, **arguments)
+    return call(FUNCTIONALS[kind], where, **arguments)
 
 
 def build_objectives(
@@ -439,9 +415,9 @@ def build_objectives(
                 "is a number; expected a functional of numbers, such as 'target_return'"
             )
         functionals[name] = functional
-    agent, network_config = nested["agent"], _call(NetworkConfig, "network", **nested["network"])
+    agent, network_config = nested["agent"], call(NetworkConfig, "network", **nested["network"])
     described = {name: agent[name] for name in inspect.signature(return_network).parameters if name in agent}
-    returns = _call(return_network, "agent", spec, network_config, **described)
+    returns = call(return_network, "agent", spec, network_config, **described)
     candidates = jnp.linspace(stock["low"], stock["high"], nested["evaluation"]["candidates"])
     return Objectives(functionals, returns, agent["return_scale"], candidates, agent["use_stock"])
 
@@ -461,7 +437,7 @@ def _value_based(config, nested, spec, section, channels, context) -> Agent:
         channel = stock.get("channels", JUDGED)
         changes = {name: each for name, each in nested["rewards"].items() if _written_channel(each) == channel}
         require_units_of_stock(nested["agent"], channel, changes)
-    return _call(value_based, "agent", spec, functional=functional, **context, **section)
+    return call(value_based, "agent", spec, functional=functional, **context, **section)
 
 
 FAMILIES: dict[str, Callable[..., Agent]] = {"policy_gradient": _policy_gradient, "value_based": _value_based}
@@ -477,7 +453,7 @@ def _warm_start(nested: Mapping[str, Any], spec: EnvironmentSpec, network_config
     if section.pop("rooms", 0) == 0:
         return None
     policy, distribution = policy_network(spec, network_config, continuous=nested["agent"]["continuous"])
-    fit = _call(behaviour_cloning, "warm_start", policy, distribution, **section)
+    fit = call(behaviour_cloning, "warm_start", policy, distribution, **section)
 
     def warm_start(params, key, demonstrations: Demonstrations):
         cloned, _ = fit(params["policy"], demonstrations, key)

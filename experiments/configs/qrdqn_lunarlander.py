@@ -1,10 +1,24 @@
-"""The DQN family on LunarLander-v3 (extra box2d): quantiles of the return on a host world. No rows of it are committed
-yet.
+"""The DQN family on LunarLander-v3 (extra box2d): quantiles of the return on a host world.
 
 Command:
     python -m experiments.run qrdqn_lunarlander[:dqn,double,...] --seeds=5
     python -m experiments.peers qrdqn_lunarlander:sb3_dqn --peer-python=PYTHON --seeds=5     (sb3_qrdqn: sb3-contrib's)
     python -m experiments.summary qrdqn_lunarlander --metric=return --threshold=200
+
+Found, greedy return on 16 episodes over 102,400 steps, from results/qrdqn_lunarlander.jsonl (5 seeds, 95 % intervals):
+             at the end        area under the curve    thousand steps until 200 is passed
+    dqn      216 [146, 235]    117 [97, 130]           82 [50, 95]
+    qrdqn    212 [172, 247]    130 [116, 158]          53, 4 of 5 seeds
+Nothing is said of stable-baselines3 beside them yet: its grid is not finished.
+
+Tuned on other seeds (rows in results/qrdqn_lunarlander_tuning.jsonl): 4 points per method, of two learning rates, with
+and without 3-step returns, by the area under the curve,
+    python -m experiments.sweep qrdqn_lunarlander[:dqn] --seeds=2 --first-seed=100 --rank=auc
+    python -m experiments.peers qrdqn_lunarlander:PEER --peer-python=PYTHON --sweep --seeds=2 --first-seed=100
+The best is the same for both, a rate of 5e-4 with 3-step returns. Of sb3_dqn's grid 5 runs of 8 are there, of
+sb3_qrdqn's none.
+
+Time: a seed of dqn takes 2, of qrdqn 4 minutes of one core; of sb3_dqn 5 to 7, of sb3_qrdqn more than 20.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def evaluation_metrics(config: ConfigDict, spec: EnvironmentSpec) -> list[str]:
     """The names of what an evaluation measures in a world of ``spec``."""
     measured = ["return", "length", *spec.info]
     for name in config.evaluation.get("objectives", {}):
-        measured += ["objective", f"objective/{name}", f"mean/{name}", f"stock/{name}"]
+        measured += ["objective", f"objective/{name}", f"mean/{name}", f"stock/{name}", f"edge/{name}"]
     return measured
 
 

@@ -24,6 +24,7 @@ from experiments.objectives import (
     objective_metrics,
     require_units_of_stock,
 )
+from experiments.run import evaluation_metrics
 
 KEY = jax.random.key(0)
 OBJECTIVES = ("target_1", "tau_50")
@@ -174,6 +175,8 @@ def test_both_drivers_find_the_same_in_a_world_without_chance(monkeypatch):
     driver = HostDriver(config, build_world(config), members[0])
     found = driver.evaluate(driver.start())
     assert found.keys() == expected.keys() and "stock/tau_50" in found
+    # What may be asked for by --metric is what there is.
+    assert found.keys() == set(evaluation_metrics(config, build_world(config).spec))
     kinds = ("objective", "mean", "stock", "edge")
     for name in ("objective", *(f"{kind}/{each}" for kind in kinds for each in OBJECTIVES)):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6, err_msg=name)

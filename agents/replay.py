@@ -7,12 +7,12 @@ the write head, where the newest row meets the oldest.
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from agents.priority_tree import PriorityTree, tree_draw, tree_init, tree_set
 from envs.types import Trajectory
 
 # Priorities are at least this: a transition without surprise is rare, not impossible.
@@ -26,15 +26,15 @@ class ReplayState(NamedTuple):
       transitions: ``[rows, B, ...]``, without extras.
       cursor: ``int32``, the row that is written next.
       size: ``int32``, how many rows are filled.
-      priority: ``p ^ alpha`` of the segment that starts at a transition, ``[rows, B]``; ``None`` where sampling is
-        uniform.
+      priority: ``p ^ alpha`` of the segment that starts at a transition, whose place is ``row * B + world``; ``None``
+        where sampling is uniform.
       largest: ``[]``, the largest priority so far, which new rows get; ``None`` where sampling is uniform.
     """
 
     transitions: Trajectory
     cursor: jax.Array
     size: jax.Array
-    priority: jax.Array | None
+    priority: PriorityTree | None
     largest: jax.Array | None
 
 
@@ -54,7 +54,7 @@ def replay_init(template: Trajectory, *, capacity: int, batch: int, prioritised:
         raise ValueError(f"capacity={capacity}: expected at least one row of batch={batch} and below 2 ** 31")
     rows = capacity // batch
     transitions = jax.tree.map(lambda x: jnp.zeros((rows, batch, *x.shape), x.dtype), template._replace(extras={}))
-    priority = jnp.zeros((rows, batch), jnp.float32) if prioritised else None
+    priority = tree_init(rows * batch) if prioritised else None
     largest = jnp.ones((), jnp.float32) if prioritised else None
     return ReplayState(transitions, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), priority, largest)
 
@@ -88,7 +88,8 @@ def replay_add(state: ReplayState, trajectory: Trajectory) -> ReplayState:
     )
     priority = state.priority
     if priority is not None:
-        priority = priority.at[at].set(state.largest, unique_indices=True)
+        index = _places(at, old.mask.shape[1])
+        priority = tree_set(priority, index, jnp.broadcast_to(jnp.asarray(state.largest), index.shape))
     return ReplayState(
         transitions, (state.cursor + length) % rows, jnp.minimum(state.size + length, rows), priority, state.largest
     )
@@ -117,44 +118,19 @@ def replay_sample(
         world = jax.random.randint(world_key, (batch,), 0, worlds)
         probability = jnp.full(batch, 1.0) / (starts * worlds)
     else:
-        # What was never written has priority 0.
+        # What was never written has no weight.
         newest = (state.cursor - 1 - jnp.arange(length - 1)) % rows
-        weight = state.priority.at[newest].set(0.0, unique_indices=True).reshape(-1)
-        index = _drawn_by_weight(weight, key, batch)
+        index, probability = tree_draw(
+            state.priority,
+            key,
+            batch,
+            without=_places(newest, worlds),
+            is_without=lambda place: (state.cursor - 1 - place // worlds) % rows < length - 1,
+        )
         first, world = index // worlds, index % worlds
-        probability = weight[index] / jnp.sum(weight)
     picked = (first + jnp.arange(length)[:, None]) % rows
     segments = jax.tree.map(lambda x: x[picked, world[None]], state.transitions)
     return segments, first * worlds + world, probability
-
-
-def _drawn_by_weight(weight: jax.Array, key: jax.Array, batch: int) -> jax.Array:
-    """``batch`` indices of ``weight [N]``, each with a probability in proportion to its weight.
-
-    An index is three digits to the base ``N^(1/3)``: the last is drawn by the sums over the two others, then the
-    second, then the first. Cumulative sums are short, so that they round little and cost little, where a single one
-    over ``N`` would take most of a gradient step; and sums over leading axes are vectorised on a CPU, others are not.
-    """
-    base = math.ceil(weight.size ** (1 / 3))
-    # Without the barriers the compiler works all of it out again for whatever reads a part of it.
-    places = jnp.pad(weight, (0, base**3 - weight.size)).reshape(base, base, base)
-    places = jax.lax.optimization_barrier(places)
-    parts = jax.lax.optimization_barrier(jnp.sum(places, axis=0))
-    uniform = jax.random.uniform(key, (3, batch))
-    last = _position(jnp.sum(parts, axis=0)[:, None], uniform[0])
-    second = _position(parts[:, last], uniform[1])
-    first = _position(places[:, second, last], uniform[2])
-    return jnp.minimum((first * base + second) * base + last, weight.size - 1)
-
-
-def _position(weight: jax.Array, uniform: jax.Array) -> jax.Array:
-    """The first position up to which the sum of ``weight [N, batch]`` (or ``[N, 1]``) exceeds ``uniform [batch]`` of
-    the whole; never one without weight, unless nothing has any."""
-    cumulative = jax.lax.associative_scan(jnp.add, weight, axis=0)
-    whole = cumulative[-1]
-    # Rounding must not reach the whole, which is exceeded nowhere.
-    threshold = jnp.minimum(uniform * whole, jnp.nextafter(whole, 0.0))
-    return jnp.minimum(jnp.sum(cumulative <= threshold, axis=0, dtype=jnp.int32), weight.shape[0] - 1)
 
 
 def replay_prioritise(
@@ -172,11 +148,14 @@ def replay_prioritise(
         raise ValueError("the buffer keeps no priorities: expected one made with prioritised=True")
     power = jnp.maximum(priority, SMALLEST_PRIORITY) ** exponent
     # Where 64 bits are enabled, those of a loss must not change what a learner carries.
-    power = jnp.where(jnp.isfinite(power), power, state.largest).astype(state.priority.dtype)
-    worlds = state.priority.shape[1]
-    row, world = index // worlds, index % worlds
-    updated = state.priority.at[row, world].set(0.0).at[row, world].max(power)
+    power = jnp.where(jnp.isfinite(power), power, state.largest).astype(jnp.float32)
+    updated = tree_set(state.priority, index, power)
     return state._replace(priority=updated, largest=jnp.maximum(state.largest, jnp.max(power)))
+
+
+def _places(row: jax.Array, worlds: int) -> jax.Array:
+    """The indices of all worlds' transitions in the rows ``row [n]``, ``[n * worlds]``."""
+    return (row[:, None] * worlds + jnp.arange(worlds)).reshape(-1)
 
 
 def importance_weights(probability: jax.Array, exponent: float | jax.Array) -> jax.Array:

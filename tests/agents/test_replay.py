@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from agents.priority_tree import tree_weights
 from agents.replay import importance_weights, replay_add, replay_init, replay_prioritise, replay_sample
 from envs.types import Transition
 
@@ -49,6 +50,10 @@ def filled(*, unrolls, length=3, **arguments):
     for index in range(unrolls):
         state = add(state, rows(index * length, length))
     return state
+
+
+def priorities(state):
+    return tree_weights(state.priority, jnp.arange(14)).reshape(7, WORLDS)
 
 
 # --- contents ------------------------------------------------------------------------------------------
@@ -129,12 +134,12 @@ def test_new_rows_get_the_largest_priority_so_far():
     state = filled(unrolls=2, prioritised=True)
     state = replay_prioritise(state, jnp.array([0, 3]), jnp.array([5.0, 2.0]))
     state = add(state, rows(6, 3))
-    np.testing.assert_array_equal(state.priority, [[5, 5], [5, 5], [1, 1], [1, 1], [1, 1], [1, 1], [5, 5]])
+    np.testing.assert_array_equal(priorities(state), [[5, 5], [5, 5], [1, 1], [1, 1], [1, 1], [1, 1], [5, 5]])
     state = replay_prioritise(state, jnp.array([4, 4, 5]), jnp.array([0.5, 3.0, 0.0]))
-    np.testing.assert_allclose(state.priority[2], [3.0, 1e-6])
+    np.testing.assert_allclose(priorities(state)[2], [3.0, 1e-6])
     assert state.largest == 5
     state = replay_prioritise(state, jnp.array([8, 9]), jnp.array([jnp.nan, jnp.inf]))
-    np.testing.assert_array_equal(state.priority[4], [5, 5])
+    np.testing.assert_array_equal(priorities(state)[4], [5, 5])
 
 
 def test_importance_weights_by_hand():

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from agents.base import DataSpec
 from agents.functionals import cvar, expectation, expected_utility, exponential_utility, homeostasis, target_return
 from agents.networks import Head, NetworkConfig, implicit_quantile_network
+from agents.priority_tree import tree_init, tree_set, tree_weights
 from agents.replay import replay_sample
 from agents.return_networks import best_actions, return_network, stock_hats, utilities
 from agents.value_based import n_step_return, outside_start, value_based
@@ -286,6 +287,10 @@ def test_nothing_is_learned_before_enough_is_stored():
     assert metrics["loss"] > 0
 
 
+def priorities(*weights):
+    return tree_set(tree_init(len(weights)), jnp.arange(len(weights)), jnp.array(weights))
+
+
 def test_priorities_are_the_errors_and_weigh_the_loss():
     agent = agent_of(
         capacity=2, data=DataSpec("replay", 2, 1), batch_size=64, prioritised=True, huber=100.0, importance_exponent=1.0
@@ -294,8 +299,8 @@ def test_priorities_are_the_errors_and_weigh_the_loss():
     state = with_weights(agent, ONLINE, TARGET)
     after, _ = jit(agent.update)(state, trajectory, KEY)
     # Errors 4 - 1 and 0 - 3.
-    np.testing.assert_allclose(after.replay.priority[:, 0], [3**0.6, 3**0.6], rtol=1e-5)
-    skewed = after.replay._replace(priority=jnp.array([[1.0], [3.0]]))
+    np.testing.assert_allclose(tree_weights(after.replay.priority, jnp.arange(2)), [3**0.6, 3**0.6], rtol=1e-5)
+    skewed = after.replay._replace(priority=priorities(1.0, 3.0))
     _, index, probability = replay_sample(skewed, KEY, batch=8, length=1)
     np.testing.assert_allclose(probability, np.where(index == 0, 0.25, 0.75))
 
@@ -316,7 +321,7 @@ def test_what_is_sampled_often_weighs_less_by_hand(edits):
     state = state._replace(params=state.params | {"online": nothing}, target=nothing)
     # The first is only stored. New rows get the largest priority so far.
     state, _ = update(state, first, KEY)
-    state = state._replace(replay=state.replay._replace(priority=jnp.array([[3.0], [0.0]]), largest=jnp.float32(1.0)))
+    state = state._replace(replay=state.replay._replace(priority=priorities(3.0, 0.0), largest=jnp.float32(1.0)))
     state, metrics = update(state, second, KEY)
     # An action's bias moves by its share of the batch times weight times error; the weights are 1 / 3 and 1.
     change = np.asarray(state.params["online"]["head_advantage"]["bias"])

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 from experiments._fused import fused_chunk, fused_state
 from experiments.benchmark_buffers import buffer
 from experiments.benchmark_peers import peer, peer_job
-from experiments.benchmark_reward_cases import annotator, curiosity
+from experiments.benchmark_reward_cases import annotator, curiosity, minigrid
 from experiments.benchmark_sides import SEEDS, Chunks, Options, has_peers, loaded, scan_driver, slots_of
 from experiments.benchmark_timing import Comparison, Sample, Side, compared, in_turns, rates, timed
 from experiments.benchmark_value_cases import planner, replay
@@ -380,5 +380,6 @@ CASES: dict[str, Callable[[Options], list[Comparison]]] = {
     "buffer": buffer,
     "planner": planner,
     "curiosity": curiosity,
+    "minigrid": minigrid,
     "annotator": annotator,
 }

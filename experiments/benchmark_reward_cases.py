@@ -11,9 +11,10 @@ from typing import Any
 from unittest import mock
 
 from experiments.benchmark_sides import Chunks, Options, loaded, scan_driver, slots_of
-from experiments.benchmark_timing import Comparison, Side, compared, in_turns
+from experiments.benchmark_timing import Comparison, Sample, Side, compared, in_turns
 from experiments.build import build_world
 from experiments.chat_endpoint import MODEL, URL
+from experiments.configs import oni_minigrid
 from experiments.configs._common import CURIOSITIES
 from experiments.drivers import HostDriver, Member
 from experiments.errors import UserError
@@ -21,6 +22,7 @@ from experiments.errors import UserError
 MAZE_SEEDS = 5
 # What a language model takes for a reply.
 REPLY_SECONDS = 1.0
+UNIT = "environment steps/s"
 
 
 def curiosity(options: Options) -> list[Comparison]:
@@ -39,21 +41,8 @@ def curiosity(options: Options) -> list[Comparison]:
     config = loaded("curiosity_maze:hindsight", **tiny)
     sides["seeds"] = Chunks(scan_driver(config, MAZE_SEEDS), iterations, slots_of(config))
     samples = in_turns(sides, options.repeats)
-    unit = "environment steps/s"
-    against_ppo = [
-        compared(
-            samples,
-            method,
-            "ppo",
-            name=method,
-            ours=f"curiosity_maze:{method}",
-            reference="curiosity_maze:ppo, no intrinsic reward",
-            unit=unit,
-        )
-        for method in methods
-    ]
     return [
-        *against_ppo,
+        *(_against_ppo(samples, "curiosity_maze", method, method, "ppo") for method in methods),
         compared(
             samples,
             "hindsight",
@@ -61,7 +50,7 @@ def curiosity(options: Options) -> list[Comparison]:
             name="hindsight_to_rnd",
             ours="curiosity_maze:hindsight",
             reference="curiosity_maze:rnd",
-            unit=unit,
+            unit=UNIT,
             target=0.25,
         ),
         compared(
@@ -71,9 +60,50 @@ def curiosity(options: Options) -> list[Comparison]:
             name="seeds",
             ours=f"curiosity_maze:hindsight, {MAZE_SEEDS} seeds vmapped",
             reference="one seed",
-            unit=unit,
+            unit=UNIT,
         ),
     ]
+
+
+def minigrid(options: Options) -> list[Comparison]:
+    """every curiosity and every model of language feedback on MiniGrid against plain PPO there; extra text
+
+    Whole loops on host worlds of KeyCorridorS3R3; labels come from a script, at once.
+    """
+    tiny: dict[str, Any] = {"data__batch": 2, "data__length": 8} if options.tiny else {}
+    iterations = 1 if options.tiny else 4
+    models = ("ranking",) if options.tiny else tuple(oni_minigrid.MODELS)
+    methods = {
+        "curiosity_minigrid": ("ppo", "episodic") if options.tiny else ("ppo", *CURIOSITIES),
+        "oni_minigrid": ("ppo", *(model for model in models if model != "ppo")),
+    }
+    sides: dict[str, Side] = {}
+    with contextlib.ExitStack() as stack:
+        for experiment, variants in methods.items():
+            for variant in variants:
+                config = loaded(f"{experiment}:{variant}", **tiny)
+                driver = HostDriver(config, build_world(config), Member(0, ""))
+                stack.callback(driver.close)
+                sides[f"{experiment}:{variant}"] = Chunks(driver, iterations, slots_of(config))
+        samples = in_turns(sides, options.repeats)
+    return [
+        _against_ppo(samples, experiment, variant, f"{experiment}:{variant}", f"{experiment}:ppo")
+        for experiment, (_, *variants) in methods.items()
+        for variant in variants
+    ]
+
+
+def _against_ppo(samples: dict[str, list[Sample]], experiment: str, method: str, side: str, ppo: str) -> Comparison:
+    """What ``method`` of ``experiment`` costs: the side against that without an intrinsic reward."""
+    return compared(
+        samples,
+        side,
+        ppo,
+        name=method,
+        ours=f"{experiment}:{method}",
+        reference=f"{experiment}:ppo, no intrinsic reward",
+        unit=UNIT,
+    )
 
 
 def annotator(options: Options) -> list[Comparison]:
@@ -106,7 +136,7 @@ def annotator(options: Options) -> list[Comparison]:
             name="waiting",
             ours=f"oni_minigrid:ranking, an annotator that takes {REPLY_SECONDS:g} s per reply",
             reference="the same, a script that answers at once",
-            unit="environment steps/s",
+            unit=UNIT,
             target=0.95,
         )
     ]

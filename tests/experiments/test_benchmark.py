@@ -281,6 +281,15 @@ def test_a_tiny_curiosity_is_timed_beside_ppo_and_beside_another(capsys):
     assert found["hindsight_to_rnd"]["ratio"] == pytest.approx(ratio)
 
 
+def test_tiny_minigrids_compare_with_ppo_in_the_same_rooms(capsys):
+    pytest.importorskip("minigrid", reason="the extra text is not installed")
+    assert benchmark.main(["minigrid", "--tiny", "--json", "--repeats=1"]) == 0
+    found = json.loads(capsys.readouterr().out)["comparisons"]
+    assert [one["name"] for one in found] == ["episodic", "ranking"]
+    assert all(one["reference"].partition(":")[0] == one["ours"].partition(":")[0] for one in found)
+    assert all(one["ratio"] > 0 for one in found)
+
+
 def test_a_tiny_annotator_is_asked(capsys):
     pytest.importorskip("minigrid", reason="the extra text is not installed")
     assert benchmark.main(["annotator", "--tiny", "--json", "--repeats=1"]) == 0

@@ -25,6 +25,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from ml_collections import ConfigDict
 
+from envs.gymnasium_host import GymnasiumHost
 from experiments._fused import fused_chunk, fused_state
 from experiments.benchmark_buffers import buffer
 from experiments.benchmark_peers import peer, peer_job
@@ -195,7 +196,8 @@ def host(options: Options) -> list[Comparison]:
     against stable-baselines3 and sbx
 
     The target is for the faster of the two. ``share_of_raw_world`` is training against the same worlds under random
-    actions and nothing else: its ratio is the share of their speed that is left.
+    actions and nothing else: its ratio is the share of their speed that is left. ``adapter`` is what is left of it
+    where the worlds are stepped through ``GymnasiumHost`` and nothing learns.
     """
     config = loaded("ppo_cartpole", **({"data__length": 32} if options.tiny else {}))
     iterations = 2 if options.tiny else 20
@@ -214,14 +216,21 @@ def host(options: Options) -> list[Comparison]:
         vector = SyncVectorEnv([lambda: gymnasium.make("CartPole-v1")] * batch, autoreset_mode=AutoresetMode.SAME_STEP)
         stack.callback(vector.close)
         vector.reset(seed=0)
+        adapter = GymnasiumHost("CartPole-v1", batch)
+        stack.callback(adapter.close)
+        adapter.reset(0)
         actions = np.random.default_rng(0).integers(0, 2, (steps // batch, batch))
 
-        def raw() -> int:
+        def stepped(worlds: SyncVectorEnv | GymnasiumHost) -> int:
             for action in actions:
-                vector.step(action)
+                worlds.step(action)
             return steps
 
-        sides: dict[str, Side] = {"house": house, "raw": lambda: timed(raw)}
+        sides: dict[str, Side] = {
+            "house": house,
+            "raw": lambda: timed(lambda: stepped(vector)),
+            "adapter": lambda: timed(lambda: stepped(adapter)),
+        }
         samples = in_turns(sides | peers, options.repeats)
     ours = f"ppo_cartpole, {batch} worlds, {config.data.length} steps, 4 epochs of 4 minibatches"
     comparisons = [
@@ -251,6 +260,16 @@ def host(options: Options) -> list[Comparison]:
             ours=ours,
             reference="the same worlds alone, random actions",
             unit="environment steps/s",
+        ),
+        compared(
+            samples,
+            "adapter",
+            "raw",
+            name="adapter",
+            ours=f"GymnasiumHost, {batch} worlds of CartPole-v1, random actions",
+            reference="gymnasium's SyncVectorEnv of them",
+            unit="environment steps/s",
+            target=0.7,
         ),
     ]
 

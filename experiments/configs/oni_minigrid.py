@@ -27,7 +27,10 @@ partial says what generalisation is worth: both networks pay for messages that n
 ranking pays nothing for opened doors, which the script likes least, with or without label
 (results/oni_minigrid_ratings.jsonl, notebooks/language_feedback.ipynb). Nothing was tuned.
 
-Time: 2 to 3 minutes a seed on one of two busy cores.
+Time: 2 to 3 minutes a seed on one of two busy cores. Steps of the whole loop per second as a share of plain PPO's, by
+the clock and by processor time (``python -m experiments.benchmark minigrid``): retrieval 0.90 and 0.88, classification
+0.87 and 0.84, ranking 0.69 and 0.62. With an annotator that takes a second per reply 1.06 (0.81 to 1.39) of those with
+one that answers at once (``python -m experiments.benchmark annotator``).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ setup: ## make .venv with the pinned packages
 	@.ci/setup
 
 run: setup ## train oprl_sokoban, print its results and draw its learning curve (a few minutes on 2 cores)
-	$(BIN)/python -m experiments.run $(RUN_NAME) --figure=$(FIGURE)
+	$(BIN)/sagax run $(RUN_NAME) --figure=$(FIGURE)
 
 # Two processes, file by file: most of a test is compiling, which keeps one core busy.
 test: lint ## lint, types and every test but the studies

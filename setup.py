@@ -47,6 +47,7 @@ setup(
     description="Sample-efficient agentic reinforcement learning in JAX: reward channels as composable pure functions",
     license="Apache-2.0",
     python_requires=">=3.11",
+    entry_points={"console_scripts": ["sagax = experiments.__main__:main"]},
     packages=find_packages(include=[pattern for name in PACKAGES for pattern in (name, f"{name}.*")]),
     install_requires=CORE,
     extras_require=EXTRAS,

@@ -17,7 +17,7 @@ class DataSpec:
     """The data an agent learns from; static.
 
     Attributes:
-      kind: ``unroll``: ``length`` steps of ``batch`` auto-resetting worlds; ``episodes``: whole episodes of at
+      kind: ``unroll``: ``length`` steps of ``batch`` auto-resetting environments; ``episodes``: whole episodes of at
         most ``length`` steps, ``batch`` of them in groups of ``group_size`` rollouts of one start state,
         neighbours in the batch axis, masked after the end; ``replay``: unrolls kept in a buffer.
       length: ``T``.

@@ -166,7 +166,7 @@ def centre(x: jax.Array, baseline: str, count: int | jax.Array, mean: jax.Array)
 # --- estimators ----------------------------------------------------------------------------------------
 
 
-def gae(discount: float = 0.99, trace: float = 0.95, *, episodic: bool = True) -> Estimator:
+def gae(discount: float = 0.99, gae_lambda: float = 0.95, *, episodic: bool = True) -> Estimator:
     """Generalised advantage estimation with a critic head, see ``agents.returns.generalised_advantage``.
 
     With ``episodic=False`` the value flows through episode ends (the non-episodic stream of Burda et al.,
@@ -179,12 +179,12 @@ def gae(discount: float = 0.99, trace: float = 0.95, *, episodic: bool = True) -
         trajectory, values, next_values = context.trajectory, context.values, context.next_values
         if episodic:
             flags = trajectory.terminated, context.ends
-            advantage = generalised_advantage(rewards, values, next_values, *flags, discount, trace)
+            advantage = generalised_advantage(rewards, values, next_values, *flags, discount, gae_lambda)
         else:
             # The same without ends; a step of the padding adds nothing to those before it.
             next_values = jnp.concatenate([values[1:], next_values[-1:]])
             delta = jnp.where(context.mask > 0, rewards + discount * next_values - values, 0.0)
-            advantage = return_to_go(delta, jnp.zeros_like(trajectory.terminated), discount * trace)
+            advantage = return_to_go(delta, jnp.zeros_like(trajectory.terminated), discount * gae_lambda)
         advantage = advantage * context.mask
         return Estimate(advantage, advantage + values)
 

@@ -91,7 +91,7 @@ def value_iteration(
     ``policy_evaluation`` gives its own laws.
 
     Args:
-      model: the world.
+      model: the environment.
       functional: the objective; its initial stock is chosen afterwards, by ``initial_stock`` from ``values``.
       representation: ``lattice`` or ``categorical``.
       grid: of the stock; ``None`` where the functional does not need one.
@@ -178,7 +178,7 @@ def policy_evaluation(
     """The law of the return of a policy, from every state and stock.
 
     Args:
-      model: the world.
+      model: the environment.
       policy: with a grid, actions ``int [S, C]`` or probabilities ``[S, C, A]``; without, ``[S]`` or ``[S, A]``. A
         leading axis ``[H]`` gives one per time step.
       representation: ``lattice``, ``categorical`` or ``quantiles``.

@@ -105,7 +105,7 @@ def _gaussian_log_prob(mean, log_std, x):
 def gaussian(size: int, *, state_dependent_std: bool = False) -> Distribution:
     """``a ~ N(mean, exp(log_std)^2)`` with ``parameters = [mean, log_std]``; unbounded ``[..., size]``.
 
-    ``log_std`` is clipped to [-5, 2]. A rollout clips what it sends to a bounded world; the log-probability
+    ``log_std`` is clipped to [-5, 2]. A rollout clips what it sends to a bounded environment; the log-probability
     is that of the unclipped action.
     """
 
@@ -215,7 +215,7 @@ def distribution_for(space: gymnasium.Space, *, continuous: str = "gaussian") ->
 
     Args:
       space: Discrete, MultiDiscrete, one-dimensional Box, or a Dict or Tuple of these.
-      continuous: for a Box: ``gaussian`` (clipped where the world is bounded) or ``tanh_gaussian``.
+      continuous: for a Box: ``gaussian`` (clipped where the environment is bounded) or ``tanh_gaussian``.
 
     Raises:
       UnsupportedSpaceError: for any other space.

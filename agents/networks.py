@@ -433,8 +433,8 @@ def character_network(length: int, config: CharacterConfig) -> CharacterNetwork:
 
 
 def action_features(space: gymnasium.Space, action: PyTree) -> jax.Array:
-    """Actions ``[T, B, ...]`` as the world gets them, as floats ``[T, B, features]``: discrete parts one-hot, Box parts
-    clipped to their bounds and flat, the parts of a Dict or Tuple joined.
+    """Actions ``[T, B, ...]`` as the environment gets them, as floats ``[T, B, features]``: discrete parts one-hot,
+    Box parts clipped to their bounds and flat, the parts of a Dict or Tuple joined.
 
     Raises:
       UnsupportedSpaceError: for a part that is not Box, Discrete, MultiDiscrete or MultiBinary.

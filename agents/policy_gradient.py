@@ -74,7 +74,7 @@ def policy_gradient(
     ``L_k`` the value loss of head k.
 
     Args:
-      spec: the world.
+      spec: the environment.
       credit: channels to advantage; an entry whose estimator needs a critic gets a value head of its name.
       data: unrolls or episodes in groups.
       network_config, critic_config: policy and critic; the critic's defaults to the policy's.

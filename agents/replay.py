@@ -1,8 +1,8 @@
 """A replay buffer in device memory: a ring over time rows ``[rows, B]`` as an explicit state and pure functions.
 
-Rows that follow each other in the ring followed each other in time, world by world, so that a segment of several
-rows is a piece of one world's history. It may cross the end of an episode (the learner cuts there) and never crosses
-the write head, where the newest row meets the oldest.
+Rows that follow each other in the ring followed each other in time, environment by environment, so that a segment of
+several rows is a piece of one environment's history. It may cross the end of an episode (the learner cuts there) and
+never crosses the write head, where the newest row meets the oldest.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class ReplayState(NamedTuple):
       transitions: ``[rows, B, ...]``, without extras.
       cursor: ``int32``, the row that is written next.
       size: ``int32``, how many rows are filled.
-      priority: ``p ^ alpha`` of the segment that starts at a transition, whose place is ``row * B + world``; ``None``
-        where sampling is uniform.
+      priority: ``p ^ alpha`` of the segment that starts at a transition, whose place is ``row * B + environment``;
+        ``None`` where sampling is uniform.
       largest: ``[]``, the largest priority so far, which new rows get; ``None`` where sampling is uniform.
     """
 
@@ -43,7 +43,7 @@ def replay_init(template: Trajectory, *, capacity: int, batch: int, prioritised:
 
     Args:
       template: one transition without leading axes (arrays or ``jax.ShapeDtypeStruct``); its extras are not kept.
-      capacity: transitions of all worlds together, rounded down to whole rows.
+      capacity: transitions of all environments together, rounded down to whole rows.
       batch: ``B``.
       prioritised: keep priorities.
 
@@ -63,7 +63,7 @@ def replay_add(state: ReplayState, trajectory: Trajectory) -> ReplayState:
     """Writes ``trajectory [T, B]`` over the oldest rows.
 
     Channels and extras that the template lacks are not kept. Where ``extras["episode_start"]`` says that the first
-    row begins an episode although the newest row in the buffer ended none (worlds that were started anew after a
+    row begins an episode although the newest row in the buffer ended none (environments that were started anew after a
     resume), that row is marked truncated: what follows it now is another episode.
 
     Raises:
@@ -98,7 +98,7 @@ def replay_add(state: ReplayState, trajectory: Trajectory) -> ReplayState:
 def replay_sample(
     state: ReplayState, key: jax.Array, *, batch: int, length: int
 ) -> tuple[Trajectory, jax.Array, jax.Array]:
-    """Draws ``batch`` segments of ``length`` consecutive rows of one world each, with replacement.
+    """Draws ``batch`` segments of ``length`` consecutive rows of one environment each, with replacement.
 
     A segment may start at any filled row but the newest ``length - 1``: uniformly, or where the buffer keeps
     priorities with ``P(i) = p_i^alpha / sum_j p_j^alpha`` (Schaul et al., 2016, equation 1). The buffer must hold
@@ -108,15 +108,15 @@ def replay_sample(
       The segments ``[length, batch]``, the index ``int32 [batch]`` of each (for ``replay_prioritise``) and its
       probability ``[batch]``.
     """
-    rows, worlds = state.transitions.mask.shape
+    rows, environments = state.transitions.mask.shape
     if state.priority is None:
         # Starts are counted from the oldest row.
         starts, oldest = jnp.maximum(state.size - length + 1, 1), state.cursor - state.size
-        row_key, world_key = jax.random.split(key)
+        row_key, environment_key = jax.random.split(key)
         age = jax.random.randint(row_key, (batch,), 0, starts)
         first = (oldest + age) % rows
-        world = jax.random.randint(world_key, (batch,), 0, worlds)
-        probability = jnp.full(batch, 1.0) / (starts * worlds)
+        environment = jax.random.randint(environment_key, (batch,), 0, environments)
+        probability = jnp.full(batch, 1.0) / (starts * environments)
     else:
         # What was never written has no weight.
         newest = (state.cursor - 1 - jnp.arange(length - 1)) % rows
@@ -124,13 +124,13 @@ def replay_sample(
             state.priority,
             key,
             batch,
-            without=_places(newest, worlds),
-            is_without=lambda place: (state.cursor - 1 - place // worlds) % rows < length - 1,
+            without=_places(newest, environments),
+            is_without=lambda place: (state.cursor - 1 - place // environments) % rows < length - 1,
         )
-        first, world = index // worlds, index % worlds
+        first, environment = index // environments, index % environments
     picked = (first + jnp.arange(length)[:, None]) % rows
-    segments = jax.tree.map(lambda x: x[picked, world[None]], state.transitions)
-    return segments, first * worlds + world, probability
+    segments = jax.tree.map(lambda x: x[picked, environment[None]], state.transitions)
+    return segments, first * environments + environment, probability
 
 
 def replay_prioritise(
@@ -153,9 +153,9 @@ def replay_prioritise(
     return state._replace(priority=updated, largest=jnp.maximum(state.largest, jnp.max(power)))
 
 
-def _places(row: jax.Array, worlds: int) -> jax.Array:
-    """The indices of all worlds' transitions in the rows ``row [n]``, ``[n * worlds]``."""
-    return (row[:, None] * worlds + jnp.arange(worlds)).reshape(-1)
+def _places(row: jax.Array, environments: int) -> jax.Array:
+    """The indices of all environments' transitions in the rows ``row [n]``, ``[n * environments]``."""
+    return (row[:, None] * environments + jnp.arange(environments)).reshape(-1)
 
 
 def importance_weights(probability: jax.Array, exponent: float | jax.Array) -> jax.Array:

@@ -124,7 +124,9 @@ def _stock_encoder(
     """What the network sees of an observation, and its space."""
     if not is_augmented(space):
         if features:
-            raise ValueError(f"stock_features={features}: expected 0 but for a stock-augmented world (envs.stock)")
+            raise ValueError(
+                f"stock_features={features}: expected 0 but for a stock-augmented environment (envs.stock)"
+            )
         return lambda observation: observation, space
     if features == 1 or features < 0 or (features and not use_stock):
         raise ValueError(f"stock_features={features}, use_stock={use_stock}: expected 0, or at least 2 of a used stock")

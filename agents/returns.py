@@ -40,21 +40,21 @@ def generalised_advantage(
     terminated: jax.Array,
     ends: jax.Array,
     discount: float | jax.Array,
-    trace: float | jax.Array,
+    gae_lambda: float | jax.Array,
 ) -> jax.Array:
     """Generalised advantage estimation (Schulman et al., 2016, equations 11 to 16) with time limits told apart.
 
     ``delta_t = r_t + discount * (1 - terminated_t) * next_values_t - values_t`` and
-    ``A_t = delta_t + discount * trace * (1 - ends_t) * A_{t+1}``.
+    ``A_t = delta_t + discount * gae_lambda * (1 - ends_t) * A_{t+1}``.
 
     Args:
       rewards, values: ``[T, B]``.
       next_values: ``[T, B]``, the value of the observation that followed, before any reset.
       terminated, ends: ``[T, B]`` bool.
-      discount, trace: in [0, 1]; ``trace`` is lambda.
+      discount, gae_lambda: in [0, 1]; ``gae_lambda`` is the lambda of Schulman et al.
 
     Returns:
       Advantages ``[T, B]``; ``A + values`` is the value target.
     """
     delta = rewards + discount * jnp.where(terminated, 0.0, next_values) - values
-    return return_to_go(delta, ends, discount * trace)
+    return return_to_go(delta, ends, discount * gae_lambda)

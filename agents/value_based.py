@@ -120,14 +120,14 @@ def value_based(
     the network has to go on from what it learnt at the edge.
 
     Args:
-      spec: the world.
-      data: of kind ``replay``: ``length`` rows of ``batch`` worlds per update.
+      spec: the environment.
+      data: of kind ``replay``: ``length`` rows of ``batch`` environments per update.
       network_config: the network; feed-forward.
       head: ``expected`` (DQN: Mnih et al., 2015), ``categorical`` (C51: Bellemare et al., 2017), ``quantile`` (QR-DQN:
         Dabney et al., 2018a) or ``implicit_quantile`` (IQN: Dabney et al., 2018b).
       channels: the weights of the channels that make up the reward, by name; ``{"env": 1.0}`` where ``None``.
       functional: what the greedy action is greedy for, of stock plus return; ``None`` is the mean (Pires et al., 2025:
-        a world from ``envs.stock``). With it, actions that tie are all taken, with equal probability: their laws
+        an environment from ``envs.stock``). With it, actions that tie are all taken, with equal probability: their laws
         are mixed in the target. Without it, a target takes the first of the best.
       return_scale: a return of the network times this is in units of the stock: the inverse of a factor that scales
         the rewards.
@@ -135,7 +135,7 @@ def value_based(
         alone, as if the episode began at every step: a comparison, which optimises no functional but the mean.
       stock_features: so many hat functions of the stock in the network's input, see ``return_networks.stock_hats``; 0
         for the bare number.
-      stock_edits: so many copies of each sampled segment get another start stock, uniform over the world's range.
+      stock_edits: so many copies of each sampled segment get another start stock, uniform over the environment's range.
       discount: in [0, 1]; that of the stock where there is one.
       n_step: rows per segment.
       double: the online network chooses ``a*``, the target network says what it is worth (van Hasselt et al., 2016).
@@ -159,7 +159,7 @@ def value_based(
 
     Raises:
       ValueError: see ``return_network``; data of another kind; counts out of range; a buffer too small to learn from;
-        a functional that greedy steps do not optimise, or that this head or world cannot tell; an expected head
+        a functional that greedy steps do not optimise, or that this head or environment cannot tell; an expected head
         with ``huber`` 0.
       UnsupportedSpaceError: actions that are not Discrete, or an observation without encoder.
     """
@@ -395,7 +395,7 @@ def _reward(trajectory, weights):
 
 
 def _transition_template(spec):
-    """One stored transition as a pytree of shapes: the raw channels of the world and no extras."""
+    """One stored transition as a pytree of shapes: the raw channels of the environment and no extras."""
     names = ["env", *(f"cost/{name}" for name in spec.costs), *(f"objective/{name}" for name in spec.objectives)]
     observation = spec.observation_template()
     number, flag = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.bool_)
@@ -436,7 +436,8 @@ def _validate_functional(functional, spec, head, discount, use_stock, stock_edit
     stocked = is_augmented(spec.observation_space) and use_stock
     if stock_edits < 0 or (stock_edits and not stocked):
         raise ValueError(
-            f"stock_edits={stock_edits}: expected 0 but for a stock-augmented world (envs.stock) whose stock is used"
+            f"stock_edits={stock_edits}: expected 0 but for a stock-augmented environment (envs.stock) whose stock "
+            f"is used"
         )
     if functional is None:
         return

@@ -1,1 +1,1 @@
-"""Worlds: types, the two environment protocols, rollouts, adapters and native JAX worlds."""
+"""Environments: types, the two environment protocols, rollouts, adapters and native JAX environments."""

@@ -35,7 +35,7 @@ def atari_host(
     size: int = 84,
     time_limit: int = 27_000,
 ) -> GymnasiumHost:
-    """``num_envs`` worlds of ``game``.
+    """``num_envs`` environments of ``game``.
 
     A step is ``frame_skip`` frames, of which the pixel-wise maximum of the last two is seen, in grey, ``size`` pixels
     wide and high; an observation is the last ``frames`` of these, ``uint8 [size, size, frames]``. In every frame but an

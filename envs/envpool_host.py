@@ -1,8 +1,8 @@
-"""envpool's compiled worlds as a ``VectorHost`` (extra ``fast``), and Boxoban's levels of Sokoban.
+"""envpool's compiled environments as a ``VectorHost`` (extra ``fast``), and Boxoban's levels of Sokoban.
 
-envpool resets an ended world in the *next* step and ignores that world's action there. Here an ended world is
-reset at once, by a second call for the ended worlds alone, so that no step of a world is spent on a reset and
-both observations are at hand.
+envpool resets an ended environment in the *next* step and ignores that environment's action there. Here an ended
+environment is reset at once, by a second call for the ended environments alone, so that no step of an environment is
+spent on a reset and both observations are at hand.
 
 The wheel of envpool 1.2 holds Boxoban's 1000 ``unfiltered/test`` levels (10x10, four boxes, Apache-2.0), so they
 can be had offline. envpool looks for them in another folder by default, does not find them, and plays one small
@@ -21,7 +21,7 @@ import gymnasium
 import numpy as np
 
 from envs.choices import nearest
-from envs.spaces import as_batch, check_finite, from_indices, validate_supported, world_seeds
+from envs.spaces import as_batch, check_finite, environment_seeds, from_indices, validate_supported
 from envs.types import Action, EnvironmentSpec, Observation, TimeStep, UnsupportedSpaceError
 
 _INT_MAX = 2**31 - 1
@@ -41,21 +41,21 @@ def _envpool() -> ModuleType:
 
 
 class EnvPoolHost:
-    """``num_envs`` worlds of one envpool identifier, in numpy; resets in the same step.
+    """``num_envs`` environments of one envpool identifier, in numpy; resets in the same step.
 
     envpool counts the time limit itself and says ``truncated`` for whatever ends an episode in its last step.
-    ``terminal_keys`` gives ``terminated`` back to worlds that report their end in ``info``; elsewhere, a world
-    that ends by itself in exactly the last step is taken for one out of time.
+    ``terminal_keys`` gives ``terminated`` back to environments that report their end in ``info``; elsewhere, an
+    environment that ends by itself in exactly the last step is taken for one out of time.
 
     Args:
       environment_id: an identifier of ``envpool.list_all_envs()``.
       num_envs: ``B``.
       make_kwargs: keyword arguments of ``envpool.make``: ``num_threads``, ``max_episode_steps``, ...
-      info_keys: entry of the world's ``info`` to name in ``TimeStep.info``, as ``float32``.
-      cost_keys: entry of the world's ``info`` to name in ``TimeStep.costs``.
-      terminal_keys: entries of ``info`` that are true where the world ended the episode.
+      info_keys: entry of the environment's ``info`` to name in ``TimeStep.info``, as ``float32``.
+      cost_keys: entry of the environment's ``info`` to name in ``TimeStep.costs``.
+      terminal_keys: entries of ``info`` that are true where the environment ended the episode.
       observe: from envpool's batch of observations to the policy's; ``None``: as they are.
-      observation_space: of one world, after ``observe``.
+      observation_space: of one environment, after ``observe``.
       act: from the policy's batch of actions to envpool's; ``None``: as they are.
       finite: refuse NaN and infinity in observations, rewards and costs.
 
@@ -90,7 +90,7 @@ class EnvPoolHost:
         self._info_keys, self._cost_keys = dict(info_keys or {}), dict(cost_keys or {})
         self._terminal_keys = tuple(terminal_keys)
         self._observe, self._act = observe or (lambda batch: batch), act or (lambda batch: batch)
-        # envpool fixes the seeds when it makes the worlds, so they are made by ``reset``.
+        # envpool fixes the seeds when it makes the environments, so they are made by ``reset``.
         self._pool: Any = None
         self._steps = 0
 
@@ -123,11 +123,11 @@ class EnvPoolHost:
         return self._num_envs
 
     def reset(self, seed: int | Sequence[int]) -> Observation:
-        """Makes every world anew; an integer seeds world i with ``seed + i``, a sequence seeds each.
+        """Makes every environment anew; an integer seeds environment i with ``seed + i``, a sequence seeds each.
 
         envpool's seeds are below ``2**31 - 1``: larger ones count on from 0.
         """
-        seeds = [each % _INT_MAX for each in world_seeds(seed, self._num_envs)]
+        seeds = [each % _INT_MAX for each in environment_seeds(seed, self._num_envs)]
         self.close()
         self._pool = _envpool().make(
             self._id, env_type="gymnasium", num_envs=self._num_envs, env_seed=seeds, **self._make_kwargs
@@ -139,15 +139,15 @@ class EnvPoolHost:
         return observation
 
     def step(self, action: Action) -> TimeStep:
-        """Steps every world; arrays ``[B, ...]``.
+        """Steps every environment; arrays ``[B, ...]``.
 
         Raises:
           RuntimeError: before the first ``reset``.
           ValueError: an action of another shape.
-          NonFiniteEnvironmentError: a world returned NaN or infinity.
+          NonFiniteEnvironmentError: an environment returned NaN or infinity.
         """
         if self._pool is None:
-            raise RuntimeError("the worlds have not been started: call reset first")
+            raise RuntimeError("the environments have not been started: call reset first")
         space = self._spec.action_space
         indices = as_batch(space, action, self._num_envs)
         batch, reward, terminated, truncated, info = self._pool.step(self._act(from_indices(space, indices)))
@@ -179,7 +179,7 @@ class EnvPoolHost:
         )
 
     def snapshot(self) -> None:
-        """``None``: envpool cannot save its worlds."""
+        """``None``: envpool cannot save its environments."""
         return None
 
     def restore(self, snapshot: bytes) -> Observation:
@@ -188,7 +188,7 @@ class EnvPoolHost:
         Raises:
           ValueError: always.
         """
-        raise ValueError(f"{self._id}: envpool cannot restore its worlds")
+        raise ValueError(f"{self._id}: envpool cannot restore its environments")
 
     def close(self) -> None:
         if self._pool is not None:
@@ -245,7 +245,7 @@ def boxoban_host(
 
     Args:
       num_envs: ``B``.
-      level: 0 to 999, the same in every world; ``None`` draws one for every episode.
+      level: 0 to 999, the same in every environment; ``None`` draws one for every episode.
       max_episode_steps: time limit.
       num_threads: of envpool; 0 lets it choose.
 

@@ -1,4 +1,4 @@
-"""gymnasium's functional JAX environments as pure worlds, so that CartPole runs inside jit.
+"""gymnasium's functional JAX environments as pure environments, so that CartPole runs inside jit.
 
 Where a functional environment of gymnasium 1.4 differs from the environment of the same name, the one made here
 follows the latter:
@@ -174,12 +174,12 @@ _FACTORIES: dict[str, Callable[..., Functional]] = {
 
 @lru_cache
 def _made(name: str, parameters: tuple[tuple[str, Any], ...]) -> Functional:
-    # A world is equal only to itself: made once, a second call for it compiles nothing.
+    # An environment is equal only to itself: made once, a second call for it compiles nothing.
     return _FACTORIES[name](**dict(parameters))
 
 
 def make_functional(name: str, *, max_episode_steps: int | None = None, **parameters: Any) -> Environment:
-    """The pure world that behaves as gymnasium's environment ``name``, with its time limit.
+    """The pure environment that behaves as gymnasium's environment ``name``, with its time limit.
 
     Args:
       name: ``CartPole-v1`` (500 steps), ``Pendulum-v1`` (200), ``Blackjack-v1`` or ``CliffWalking-v1`` (no limit).
@@ -189,7 +189,7 @@ def make_functional(name: str, *, max_episode_steps: int | None = None, **parame
 
     Raises:
       ValueError: unknown name, or a time limit below 1.
-      TypeError: a parameter that the world does not have.
+      TypeError: a parameter that the environment does not have.
     """
     require_known("functional environment", name, _FACTORIES)
     environment = _made(name, tuple(sorted(parameters.items())))

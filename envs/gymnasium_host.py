@@ -1,9 +1,9 @@
 """Any registered gymnasium environment as a ``VectorHost``.
 
-gymnasium's own vector environments run the worlds; this adapter turns what they return into ``TimeStep``.
-The default is ``SyncVectorEnv``: worlds one after the other in this process. A ``vector_entry_point`` is not
-used: those that gymnasium 1.4 registers (CartPole) reset in the *next* step only, spend a step of the world on
-it, and draw all worlds from one random stream.
+gymnasium's own vector environments run the environments; this adapter turns what they return into ``TimeStep``.
+The default is ``SyncVectorEnv``: environments one after the other in this process. A ``vector_entry_point`` is not
+used: those that gymnasium 1.4 registers (CartPole) reset in the *next* step only, spend a step of the environment on
+it, and draw all environments from one random stream.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gymnasium.utils import EzPickle
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from envs.choices import nearest
-from envs.spaces import as_batch, check_finite, from_indices, validate_supported, world_seeds
+from envs.spaces import as_batch, check_finite, environment_seeds, from_indices, validate_supported
 from envs.types import Action, Array, EnvironmentSpec, Observation, PyTree, TimeStep
 
 _SUCCESS_KEYS = ("is_success", "success")
@@ -30,8 +30,8 @@ _EXTRAS = {"ALE/": "atari", "MiniGrid-": "text", "BabyAI-": "text"}
 class _Report(gymnasium.Wrapper):
     """Keeps of ``info`` the asked-for entries, as floats.
 
-    gymnasium stacks every entry of every world's ``info`` in Python, in the type of the first world's entry:
-    slow where there are many, and a cost of 0.5 beside an integer 0 would be stored as 0.
+    gymnasium stacks every entry of every environment's ``info`` in Python, in the type of the first environment's
+    entry: slow where there are many, and a cost of 0.5 beside an integer 0 would be stored as 0.
     """
 
     def __init__(self, env: gymnasium.Env, keys: Sequence[tuple[str, str]]):
@@ -53,10 +53,10 @@ class _StateLostError(Exception):
 
 def _emulator(kind: type, arguments: tuple, options: dict, attributes: dict, state: Any) -> Any:
     """An emulator made anew and set to a saved state."""
-    world = kind(*arguments, **options)
-    vars(world).update(attributes)
-    world.restore_state(state)
-    return world
+    environment = kind(*arguments, **options)
+    vars(environment).update(attributes)
+    environment.restore_state(state)
+    return environment
 
 
 class _StatePickler(pickle.Pickler):
@@ -116,7 +116,7 @@ def _copied(tree: PyTree) -> PyTree:
 
 
 def _set_row(batch: PyTree, index: int, row: PyTree) -> None:
-    """Writes one world's ``row`` into the arrays ``[B, ...]`` of ``batch``."""
+    """Writes one environment's ``row`` into the arrays ``[B, ...]`` of ``batch``."""
     if isinstance(batch, dict):
         for key, part in batch.items():
             _set_row(part, index, row[key])
@@ -128,31 +128,31 @@ def _set_row(batch: PyTree, index: int, row: PyTree) -> None:
 
 
 class GymnasiumHost:
-    """``num_envs`` worlds of one gymnasium identifier, in numpy; resets in the same step.
+    """``num_envs`` environments of one gymnasium identifier, in numpy; resets in the same step.
 
     Observations are the pytree of the observation space: an array for Box, Discrete, MultiDiscrete and
     MultiBinary, a dictionary for Dict, a tuple for Tuple, every array with a leading axis ``[B]``. Actions are
     the same pytree of the action space; discrete actions count from 0 whatever the space's ``start``; Box
     actions pass through, not clipped.
 
-    ``TimeStep.final_observation`` is what the world returned before its reset, read from gymnasium's
+    ``TimeStep.final_observation`` is what the environment returned before its reset, read from gymnasium's
     ``final_obs``; it is the array ``observation`` itself in a step in which no episode ended.
 
     Args:
       environment_id: a registered identifier, or ``module:identifier`` to import the module that registers it.
       num_envs: ``B``.
-      asynchronous: one process per world. Worth it only for worlds of several milliseconds a step: for CartPole
-        it is an order of magnitude slower. Its worlds cannot be saved by ``snapshot``.
+      asynchronous: one process per environment. Worth it only for environments of several milliseconds a step: for
+        CartPole it is an order of magnitude slower. Its environments cannot be saved by ``snapshot``.
       make_kwargs: keyword arguments of ``gymnasium.make``.
       wrappers: functions from environment to environment, applied in this order.
-      info_keys: entry of the world's ``info`` to name in ``TimeStep.info``, 0 where a step does not report it.
-        ``None`` looks for ``is_success`` and ``success`` in the first step of a trial world; a world that
+      info_keys: entry of the environment's ``info`` to name in ``TimeStep.info``, 0 where a step does not report it.
+        ``None`` looks for ``is_success`` and ``success`` in the first step of a trial environment; an environment that
         reports either one only at the end of an episode needs ``info_keys={"success": "success"}``.
-      cost_keys: entry of the world's ``info`` to name in ``TimeStep.costs``.
+      cost_keys: entry of the environment's ``info`` to name in ``TimeStep.costs``.
       finite: refuse NaN and infinity in observations, rewards and costs.
 
     Raises:
-      ValueError: unknown identifier, ``num_envs`` below 1, or a cost that the world does not report.
+      ValueError: unknown identifier, ``num_envs`` below 1, or a cost that the environment does not report.
       ImportError: a package that the environment needs is missing.
       UnsupportedSpaceError: a space with a part that is not an array of fixed shape.
     """
@@ -217,8 +217,8 @@ class GymnasiumHost:
         return self._num_envs
 
     def reset(self, seed: int | Sequence[int]) -> Observation:
-        """Starts every world; an integer seeds world i with ``seed + i``, a sequence seeds each."""
-        seeds: list[int | None] = [*world_seeds(seed, self._num_envs)]
+        """Starts every environment; an integer seeds environment i with ``seed + i``, a sequence seeds each."""
+        seeds: list[int | None] = [*environment_seeds(seed, self._num_envs)]
         observation, _ = self._vector.reset(seed=seeds)
         self._steps = 0
         if self._finite:
@@ -227,11 +227,11 @@ class GymnasiumHost:
         return observation
 
     def step(self, action: Action) -> TimeStep:
-        """Steps every world; arrays ``[B, ...]``.
+        """Steps every environment; arrays ``[B, ...]``.
 
         Raises:
           ValueError: an action of another shape.
-          NonFiniteEnvironmentError: a world returned NaN or infinity.
+          NonFiniteEnvironmentError: an environment returned NaN or infinity.
         """
         space = self._spec.action_space
         action = from_indices(space, as_batch(space, action, self._num_envs))
@@ -263,7 +263,7 @@ class GymnasiumHost:
         )
 
     def _reported(self, info: dict[str, Any], name: str) -> np.ndarray:
-        """One entry of ``_Report`` as ``float32 [B]``; an ended world's is under ``final_info``."""
+        """One entry of ``_Report`` as ``float32 [B]``; an ended environment's is under ``final_info``."""
         values = info[name].astype(np.float32) if name in info else np.zeros(self._num_envs, np.float32)
         final_info = info.get("final_info")
         if final_info:
@@ -272,9 +272,9 @@ class GymnasiumHost:
         return values
 
     def snapshot(self) -> bytes | None:
-        """The whole state of every world, random generators and time limits included.
+        """The whole state of every environment, random generators and time limits included.
 
-        Returns ``None`` where a world cannot be saved: in another process, not picklable, or pickled by
+        Returns ``None`` where an environment cannot be saved: in another process, not picklable, or pickled by
         constructor arguments only (Box2D, MuJoCo).
 
         Raises:
@@ -284,8 +284,8 @@ class GymnasiumHost:
             raise RuntimeError("snapshot before the first reset: there is no state to save")
         if not isinstance(self._vector, SyncVectorEnv):
             return None
-        worlds = _pickled_with_state((self._vector.envs, self._observation, self._steps))
-        return None if worlds is None else pickle.dumps((self._id, self._num_envs, worlds))
+        environments = _pickled_with_state((self._vector.envs, self._observation, self._steps))
+        return None if environments is None else pickle.dumps((self._id, self._num_envs, environments))
 
     def restore(self, snapshot: bytes) -> Observation:
         """Continues from ``snapshot``; returns the observation the policy sees next.
@@ -293,17 +293,18 @@ class GymnasiumHost:
         A snapshot is a pickle: restore only what your own runs saved.
 
         Raises:
-          ValueError: the snapshot is of another environment or another number of worlds.
+          ValueError: the snapshot is of another environment or another number of environments.
         """
         if not isinstance(self._vector, SyncVectorEnv):
-            raise ValueError(f"{self._id}: asynchronous worlds cannot be restored")
-        environment_id, num_envs, worlds = pickle.loads(snapshot)
+            raise ValueError(f"{self._id}: asynchronous environments cannot be restored")
+        environment_id, num_envs, environments = pickle.loads(snapshot)
         if (environment_id, num_envs) != (self._id, self._num_envs):
             raise ValueError(
-                f"the snapshot is of {num_envs} worlds of {environment_id}, expected {self._num_envs} of {self._id}"
+                f"the snapshot is of {num_envs} environments of {environment_id}, expected {self._num_envs} of "
+                f"{self._id}"
             )
         replaced = self._vector.envs
-        self._vector.envs, self._observation, self._steps = pickle.loads(worlds)
+        self._vector.envs, self._observation, self._steps = pickle.loads(environments)
         for environment in replaced:
             environment.close()
         return self._observation
@@ -313,7 +314,7 @@ class GymnasiumHost:
 
 
 def _trial_info(trial: gymnasium.Env) -> dict[str, Any]:
-    """What the world reports in ``info`` in its first step."""
+    """What the environment reports in ``info`` in its first step."""
     trial.reset(seed=0)
     trial.action_space.seed(0)
     return trial.step(trial.action_space.sample())[4]

@@ -1,4 +1,4 @@
-"""Rollouts of host worlds: the same trajectories as ``envs.rollout``, collected step by step in numpy."""
+"""Rollouts of host environments: the same trajectories as ``envs.rollout``, collected step by step in numpy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _stack(transitions: Sequence[Transition]) -> Trajectory:
 
 
 def start_host(host: VectorHost, seed: int, carry: PyTree) -> UnrollState:
-    """Starts every world of ``host``; ``carry`` is the policy's initial one."""
+    """Starts every environment of ``host``; ``carry`` is the policy's initial one."""
     observation = host.reset(seed)
     batch = host.num_envs
     return UnrollState(
@@ -50,7 +50,7 @@ def unroll_host(
     length: int,
     initial_carry: PyTree,
 ) -> tuple[UnrollState, Trajectory]:
-    """``length`` steps of every world; see ``envs.rollout.unroll``."""
+    """``length`` steps of every environment; see ``envs.rollout.unroll``."""
     space, key = host.spec.action_space, act_key(key)
     recurrent = bool(jax.tree.leaves(initial_carry))
     transitions = []
@@ -102,10 +102,10 @@ def episodes_host(
     observations: bool = True,
 ) -> Trajectory:
     """Whole episodes of at most ``length`` steps, ``group_size`` rollouts from each of ``seeds``; see
-    ``envs.rollout.episodes``. Stops early when every world has ended; padding fills ``length``.
+    ``envs.rollout.episodes``. Stops early when every environment has ended; padding fills ``length``.
 
-    Rollouts of one seed share the chance of the world's steps, too, see ``VectorHost.reset``. Baselines of a group stay
-    unbiased, but the rollouts of a nearly deterministic policy differ less than those of a pure world.
+    Rollouts of one seed share the chance of the environment's steps, too, see ``VectorHost.reset``. Baselines of a
+    group stay unbiased, but the rollouts of a nearly deterministic policy differ less than those of a pure environment.
 
     Without ``observations`` the trajectory has ``()`` for observations, actions and carries: enough for statistics, and
     thousands of steps of images need not be kept.

@@ -1,4 +1,4 @@
-"""A pure ``Environment`` behind the ``VectorHost`` protocol, so that both drivers can run the same world."""
+"""A pure ``Environment`` behind the ``VectorHost`` protocol, so that both drivers can run the same environment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.spaces import check_finite, world_seeds
+from envs.spaces import check_finite, environment_seeds
 from envs.types import Action, Environment, EnvironmentSpec, EnvState, Observation, TimeStep
 
 
@@ -18,10 +18,10 @@ class JaxHostState(NamedTuple):
     """The whole state of a ``JaxHost``; every leaf has the leading axis ``[B]``.
 
     Attributes:
-      key: the typed key of each world, never changed after ``reset``.
-      episode: ``int32``, episodes that the world has ended.
-      step: ``int32``, steps since the world's last reset.
-      environment: the state of each world.
+      key: the typed key of each environment, never changed after ``reset``.
+      episode: ``int32``, episodes that the environment has ended.
+      step: ``int32``, steps since the environment's last reset.
+      environment: the state of each environment.
       observation: what the policy sees next.
     """
 
@@ -58,18 +58,18 @@ def _where(condition, on_true, on_false):
 
 
 class JaxHost:
-    """``num_envs`` copies of a pure world, stepped by one jitted call; resets in the same step.
+    """``num_envs`` copies of a pure environment, stepped by one jitted call; resets in the same step.
 
-    Keys: world i has ``key_i = jax.random.key(seed + i)``, or ``key(seed[i])`` for a sequence. Its episode e
+    Keys: environment i has ``key_i = jax.random.key(seed + i)``, or ``key(seed[i])`` for a sequence. Its episode e
     (counted from 0) has ``key_ie = fold_in(key_i, e)``, resets with ``fold_in(key_ie, 0)``, and takes its step t
-    (counted from 0 in the episode) with ``fold_in(key_ie, t + 1)``. So what happens in a world depends on its
-    own seed and actions only, whatever the number of worlds.
+    (counted from 0 in the episode) with ``fold_in(key_ie, t + 1)``. So what happens in an environment depends on its
+    own seed and actions only, whatever the number of environments.
 
-    The worlds are reset, all of them, only in a step in which an episode ended: where a reset is expensive, the
+    The environments are reset, all of them, only in a step in which an episode ended: where a reset is expensive, the
     others cost nothing.
 
     Args:
-      environment: one pure world.
+      environment: one pure environment.
       num_envs: ``B``.
       finite: refuse NaN and infinity in observations, rewards and costs.
 
@@ -124,18 +124,18 @@ class JaxHost:
         return self._num_envs
 
     def reset(self, seed: int | Sequence[int]) -> Observation:
-        """Starts every world; an integer seeds world i with ``seed + i``, a sequence seeds each."""
-        seeds = world_seeds(seed, self._num_envs)
+        """Starts every environment; an integer seeds environment i with ``seed + i``, a sequence seeds each."""
+        seeds = environment_seeds(seed, self._num_envs)
         self._state = self._reset(jnp.stack([jax.random.key(each) for each in seeds]))
         self._steps = 0
         return self._checked(jax.device_get(self._state.observation))
 
     def step(self, action: Action) -> TimeStep:
-        """Steps every world; arrays ``[B, ...]`` (numpy).
+        """Steps every environment; arrays ``[B, ...]`` (numpy).
 
         Raises:
           RuntimeError: before the first ``reset``.
-          NonFiniteEnvironmentError: a world returned NaN or infinity.
+          NonFiniteEnvironmentError: an environment returned NaN or infinity.
         """
         self._state, time_step = self._step(self._started(), action)
         self._steps += 1
@@ -145,7 +145,7 @@ class JaxHost:
         return time_step
 
     def snapshot(self) -> bytes:
-        """The whole state of every world, with their keys.
+        """The whole state of every environment, with their keys.
 
         Raises:
           RuntimeError: before the first ``reset``.
@@ -158,17 +158,17 @@ class JaxHost:
         A snapshot is a pickle: restore only what your own runs saved.
 
         Raises:
-          ValueError: the snapshot is of another world or another number of worlds.
+          ValueError: the snapshot is of another environment or another number of environments.
         """
         steps, packed = pickle.loads(snapshot)
-        # Structure and types come from the world itself, so that only arrays are read from the snapshot.
+        # Structure and types come from the environment itself, so that only arrays are read from the snapshot.
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self._num_envs))
         templates, structure = jax.tree.flatten(jax.eval_shape(self._reset, keys))
         restored = [_unpacked(*each) for each in packed]
         found, expected = ([f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves] for leaves in (restored, templates))
         if found != expected:
             raise ValueError(
-                f"the snapshot is not of {self._num_envs} worlds of {self._environment!r}: it holds {found}, "
+                f"the snapshot is not of {self._num_envs} environments of {self._environment!r}: it holds {found}, "
                 f"expected {expected}"
             )
         self._state, self._steps = jax.tree.unflatten(structure, restored), steps
@@ -179,7 +179,7 @@ class JaxHost:
 
     def _started(self) -> JaxHostState:
         if self._state is None:
-            raise RuntimeError("the worlds have not been started: call reset first")
+            raise RuntimeError("the environments have not been started: call reset first")
         return self._state
 
     def _checked(self, observation: Observation, **parts) -> Observation:

@@ -119,7 +119,7 @@ _FIRST_OFFSETS = np.arange(len(PATHS), dtype=np.int32) % PATHS.shape[1]
 
 
 class MazeState(NamedTuple):
-    """One world.
+    """One environment.
 
     Attributes:
       cell: ``int32 [2]``, row and column of the agent.
@@ -163,7 +163,7 @@ class Maze:
       pixel_probability: of a noisy frame where ``noise`` is ``pixel``.
       reward: ``none``: 0 always; ``trackers``: 1 for each tracker reached, in sequence.
       report_cell: add ``cell`` to ``info``, the agent's cell as ``row * 17 + column``, for ``visits``. It is a measure
-        of nothing at an episode's end, so that worlds to train in leave it out.
+        of nothing at an episode's end, so that environments to train in leave it out.
 
     Raises:
       TypeError, ValueError: an argument out of its range.
@@ -185,7 +185,7 @@ class Maze:
 
     @cached_property
     def spec(self) -> EnvironmentSpec:
-        """Spaces of one world, and the names in ``info``."""
+        """Spaces of one environment, and the names in ``info``."""
         flags = tuple(f"tracker_{number}" for number in range(1, len(TRACKERS) + 1))
         return EnvironmentSpec(
             gymnasium.spaces.Box(0, 1, (_SIDE, _SIDE, len(CHANNELS)), np.uint8),

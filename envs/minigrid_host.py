@@ -1,9 +1,9 @@
-"""MiniGrid's worlds as a ``VectorHost`` (extra ``text``), with messages about what happened and noise on demand.
+"""MiniGrid's environments as a ``VectorHost`` (extra ``text``), with messages about what happened and noise on demand.
 
-gymnasium runs the worlds (``GymnasiumHost``). Two wrappers around each of them add what MiniGrid does not have: a line
-of text for every event, such as "You picked up the yellow key", and a layer of random bits. The mission is dropped: in
-the worlds of ``TASKS`` it is the same in every episode, or names the only ball there is. What the agent sees is worked
-out here; MiniGrid itself copies and turns the cells ahead one by one.
+gymnasium runs the environments (``GymnasiumHost``). Two wrappers around each of them add what MiniGrid does not have:
+a line of text for every event, such as "You picked up the yellow key", and a layer of random bits. The mission is
+dropped: in the environments of ``TASKS`` it is the same in every episode, or names the only ball there is. What the
+agent sees is worked out here; MiniGrid itself copies and turns the cells ahead one by one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TASKS = {
     "MultiRoom-N4-S5": "MiniGrid-MultiRoom-N4-S5-v1",
     "Dynamic-Obstacles-8x8": "MiniGrid-Dynamic-Obstacles-8x8-v0",
 }
-"""MiniGrid's identifiers by the names of the worlds here."""
+"""MiniGrid's identifiers by the names of the environments here."""
 
 MESSAGE_LENGTH = 64
 """Bytes of a message; shorter ones are filled with 0."""
@@ -64,18 +64,18 @@ def decode_message(message: Array) -> str:
     return np.asarray(message, np.uint8).tobytes().rstrip(b"\0").decode()
 
 
-def _view(world: Any) -> np.ndarray:
-    """What the agent of a world of MiniGrid sees, ``uint8 [size, size, 3]`` by column and row of its view.
+def _view(environment: Any) -> np.ndarray:
+    """What the agent of an environment of MiniGrid sees, ``uint8 [size, size, 3]`` by column and row of its view.
 
     The agent stands in the middle of the last row. Row by row away from it, from left to right and back, a cell that is
     seen and can be seen through shows its neighbour in that direction, and what lies behind both. Cells that are not
     seen are 0, and the agent's own shows what it carries.
     """
-    size, grid, hidden = world.agent_view_size, world.grid, not world.see_through_walls
+    size, grid, hidden = environment.agent_view_size, environment.grid, not environment.see_through_walls
     width, height, middle = grid.width, grid.height, size // 2
-    ahead_x, ahead_y = _HEADINGS[world.agent_dir]
+    ahead_x, ahead_y = _HEADINGS[environment.agent_dir]
     # The left end of the row that is looked at, at first the agent's own.
-    x, y = int(world.agent_pos[0]) + middle * ahead_y, int(world.agent_pos[1]) - middle * ahead_x
+    x, y = int(environment.agent_pos[0]) + middle * ahead_y, int(environment.agent_pos[1]) - middle * ahead_x
     image = np.zeros((size, size, 3), np.uint8)
     seen = [not hidden or index == middle for index in range(size)]
     for line in range(size - 1, -1, -1):
@@ -96,20 +96,20 @@ def _view(world: Any) -> np.ndarray:
         if not any(behind):
             break
         seen, x, y = behind, x + ahead_x, y + ahead_y
-    image[middle, size - 1] = _NOTHING if world.carrying is None else world.carrying.encode()
+    image[middle, size - 1] = _NOTHING if environment.carrying is None else environment.carrying.encode()
     return image
 
 
-def _observe(world: Any) -> dict[str, Any]:
+def _observe(environment: Any) -> dict[str, Any]:
     """An observation as MiniGrid's ``gen_obs`` makes it."""
-    return {"image": _view(world), "direction": world.agent_dir, "mission": world.mission}
+    return {"image": _view(environment), "direction": environment.agent_dir, "mission": environment.mission}
 
 
 class _Events(gymnasium.Wrapper):
     """Says what happened in ``observation["message"]`` and drops the mission; ``info`` gets ``success``.
 
-    An episode is a success where it ends with a positive reward. A world that ends in the last step of its time is
-    terminated, not truncated.
+    An episode is a success where it ends with a positive reward. An environment that ends in the last step of its time
+    is terminated, not truncated.
     """
 
     def __init__(self, env: gymnasium.Env):
@@ -124,11 +124,11 @@ class _Events(gymnasium.Wrapper):
         return self._observed(observation, ""), info
 
     def step(self, action):
-        world = self.env.unwrapped
-        ahead, carried = world.grid.get(*world.front_pos), world.carrying
+        environment = self.env.unwrapped
+        ahead, carried = environment.grid.get(*environment.front_pos), environment.carrying
         door = (ahead.is_open, ahead.is_locked) if ahead is not None and ahead.type == "door" else None
         observation, reward, terminated, truncated, info = self.env.step(action)
-        text = _event(world, int(action), ahead, carried, door, reward, terminated)
+        text = _event(environment, int(action), ahead, carried, door, reward, terminated)
         success = bool(terminated and reward > 0)
         return (
             self._observed(observation, text),
@@ -147,7 +147,7 @@ class _Events(gymnasium.Wrapper):
 
 
 def _event(
-    world: Any,
+    environment: Any,
     action: int,
     ahead: Any,
     carried: Any,
@@ -158,15 +158,15 @@ def _event(
     """What a step did, in words; ``""`` where it was a walk, a turn or nothing.
 
     Args:
-      world: after the step.
+      environment: after the step.
       action: of the step.
       ahead, carried: what was in front of the agent and in its hands before the step, or ``None``.
       door: whether the door ahead was open and locked before the step; ``None`` where there was none.
       reward, terminated: of the step.
     """
-    if world.carrying is not carried:
+    if environment.carrying is not carried:
         if carried is None:
-            return f"You picked up the {world.carrying.color} {world.carrying.type}"
+            return f"You picked up the {environment.carrying.color} {environment.carrying.type}"
         return f"You dropped the {carried.color} {carried.type}"
     if ahead is None:
         return ""
@@ -174,7 +174,7 @@ def _event(
         if ahead.type == "lava":
             return "You fell into the lava"
         return f"You reached the {ahead.color} goal" if reward > 0 else f"You ran into the {ahead.color} {ahead.type}"
-    toggles = action == world.actions.toggle
+    toggles = action == environment.actions.toggle
     if door is not None and toggles:
         was_open, was_locked = door
         if was_locked:
@@ -188,8 +188,8 @@ def _event(
 class _Noise(gymnasium.Wrapper):
     """Adds ``observation["noise"]``, a layer of random bits where it is shown and 0 elsewhere.
 
-    The bits are drawn from a generator of the wrapper's own, seeded with the world, which plays the same game with
-    and without it.
+    The bits are drawn from a generator of the wrapper's own, seeded with the environment, which plays the same game
+    with and without it.
     """
 
     def __init__(self, env: gymnasium.Env, noise: str, probability: float):
@@ -202,7 +202,7 @@ class _Noise(gymnasium.Wrapper):
 
     def reset(self, *, seed=None, options=None):
         if seed is not None:
-            # Another stream than the world's, which is seeded with the same number.
+            # Another stream than the environment's, which is seeded with the same number.
             self._generator = np.random.default_rng((seed, 1))
         observation, info = self.env.reset(seed=seed, options=options)
         return self._observed(observation, on_demand=False), info
@@ -220,7 +220,7 @@ class _Noise(gymnasium.Wrapper):
 
 
 class MiniGridHost:
-    """``num_envs`` worlds of one task of MiniGrid, in numpy; resets in the same step.
+    """``num_envs`` environments of one task of MiniGrid, in numpy; resets in the same step.
 
     Observation: ``image``, what the agent sees of the 7x7 cells ahead of it, and ``direction``, ``Discrete(4)``.
 
@@ -246,7 +246,8 @@ class MiniGridHost:
 
     Raises:
       ImportError: MiniGrid is missing.
-      TypeError, ValueError: an argument out of its range, or noise on demand in a world without the action ``done``.
+      TypeError, ValueError: an argument out of its range, or noise on demand in an environment without the action
+        ``done``.
     """
 
     def __init__(
@@ -288,7 +289,7 @@ class MiniGridHost:
             env.unwrapped.gen_obs = partial(_observe, env.unwrapped)
             return env
 
-        self._worlds = GymnasiumHost(
+        self._environments = GymnasiumHost(
             TASKS.get(task, task),
             num_envs,
             make_kwargs=make_kwargs,
@@ -296,7 +297,7 @@ class MiniGridHost:
             info_keys={"success": "success"},
         )
         self._one_hot, self._messages = image == "one_hot", messages
-        spec = self._worlds.spec
+        spec = self._environments.spec
         if noise == "on_demand" and spec.action_space.n <= _DONE:
             raise ValueError(
                 f"noise='on_demand': {task} has {spec.action_space.n} actions and not the action done; "
@@ -322,19 +323,19 @@ class MiniGridHost:
 
     @property
     def num_envs(self) -> int:
-        return self._worlds.num_envs
+        return self._environments.num_envs
 
     def reset(self, seed: int | Sequence[int]) -> Observation:
-        """Starts every world; an integer seeds world i with ``seed + i``, a sequence seeds each."""
-        return self._observe(self._worlds.reset(seed))
+        """Starts every environment; an integer seeds environment i with ``seed + i``, a sequence seeds each."""
+        return self._observe(self._environments.reset(seed))
 
     def step(self, action: Action) -> TimeStep:
-        """Steps every world; arrays ``[B, ...]``.
+        """Steps every environment; arrays ``[B, ...]``.
 
         Raises:
           ValueError: an action of another shape.
         """
-        timestep = self._worlds.step(action)
+        timestep = self._environments.step(action)
         observation, final = self._observe(timestep.observation), timestep.final_observation
         # What was said in this step is in the final observation; the next one may follow a reset.
         message = {"message": final["message"]} if self._messages else {}
@@ -355,27 +356,27 @@ class MiniGridHost:
         return {"image": image, "direction": batch["direction"]}
 
     def snapshot(self) -> bytes | None:
-        """The whole state of every world, random generators and time limits included.
+        """The whole state of every environment, random generators and time limits included.
 
         Raises:
           RuntimeError: before the first ``reset``.
         """
-        return self._worlds.snapshot()
+        return self._environments.snapshot()
 
     def restore(self, snapshot: bytes) -> Observation:
         """Continues from ``snapshot``; returns the observation the policy sees next.
 
         Raises:
-          ValueError: the snapshot is of another task or another number of worlds.
+          ValueError: the snapshot is of another task or another number of environments.
         """
-        return self._observe(self._worlds.restore(snapshot))
+        return self._observe(self._environments.restore(snapshot))
 
     def close(self) -> None:
-        self._worlds.close()
+        self._environments.close()
 
 
 def _import_minigrid() -> None:
-    """Registers MiniGrid's worlds."""
+    """Registers MiniGrid's environments."""
     try:
         importlib.import_module("minigrid")
     except ImportError as error:

@@ -1,8 +1,8 @@
-"""Probe environments: tiny worlds, each of which asks one question of a learner and knows the answer.
+"""Probe environments: tiny environments, each of which asks one question of a learner and knows the answer.
 
 They are the usual ladder for finding what is broken: can it fit a constant, read the observation, discount,
 prefer an action, condition an action on what it sees, tell a time limit from an end, remember, and handle each
-kind of action. Every world is pure and takes microseconds; its docstring states the value of the best policy, and
+kind of action. Every environment is pure and takes microseconds; its docstring states the value of the best policy, and
 ``optimal_value(observation, discount)`` computes it.
 """
 
@@ -164,7 +164,7 @@ class TruncationProbe:
 
     Is a time limit told from an end, and is the right observation bootstrapped? Observation ``[1, 0]`` at the
     start and ``[0, 1]`` on every later step, the final one included; action ``Discrete(2)`` without effect.
-    The world never terminates and truncates after ``length`` steps. With ``q = (length - 2) / (length - 1)``, the
+    The environment never terminates and truncates after ``length`` steps. With ``q = (length - 2) / (length - 1)``, the
     share of the steps at ``[0, 1]`` that are not the last, the fixed point of temporal differences at ``[0, 1]`` is
 
     * right: ``V = 1 / (1 - discount)``;

@@ -1,7 +1,7 @@
-"""Rollouts of pure worlds: fixed unrolls with auto-reset, and whole episodes in groups.
+"""Rollouts of pure environments: fixed unrolls with auto-reset, and whole episodes in groups.
 
 A rollout takes a *policy function* ``(carry, observation [B, ...], key) -> (action [B, ...], carry, extras)``,
-not an agent, and writes the axis ``[B]`` that a pure world does not have.
+not an agent, and writes the axis ``[B]`` that a pure environment does not have.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class UnrollState(NamedTuple):
     """What an unroll hands to the next one; every leaf has the leading axis ``[B]``.
 
     Attributes:
-      environment: the worlds' states.
+      environment: the environments' states.
       observation: what the policy sees next.
       carry: the policy's recurrent state.
       episode_start: whether ``observation`` is the first of an episode.
@@ -50,7 +50,7 @@ def select(condition: jax.Array, on_true: PyTree, on_false: PyTree) -> PyTree:
 
 
 def bounded_action(space: gymnasium.Space, action: PyTree) -> PyTree:
-    """The action the world gets: Box parts clipped to their bounds, everything else as it is; jax or numpy."""
+    """The action the environment gets: Box parts clipped to their bounds, everything else as it is; jax or numpy."""
     spaces = gymnasium.spaces
     if isinstance(space, spaces.Box):
         return action.clip(space.low, space.high)
@@ -62,14 +62,14 @@ def bounded_action(space: gymnasium.Space, action: PyTree) -> PyTree:
 
 
 def channels(time_step: TimeStep) -> dict[str, jax.Array]:
-    """The reward channels a world writes: ``env``, ``cost/NAME``, ``objective/NAME``."""
+    """The reward channels an environment writes: ``env``, ``cost/NAME``, ``objective/NAME``."""
     rewards = {"env": time_step.reward}
     rewards |= {f"cost/{name}": value for name, value in time_step.costs.items()}
     return rewards | {f"objective/{name}": value for name, value in time_step.objectives.items()}
 
 
 def start_unroll(environment: Environment, key: jax.Array, batch: int, carry: PyTree) -> UnrollState:
-    """Fresh episodes in ``batch`` worlds; ``carry`` is the policy's initial one."""
+    """Fresh episodes in ``batch`` environments; ``carry`` is the policy's initial one."""
     state, observation = jax.vmap(environment.reset)(jax.random.split(key, batch))
     return UnrollState(state, observation, carry, jnp.ones(batch, bool), jnp.zeros(batch), jnp.zeros(batch, jnp.int32))
 
@@ -84,18 +84,18 @@ def unroll(
     initial_carry: PyTree,
     start_states: int | None = None,
 ) -> tuple[UnrollState, Trajectory]:
-    """``length`` steps of every world, auto-resetting.
+    """``length`` steps of every environment, auto-resetting.
 
     Args:
-      environment: one pure world.
+      environment: one pure environment.
       policy: acts on the batch.
       state: from ``start_unroll`` or the previous unroll.
       key: of this unroll.
       length: ``T``.
       initial_carry: the carry at an episode's start, ``[B, ...]``.
-      start_states: ``None`` draws a start state for every step of every world and uses those that are needed:
-        right where a reset is cheap. An integer draws that many per world, and uses
-        them in turn (the last one again if a world ends more episodes than that): right where a reset is
+      start_states: ``None`` draws a start state for every step of every environment and uses those that are needed:
+        right where a reset is cheap. An integer draws that many per environment, and uses
+        them in turn (the last one again if an environment ends more episodes than that): right where a reset is
         expensive, as generating a room is.
 
     Returns:
@@ -215,7 +215,7 @@ def episodes(
             },
         )
         still_alive = alive & ~(terminated | truncated)
-        # A finished world stands still: what it would do next is nobody's business and might not be finite.
+        # A finished environment stands still: what it would do next is nobody's business and might not be finite.
         following = (
             select(still_alive, next_state, state),
             next_observation,
@@ -233,7 +233,7 @@ def episodes(
 def episode_statistics(trajectory: Trajectory) -> dict[str, jax.Array]:
     """Sums over the episodes that ended in ``trajectory``; ``[]`` each.
 
-    ``episodes`` (count), ``return`` (sum of undiscounted ``env`` returns), ``length``, every entry of the world's
+    ``episodes`` (count), ``return`` (sum of undiscounted ``env`` returns), ``length``, every entry of the environment's
     ``info`` at the last step (``success``, ...) that is one number per step, and ``env_steps`` (real steps, ended or
     not).
     """

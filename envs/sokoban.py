@@ -121,7 +121,7 @@ class Sokoban:
 
     @cached_property
     def spec(self) -> EnvironmentSpec:
-        """Spaces of one world; ``info`` holds ``success``."""
+        """Spaces of one environment; ``info`` holds ``success``."""
         if self.observation == "symbolic":
             space = gymnasium.spaces.Box(0, 1, (self.height, self.width, 4), np.uint8)
         else:
@@ -130,7 +130,7 @@ class Sokoban:
         return EnvironmentSpec(space, gymnasium.spaces.Discrete(4), info=("success",))
 
     def observe(self, state: SokobanState) -> jax.Array:
-        """The observation of ``state`` in this world's kind."""
+        """The observation of ``state`` in this environment's kind."""
         return observe(state) if self.observation == "symbolic" else render(state, self.pixels_per_cell)
 
     def reset(self, key: jax.Array) -> tuple[SokobanState, jax.Array]:
@@ -152,7 +152,7 @@ class Sokoban:
         return state, self.observe(state)
 
     def step(self, key: jax.Array, state: SokobanState, action: jax.Array) -> tuple[SokobanState, TimeStep]:
-        """Moves the player; the world is deterministic, ``key`` is unused."""
+        """Moves the player; the environment is deterministic, ``key`` is unused."""
         del key
         after = move(state, action)
         on_target = jnp.sum(state.box & state.target, dtype=jnp.int32)

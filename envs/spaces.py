@@ -1,4 +1,4 @@
-"""Spaces that sagax can take, and small helpers that the adapters of foreign worlds share."""
+"""Spaces that sagax can take, and small helpers that the adapters of foreign environments share."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def validate_supported(space: gymnasium.Space, role: str) -> None:
     """Refuses a space that has a part which is not an array of fixed shape.
 
     Args:
-      space: the space of one world.
+      space: the space of one environment.
       role: what it is, for the message: ``"observation"`` or ``"action"``.
 
     Raises:
@@ -44,7 +44,7 @@ def validate_supported(space: gymnasium.Space, role: str) -> None:
 
 
 def as_batch(space: gymnasium.Space, action: Action, num_envs: int) -> Action:
-    """``action`` as numpy arrays ``[B, ...]`` of the types of ``space``, the action space of one world.
+    """``action`` as numpy arrays ``[B, ...]`` of the types of ``space``, the action space of one environment.
 
     Raises:
       ValueError: an array of another shape.
@@ -91,7 +91,7 @@ def check_finite(name: str, step: int, **parts: PyTree) -> None:
       **parts: pytrees of numpy arrays ``[B, ...]`` by the name that the message gives them.
 
     Raises:
-      NonFiniteEnvironmentError: names the world's index, the step, the part and the value.
+      NonFiniteEnvironmentError: names the environment's index, the step, the part and the value.
     """
     for part, tree in parts.items():
         if _all_finite(tree):
@@ -101,13 +101,13 @@ def check_finite(name: str, step: int, **parts: PyTree) -> None:
                 position = tuple(np.argwhere(~np.isfinite(leaf))[0])
                 inner = f"[{', '.join(map(str, position[1:]))}]" if len(position) > 1 else ""
                 raise NonFiniteEnvironmentError(
-                    f"{name}: world {position[0]}, step {step}: {part}{jax.tree_util.keystr(path)}{inner} is "
+                    f"{name}: environment {position[0]}, step {step}: {part}{jax.tree_util.keystr(path)}{inner} is "
                     f"{leaf[position]}, expected a finite number"
                 )
 
 
-def world_seeds(seed: int | Iterable[int], num_envs: int) -> list[int]:
-    """One seed per world: ``seed + i`` from an integer; a sequence is checked and passes through.
+def environment_seeds(seed: int | Iterable[int], num_envs: int) -> list[int]:
+    """One seed per environment: ``seed + i`` from an integer; a sequence is checked and passes through.
 
     Raises:
       ValueError: if a sequence has not ``num_envs`` entries.
@@ -116,5 +116,5 @@ def world_seeds(seed: int | Iterable[int], num_envs: int) -> list[int]:
         return [int(seed) + index for index in range(num_envs)]
     seeds = [int(each) for each in seed]
     if len(seeds) != num_envs:
-        raise ValueError(f"reset got {len(seeds)} seeds, expected {num_envs}: one per world")
+        raise ValueError(f"reset got {len(seeds)} seeds, expected {num_envs}: one per environment")
     return seeds

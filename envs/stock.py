@@ -1,4 +1,5 @@
-"""Stock augmentation: a world whose observation carries what the rewards so far, discounted, have made of a start.
+"""Stock augmentation: an environment whose observation carries what the rewards so far, discounted, have made of a
+start.
 
 With ``C_{t+1} = (C_t + R_{t+1}) / discount`` the stock and the return to come always add up to the same thing,
 
@@ -7,9 +8,9 @@ With ``C_{t+1} = (C_t + R_{t+1}) / discount`` the stock and the return to come a
 so that an objective of ``C_0 + G_0`` can be pursued from the stock at hand, by a policy that sees it (Pires et al.,
 2025, "Optimizing return distributions with distributional dynamic programming", JMLR 26(185)).
 
-The observation becomes a Dict: ``observation`` (of the world inside), ``stock``, ``time`` (steps over the limit; only
-where there is one) and, for a learner that rewrites stocks but not for its network (``HIDDEN``), ``start_stock`` and
-``steps``. A transition at step t is exactly that of another start stock ``c_0'`` once
+The observation becomes a Dict: ``observation`` (of the environment inside), ``stock``, ``time`` (steps over the limit;
+only where there is one) and, for a learner that rewrites stocks but not for its network (``HIDDEN``), ``start_stock``
+and ``steps``. A transition at step t is exactly that of another start stock ``c_0'`` once
 ``discount^-t (c_0' - c_0)`` is added to its stock.
 """
 
@@ -29,26 +30,26 @@ from gymnasium import spaces
 
 from envs.choices import require_known
 from envs.rollout import channels as reward_channels
-from envs.spaces import world_seeds
+from envs.spaces import environment_seeds
 from envs.types import Action, Array, Environment, EnvironmentSpec, EnvState, Observation, TimeStep, VectorHost
 
 # Parts of the observation that no network sees.
 HIDDEN = ("start_stock", "steps")
 # Stocks grow by 1 / discount a step. From here on no return can matter any more, and infinity must not come of it.
 LARGEST_STOCK = 1e30
-# The stream of a reset's key that draws the stock; the world inside gets the key unchanged.
+# The stream of a reset's key that draws the stock; the environment inside gets the key unchanged.
 _STOCK = 0x570C
 
 
 def visible(observation: Any) -> Any:
-    """``observation`` (or a Dict space) of a stock-augmented world without the parts that no network sees."""
+    """``observation`` (or a Dict space) of a stock-augmented environment without the parts that no network sees."""
     if isinstance(observation, spaces.Dict):
         return spaces.Dict({name: part for name, part in observation.spaces.items() if name not in HIDDEN})
     return {name: part for name, part in observation.items() if name not in HIDDEN}
 
 
 def is_augmented(space: gymnasium.Space) -> bool:
-    """Whether ``space`` is the observation space of a stock-augmented world."""
+    """Whether ``space`` is the observation space of a stock-augmented environment."""
     return isinstance(space, spaces.Dict) and {"stock", *HIDDEN} <= set(space.spaces)
 
 
@@ -60,7 +61,7 @@ def with_start(observation: dict[str, Array], start: Array, discount: float | ja
     Args:
       observation: leading axes ``[...]``.
       start: ``[...]``, or ``[..., m]`` for a vector.
-      discount: that of the world.
+      discount: that of the environment.
     """
     steps = observation["steps"].astype(jnp.float32)
     change = start - observation["start_stock"]
@@ -91,14 +92,14 @@ class _Augmentation:
     channels: str | tuple[str, ...]
 
     def checked(self, inside: EnvironmentSpec) -> _Augmentation:
-        """Raises ``ValueError`` for arguments that no world, or not this one, can be augmented by."""
+        """Raises ``ValueError`` for arguments that no environment, or not this one, can be augmented by."""
         if not 0 < self.discount <= 1:
             raise ValueError(f"discount={self.discount}: expected above 0 and at most 1")
         if self.horizon is not None and self.horizon < 1:
             raise ValueError(f"horizon={self.horizon}: expected at least 1, or None")
         known = ["env", *(f"cost/{name}" for name in inside.costs), *(f"objective/{n}" for n in inside.objectives)]
         for name in self.names:
-            require_known("channel", name, known, "of the world")
+            require_known("channel", name, known, "of the environment")
         if not self.names:
             raise ValueError("channels=(): expected a name, or a tuple of at least one")
         for name in ("low", "high", "start"):
@@ -151,7 +152,7 @@ class _Augmentation:
 
 
 class StockState(NamedTuple):
-    """State of ``StockAugmented``: of the world inside, the stock now and at the start, ``int32`` steps."""
+    """State of ``StockAugmented``: of the environment inside, the stock now and at the start, ``int32`` steps."""
 
     environment: EnvState
     stock: jax.Array
@@ -167,7 +168,7 @@ class StockAugmented:
     that a key names the same start state with and without the stock. A step sets ``c <- (c + r) / discount``.
 
     Attributes:
-      environment: a pure world.
+      environment: a pure environment.
       discount: of the return that is pursued; above 0, at most 1.
       low, high: of the start stock.
       start: fixes the start stock, for acting once it has been found.
@@ -177,8 +178,8 @@ class StockAugmented:
 
     Raises:
       TypeError: if ``environment`` is no ``Environment``.
-      ValueError: for numbers out of range, a horizon behind the time limit inside, or channels that the world does
-        not write.
+      ValueError: for numbers out of range, a horizon behind the time limit inside, or channels that the environment
+        does not write.
     """
 
     environment: Environment
@@ -197,7 +198,8 @@ class StockAugmented:
         # Cut before its end, an episode of discount 1 would be bootstrapped from a value that has no fixed point.
         if limit is not None and self.horizon is not None and self.horizon > limit:
             raise ValueError(
-                f"horizon={self.horizon}: the world inside is cut after {limit} steps: expected that at most, or None"
+                f"horizon={self.horizon}: the environment inside is cut after {limit} steps: expected that at most, "
+                f"or None"
             )
 
     @cached_property
@@ -210,7 +212,7 @@ class StockAugmented:
         return self._augmentation.spec(self.environment.spec)
 
     def reset(self, key: jax.Array) -> tuple[StockState, Observation]:
-        """Starts the world with a stock."""
+        """Starts the environment with a stock."""
         augmentation = self._augmentation
         if self.start is not None:
             return self.reset_at(key, augmentation.full(self.start))
@@ -219,7 +221,7 @@ class StockAugmented:
         return self.reset_at(key, low + (high - low) * drawn)
 
     def reset_at(self, key: jax.Array, stock: Array) -> tuple[StockState, Observation]:
-        """Starts the world that ``key`` names with this stock, which may be traced."""
+        """Starts the environment that ``key`` names with this stock, which may be traced."""
         inside, observation = self.environment.reset(key)
         start = jnp.broadcast_to(jnp.asarray(stock, jnp.float32), self._augmentation.shape)
         state = StockState(inside, start, start, jnp.zeros((), jnp.int32))
@@ -270,7 +272,7 @@ class StockHost:
 
     A host resets by its own clock, so that a ``horizon`` must be its time limit, whose truncations become
     terminations. ``final_observation`` carries the stock after the step, ``observation`` that of the new episode where
-    one began. World i draws its start stocks from a generator of its own, seeded with the world's seed.
+    one began. Environment i draws its start stocks from a generator of its own, seeded with the environment's seed.
 
     Raises:
       ValueError: as ``StockAugmented``, and for a horizon that is not the host's limit.
@@ -308,8 +310,8 @@ class StockHost:
         return self._host.num_envs
 
     def reset(self, seed: int | Sequence[int]) -> Observation:
-        """Starts every world with a stock; see ``VectorHost``."""
-        seeds = world_seeds(seed, self.num_envs)
+        """Starts every environment with a stock; see ``VectorHost``."""
+        seeds = environment_seeds(seed, self.num_envs)
         self._generators = [np.random.default_rng([each, _STOCK]) for each in seeds]
         observation = self._host.reset(seed)
         self._begin(np.ones(self.num_envs, bool))
@@ -320,13 +322,13 @@ class StockHost:
         self._augmentation = replace(self._augmentation, start=stock)
 
     def step(self, action: Action) -> TimeStep:
-        """Steps every world.
+        """Steps every environment.
 
         Raises:
           RuntimeError: before the first ``reset``.
         """
         if not self._generators:
-            raise RuntimeError("the worlds have not been started: call reset first")
+            raise RuntimeError("the environments have not been started: call reset first")
         time_step = self._host.step(action)
         paid = np.asarray(self._augmentation.paid(time_step, np), np.float32)
         self._stock = next_stock(self._stock, paid, np.float32(self._augmentation.discount))
@@ -360,17 +362,17 @@ class StockHost:
         self._host.close()
 
     def _begin(self, where: np.ndarray) -> None:
-        """New start stocks for the worlds ``where [B]``; arrays that were handed out are left alone."""
+        """New start stocks for the environments ``where [B]``; arrays that were handed out are left alone."""
         augmentation = self._augmentation
         start, stock = self._start.copy(), self._stock.copy()
         low, high = augmentation.full(augmentation.low), augmentation.full(augmentation.high)
-        for world in np.flatnonzero(where):
+        for environment in np.flatnonzero(where):
             if augmentation.start is None:
-                drawn = self._generators[world].random(augmentation.shape, np.float32)
-                start[world] = low + (high - low) * drawn
+                drawn = self._generators[environment].random(augmentation.shape, np.float32)
+                start[environment] = low + (high - low) * drawn
             else:
-                start[world] = augmentation.full(augmentation.start)
-            stock[world] = start[world]
+                start[environment] = augmentation.full(augmentation.start)
+            stock[environment] = start[environment]
         self._start, self._stock = start, stock
         self._steps = np.where(where, np.int32(0), self._steps)
 

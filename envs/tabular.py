@@ -1,8 +1,8 @@
-"""Known models: finite worlds as tables, which planners read and agents walk.
+"""Known models: finite environments as tables, which planners read and agents walk.
 
 A model lists, for every state and action, the outcomes that can follow: a probability, a next state, a reward and
 whether the episode ends. The outcome, not the next state, carries the reward, so that one next state may come with
-several rewards. The same model is solved by a planner and, as a ``TabularWorld``, sampled by a rollout.
+several rewards. The same model is solved by a planner and, as a ``TabularEnvironment``, sampled by a rollout.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GRID_MOVES = ((0, 0), (-1, 0), (0, 1), (1, 0), (0, -1))
 """Row and column change of the actions stay, up, right, down, left of a ``gridworld``."""
 
 TABLES = ("FrozenLake-v1", "FrozenLake8x8-v1", "CliffWalking-v1", "Taxi-v4")
-"""The worlds of gymnasium's that publish their model."""
+"""The environments of gymnasium's that publish their model."""
 
 LAYOUTS: dict[str, tuple[str, ...]] = {
     "two_rewards": ("S..+", ".#..", "..#.", "-..G"),
@@ -39,7 +39,7 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
 
 
 class TabularModel(NamedTuple):
-    """A finite world as concrete numpy arrays.
+    """A finite environment as concrete numpy arrays.
 
     Attributes:
       probability: ``[S, A, O]``, of each outcome; rows sum to one, padding has probability 0.
@@ -239,7 +239,7 @@ def from_dense(
 
 
 def from_gymnasium(environment_id: str, **parameters: Any) -> TabularModel:
-    """The model of a world of gymnasium's that publishes it, with its registered time limit as horizon.
+    """The model of an environment of gymnasium's that publishes it, with its registered time limit as horizon.
 
     These are ``TABLES``; ``CliffWalking-v1`` has no time limit.
 
@@ -248,7 +248,7 @@ def from_gymnasium(environment_id: str, **parameters: Any) -> TabularModel:
       **parameters: handed to ``gymnasium.make``, such as ``is_slippery=True``.
 
     Raises:
-      ValueError: an unknown identifier, or a world without table ``P``.
+      ValueError: an unknown identifier, or an environment without table ``P``.
     """
     try:
         environment = gymnasium.make(environment_id, **parameters)
@@ -263,7 +263,7 @@ def from_gymnasium(environment_id: str, **parameters: Any) -> TabularModel:
         if table is None or initial is None:
             raise ValueError(
                 f"{environment_id} publishes no model (no attribute P with initial_state_distrib): expected a tabular "
-                f"world such as {', '.join(TABLES)}"
+                f"environment such as {', '.join(TABLES)}"
             )
         limit = None if environment.spec is None else environment.spec.max_episode_steps
         outcomes = [[list(table[state][action]) for action in sorted(table[state])] for state in sorted(table)]
@@ -351,7 +351,7 @@ def scalarised(model: TabularModel, weights: Sequence[float]) -> TabularModel:
 
 
 @dataclass(frozen=True, eq=False)
-class TabularWorld:
+class TabularEnvironment:
     """A model as a pure ``Environment``, so that agents learn in what planners solve; equal only to itself.
 
     It has no clock: wrap it in ``TimeLimit`` with ``model.horizon``. A reward vector becomes the objectives

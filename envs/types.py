@@ -1,10 +1,10 @@
-"""The types every world speaks: one step, one transition, the two environment protocols.
+"""The types every environment speaks: one step, one transition, the two environment protocols.
 
 Two conventions hold everywhere in sagax:
 
-* ``terminated`` says that the world ended the episode, ``truncated`` that a clock did. They are never
+* ``terminated`` says that the environment ended the episode, ``truncated`` that a clock did. They are never
   merged: a value is bootstrapped with mask ``1 - terminated``.
-* A pure ``Environment`` is written for *one* world, without a batch axis; rollouts add the axis ``[B]``
+* A pure ``Environment`` is written for *one* environment, without a batch axis; rollouts add the axis ``[B]``
   with ``jax.vmap``. A ``VectorHost`` is a batch already.
 """
 
@@ -26,7 +26,7 @@ Action = PyTree
 
 
 class TimeStep(NamedTuple):
-    """What one step of a world returns. Arrays have no leading axis in an ``Environment``, ``[B]`` in a host.
+    """What one step of an environment returns. Arrays have no leading axis in an ``Environment``, ``[B]`` in a host.
 
     Attributes:
       observation: what the policy sees next; where an auto-resetting rollout or host ended an episode,
@@ -34,7 +34,7 @@ class TimeStep(NamedTuple):
       reward: ``float32``, becomes the reward channel ``env``.
       costs: by name, become the channels ``cost/NAME``; ``{}`` if there are none.
       objectives: by name, become the channels ``objective/NAME``; ``{}`` if there are none.
-      terminated: ``bool``, the world ended the episode.
+      terminated: ``bool``, the environment ended the episode.
       truncated: ``bool``, a time limit ended the episode.
       final_observation: the observation before any reset; equals ``observation`` where no episode ended.
       info: arrays by name with a fixed structure; ``success`` (``float32``) is reported by name if present.
@@ -56,14 +56,14 @@ class Transition(NamedTuple):
     Attributes:
       observation: what the policy saw.
       action: what it did.
-      rewards: reward channels by name, each ``[T, B]``. The world writes ``env``, ``cost/NAME`` and
+      rewards: reward channels by name, each ``[T, B]``. The environment writes ``env``, ``cost/NAME`` and
         ``objective/NAME``; reward transforms add or rewrite channels.
       terminated, truncated: how the step ended, see ``TimeStep``.
       next_observation: the observation that followed, *before* any reset.
       mask: ``float32``, 1 for a real step, 0 for padding after an episode's end.
       extras: what else the learner needs, each ``[T, B, ...]``: ``log_prob`` and ``distribution`` (parameters
         of the behaviour policy), ``value`` (by critic head), ``carry`` (recurrent state before the step),
-        ``episode_start``, and ``info`` of the world's step.
+        ``episode_start``, and ``info`` of the environment's step.
     """
 
     observation: Observation
@@ -81,13 +81,13 @@ Trajectory = Transition
 
 @dataclass(frozen=True, eq=False)
 class EnvironmentSpec:
-    """What a learner must know about a world before the first step; static, compared and hashed by identity.
+    """What a learner must know about an environment before the first step; static, compared and hashed by identity.
 
     Attributes:
-      observation_space, action_space: gymnasium spaces of one world (no batch axis).
+      observation_space, action_space: gymnasium spaces of one environment (no batch axis).
       max_episode_steps: a bound on the length of every episode, or ``None`` where there is none.
       costs, objectives, info: names of the entries of ``TimeStep.costs``, ``objectives`` and ``info``.
-      message_length: bytes of ``TimeStep.info["message"]``; 0 for a world that says nothing.
+      message_length: bytes of ``TimeStep.info["message"]``; 0 for an environment that says nothing.
     """
 
     observation_space: gymnasium.Space
@@ -116,7 +116,7 @@ def _template(space: gymnasium.Space) -> PyTree:
 
 @runtime_checkable
 class Environment(Protocol):
-    """A pure world: the whole loop runs inside jit. Implementations are frozen dataclasses.
+    """A pure environment: the whole loop runs inside jit. Implementations are frozen dataclasses.
 
     ``reset`` depends on ``key`` alone, so that N rollouts of one start state are N resets with one key.
     ``step`` never resets: a rollout does.
@@ -132,7 +132,7 @@ class Environment(Protocol):
 
 @runtime_checkable
 class VectorHost(Protocol):
-    """A stateful batch of ``num_envs`` worlds in numpy (gymnasium, text). It resets in the same step."""
+    """A stateful batch of ``num_envs`` environments in numpy (gymnasium, text). It resets in the same step."""
 
     @property
     def spec(self) -> EnvironmentSpec: ...
@@ -141,17 +141,17 @@ class VectorHost(Protocol):
     def num_envs(self) -> int: ...
 
     def reset(self, seed: int | Sequence[int]) -> Observation:
-        """Starts every world; an integer seeds world i with ``seed + i``, a sequence seeds each.
+        """Starts every environment; an integer seeds environment i with ``seed + i``, a sequence seeds each.
 
-        The seed is that of the start and of the chance in the steps after it: worlds of one seed, the rollouts of a
-        group, draw alike as long as they do the same.
+        The seed is that of the start and of the chance in the steps after it: environments of one seed, the rollouts
+        of a group, draw alike as long as they do the same.
         """
 
     def step(self, action: Action) -> TimeStep:
-        """Steps every world; arrays ``[B]`` (numpy)."""
+        """Steps every environment; arrays ``[B]`` (numpy)."""
 
     def snapshot(self) -> bytes | None:
-        """The whole state of the batch, or ``None`` where the worlds cannot be saved."""
+        """The whole state of the batch, or ``None`` where the environments cannot be saved."""
 
     def restore(self, snapshot: bytes) -> Observation:
         """Continues from ``snapshot``; returns the observation the policy sees next."""
@@ -164,4 +164,4 @@ class UnsupportedSpaceError(TypeError):
 
 
 class NonFiniteEnvironmentError(FloatingPointError):
-    """A world returned NaN or infinity."""
+    """An environment returned NaN or infinity."""

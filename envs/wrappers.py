@@ -1,4 +1,4 @@
-"""Worlds made of worlds: pure functions around a pure ``Environment``."""
+"""Environments made of environments: pure functions around a pure ``Environment``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from envs.types import Action, Environment, EnvironmentSpec, EnvState, Observati
 
 
 class TimeLimitState(NamedTuple):
-    """State of ``TimeLimit``: the state of the world inside, and ``int32`` steps since its reset."""
+    """State of ``TimeLimit``: the state of the environment inside, and ``int32`` steps since its reset."""
 
     environment: EnvState
     steps: jax.Array
@@ -23,7 +23,7 @@ class TimeLimitState(NamedTuple):
 class TimeLimit:
     """Truncates every episode of ``environment`` after ``max_episode_steps`` steps.
 
-    A step that reaches the limit and ends the episode in the world at once is terminated, not truncated: its
+    A step that reaches the limit and ends the episode in the environment at once is terminated, not truncated: its
     value needs no bootstrap. ``reset`` hands its key on unchanged, so that a key names the same start state
     with and without the limit.
 
@@ -53,7 +53,7 @@ class TimeLimit:
         return replace(inside, max_episode_steps=min(limits))
 
     def reset(self, key: jax.Array) -> tuple[TimeLimitState, Observation]:
-        """Starts the world and its clock."""
+        """Starts the environment and its clock."""
         state, observation = self.environment.reset(key)
         return TimeLimitState(state, jnp.zeros((), jnp.int32)), observation
 

@@ -11,6 +11,8 @@ from typing import Any
 from envs import choices
 
 USAGE_EXIT = 2
+# A shell reports the end by signal N as 128 + N.
+SIGNAL_EXIT = 128
 INTERRUPT_EXIT = 130
 BROKEN_PIPE_EXIT = 141
 

@@ -50,11 +50,11 @@ class RewardTransform(NamedTuple):
       apply: ``(state, trajectory, **extra) -> (trajectory, metrics)``; never learns.
       update: ``(state, trajectory, key, **extra) -> (state, metrics)``; learns, never relabels.
       undo: ``(old, new) -> state``, what is left where the update from ``old`` to ``new`` is undone: ``old`` with what
-        ``new`` remembers of each world (a carry, the counts of the running episode, a return so far), because the
-        worlds went on. All that was learned is put back. By default it is ``old``.
+        ``new`` remembers of each environment (a carry, the counts of the running episode, a return so far), because the
+        environments went on. All that was learned is put back. By default it is ``old``.
 
     Extra arguments are keyword-only and ignored where they are not needed. A factory that needs to know
-    the world takes its ``EnvironmentSpec``, because ``apply`` and ``update`` need it as much as ``init``.
+    the environment takes its ``EnvironmentSpec``, because ``apply`` and ``update`` need it as much as ``init``.
     """
 
     init: InitFn

@@ -60,8 +60,8 @@ def count_bonus(
     step of an episode is its final observation, not the first of the next.
 
     Args:
-      spec, data: the world and the rollouts. Episodic counts are carried from unroll to unroll; replayed data begin
-        with every segment.
+      spec, data: the environment and the rollouts. Episodic counts are carried from unroll to unroll; replayed data
+        begin with every segment.
       identify: which observations are one state. ``exact``: equal ones, in a table of all there can be; ``hash``: those
         whose words hash to one of ``2 ** bits`` buckets; ``projection``: those on the same side of ``bits`` random
         hyperplanes through the origin, so that similar ones share (SimHash: Tang et al., 2017, section 2.2).
@@ -136,7 +136,7 @@ def count_bonus(
         return state._replace(counts=counts, entering=state.counts), {"visited": jnp.mean(counts > 0)}
 
     def undo_fn(old, new):
-        # Those of the run are learned, those of an episode are the world's.
+        # Those of the run are learned, those of an episode are the environment's.
         return new if episodic else old
 
     return RewardTransform(init_fn, apply_fn, update_fn, undo_fn)

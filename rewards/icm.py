@@ -54,7 +54,7 @@ def icm(
     what followed before any reset. The model scores as it was before the update.
 
     Args:
-      spec, data: the world and the rollouts.
+      spec, data: the environment and the rollouts.
       network_config: of the encoder; feed-forward in any case.
       continuous: distribution for Box actions, see ``distribution_for``.
       embedding_size: of ``phi``, and the width of the one hidden layer of both models; the paper has 288 and 256.

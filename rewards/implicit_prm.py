@@ -6,7 +6,7 @@ The model is a policy ``pi_phi`` against a reference ``pi_ref``; the step reward
 
 and outcome labels alone train it, through the score of a whole rollout (Yuan et al., 2024, "Free process
 rewards without process labels"; Cui et al., 2025, PRIME; Liu et al., 2025, OPRL / iStar, equations 1 and 2).
-For every ``phi`` and every world, ``E_{tau ~ pi_ref} exp(sum_t r_t / beta) = 1``, so that raw step rewards
+For every ``phi`` and every environment, ``E_{tau ~ pi_ref} exp(sum_t r_t / beta) = 1``, so that raw step rewards
 are negative on average and need a baseline.
 """
 
@@ -108,7 +108,7 @@ def implicit_prm(
       outcomes 0 or 1.
 
     Args:
-      spec, data: the world and the rollouts; ``data`` must be episodes in groups.
+      spec, data: the environment and the rollouts; ``data`` must be episodes in groups.
       network_config: of the model; with form ``policy`` it must be the policy's own where the model starts
         from the policy's parameters (``policy_params`` at ``init``).
       form: ``policy``: ``pi_phi`` is a policy network of its own; ``residual``: ``pi_phi`` has the behaviour

@@ -1,7 +1,7 @@
-"""Intrinsic rewards from what someone who reads thinks of a world's messages (ONI: Zheng et al., 2024).
+"""Intrinsic rewards from what someone who reads thinks of an environment's messages (ONI: Zheng et al., 2024).
 
-A world says what happened, an annotator far away labels some of it some time later, and a model of the labels pays for
-messages now. Labels come in by a keyword of ``update``, as they come; nothing here waits for them.
+An environment says what happened, an annotator far away labels some of it some time later, and a model of the labels
+pays for messages now. Labels come in by a keyword of ``update``, as they come; nothing here waits for them.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def language_feedback(
     steps whenever labels came while there are fewer than ``small``, from then on one per call of ``update``.
 
     Args:
-      spec, data: the world and the rollouts. Counts are carried from unroll to unroll.
+      spec, data: the environment and the rollouts. Counts are carried from unroll to unroll.
       model, capacity, threshold, cutoff: see above. ``cutoff`` is in deviations, as in the released code of the paper.
       beta: 3 pays an eighth for the second time; 0 does not count.
       bits: messages are counted in ``2 ** bits`` buckets by hash; two of one bucket in one episode count as one.
@@ -168,13 +168,14 @@ def language_feedback(
       channel: see above.
 
     Raises:
-      ValueError: a world without messages, replayed data (a buffer keeps no messages), an unknown ``model``, or sizes
-        out of range; in ``update``, labels of another shape.
+      ValueError: an environment without messages, replayed data (a buffer keeps no messages), an unknown ``model``, or
+        sizes out of range; in ``update``, labels of another shape.
     """
     require_known("model", model, QUESTION_SIZES, "of language_feedback")
     if not spec.message_length:
         raise ValueError(
-            "language_feedback: this world gives no messages: expected one that does, such as kind='minigrid' with "
+            "language_feedback: this environment gives no messages: expected one that does, such as kind='minigrid' "
+            "with "
             "messages=True"
         )
     if data.kind == "replay":

@@ -4,10 +4,10 @@ A closed-loop recurrence ``b_t = h_c(b_{t-1}, f(o_t), a_{t-1})`` takes in what w
 ``b_{t,i} = h_o(b_{t,i-1}, a_{t+i-1})`` goes ``i = 1..K`` steps on without looking, and both variants are asked for the
 target ``w_{t+i}``, the slowly moving encoder's view of ``o_{t+i}``, with all vectors scaled to length 1:
 
-* BYOL-Explore (Guo et al., 2022) predicts it from ``b_{t,i}``. Where the world is random, the error stays.
+* BYOL-Explore (Guo et al., 2022) predicts it from ``b_{t,i}``. Where the environment is random, the error stays.
 * BYOL-Hindsight (Jarrett et al., 2023) reconstructs it from ``b_{t,i}`` and ``Z``, which a generator makes of
   ``b_{t,i}``, the target itself and noise. ``Z`` is to hold what could not be predicted and nothing else: a critic
-  estimates what ``Z`` and ``b_{t,i}`` tell of each other, and the generator makes that small. Where the world is
+  estimates what ``Z`` and ``b_{t,i}`` tell of each other, and the generator makes that small. Where the environment is
   random, both terms can still be 0.
 """
 
@@ -41,7 +41,8 @@ class Parameters(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What the closed loop remembers of each world: its carry ``[B, size]`` and the last action ``[B, features]``."""
+    """What the closed loop remembers of each environment: its carry ``[B, size]`` and the last action ``[B,
+    features]``."""
 
     carry: jax.Array
     action: jax.Array
@@ -202,7 +203,7 @@ def latent_prediction(
     ``Z_m`` are drawn from all steps of the batch, at the same horizon.
 
     Args:
-      spec, data: the world and the rollouts.
+      spec, data: the environment and the rollouts.
       network_config: of the encoder; feed-forward in any case.
       hindsight: see above.
       horizon: ``K``; at most as many as an unroll has steps. Heads and open loop cost in proportion. Guo et al. go 8
@@ -214,7 +215,7 @@ def latent_prediction(
       reconstruction_weight: ``1 / lambda``. Too small, and ``Z`` stays silent: what it would tell at first costs more
         information than the error that it takes away.
       updates: optimiser steps per call of ``update``.
-      parts: every optimiser step takes one of so many random equal parts of the worlds.
+      parts: every optimiser step takes one of so many random equal parts of the environments.
       learning_rate, critic_learning_rate: of Adam, for the model and for the critic, which has to keep ahead.
       target_decay: 1 keeps the target as it began, random.
       scale_decay: of ``sigma`` and ``mu``.
@@ -230,7 +231,7 @@ def latent_prediction(
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"latent_prediction: {name}={value}: expected at least 1")
-    check_fit("latent_prediction", updates=updates, parts=parts, items=data.batch, unit="worlds")
+    check_fit("latent_prediction", updates=updates, parts=parts, items=data.batch, unit="environments")
     if contrast < 2:
         raise ValueError(f"latent_prediction: contrast={contrast}: expected at least 2 samples")
     if horizon > data.length:
@@ -328,7 +329,7 @@ def latent_prediction(
         return Memory(jnp.zeros((batch, memory_size)), jnp.zeros((batch, actions)))
 
     def memory_of(memory, trajectory):
-        """``memory``, or none where it is not that of this trajectory's worlds."""
+        """``memory``, or none where it is not that of this trajectory's environments."""
         batch = trajectory.mask.shape[1]
         return memory if data.kind == "unroll" and batch == data.batch else blank(batch)
 

@@ -120,11 +120,11 @@ def episode_starts(trajectory: Trajectory) -> jax.Array:
 
 
 def check_episode_counts(name: str, batch: int, buckets: int) -> None:
-    """Refuses counts of every world's episode that would fill the memory.
+    """Refuses counts of every environment's episode that would fill the memory.
 
     Args:
       name: of the transform, for the message.
-      batch: worlds.
+      batch: environments.
       buckets: counts of each.
 
     Raises:
@@ -133,7 +133,7 @@ def check_episode_counts(name: str, batch: int, buckets: int) -> None:
     if batch * buckets > LARGEST_TABLE:
         most = LARGEST_TABLE // batch
         raise ValueError(
-            f"{name}: {buckets} counts for each of the {batch} worlds: expected at most {LARGEST_TABLE} in all, "
+            f"{name}: {buckets} counts for each of the {batch} environments: expected at most {LARGEST_TABLE} in all, "
             f"which is bits={most.bit_length() - 1}"
         )
 
@@ -174,7 +174,7 @@ def counts_carried_on(counts: jax.Array, buckets: jax.Array, counted: jax.Array,
 
 
 def entering_counts(entering: jax.Array, batch: int, data: DataSpec) -> jax.Array:
-    """``entering``, or zeros for a trajectory of ``batch`` worlds that does not go on with those episodes: whole
+    """``entering``, or zeros for a trajectory of ``batch`` environments that does not go on with those episodes: whole
     episodes and replayed data begin anew."""
     if data.kind == "unroll" and batch == data.batch:
         return entering

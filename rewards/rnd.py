@@ -31,7 +31,7 @@ class RNDState(NamedTuple):
       optimiser: its state.
       observations: moments of every leaf of the observation that is whitened, a tuple.
       returns: moments of the discounted intrinsic return.
-      running: the discounted intrinsic return of each world up to its last step, ``[B]``.
+      running: the discounted intrinsic return of each environment up to its last step, ``[B]``.
     """
 
     predictor: PyTree
@@ -61,17 +61,17 @@ def rnd(
 
     ``x = clip((o_{t+1} - mean) / std, -limit, limit)`` with running moments for every entry of a Box; discrete parts
     are one-hot as everywhere. ``sigma`` is the running deviation of ``R_t = discount R_{t-1} + r_t`` (section 2.4). It
-    runs along time in each world, on from unroll to unroll and through the ends of episodes. The predictor scores as
-    it was before the update. What followed the last step of an episode is its final observation.
+    runs along time in each environment, on from unroll to unroll and through the ends of episodes. The predictor
+    scores as it was before the update. What followed the last step of an episode is its final observation.
 
     Args:
-      spec, data: the world and the rollouts.
+      spec, data: the environment and the rollouts.
       network_config: of the target; feed-forward in any case.
       embedding_size: outputs of both networks; the paper has 512.
       predictor_layers: dense layers of ``embedding_size`` that the predictor has beyond the target.
       updates: optimiser steps per call of ``update``.
       parts: every optimiser step takes one of so many random equal parts of the steps; the paper trains on a share of
-        0.25, so that the effective batch does not grow with the number of worlds.
+        0.25, so that the effective batch does not grow with the number of environments.
       learning_rate: of Adam.
       discount, limit, channel: see above.
 

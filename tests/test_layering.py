@@ -50,7 +50,7 @@ def violations(source: str, module: str, is_package: bool = False) -> list[str]:
         if top == "tests":
             refuse(line, name, "tests are imported by nothing")
         if layer == "envs" and top in NOT_IN_ENVS:
-            refuse(line, name, "worlds know no learning library")
+            refuse(line, name, "environments know no learning library")
         if (name == "flax" or name.startswith("flax.linen")) and module != NETWORKS:
             refuse(line, name, f"only {NETWORKS} builds networks")
         if top in ONLY_EXPERIMENTS and LAYERS.index(layer) < LAYERS.index("experiments"):
@@ -88,7 +88,7 @@ def test_imports_point_one_way():
 
 def test_the_walk_sees_every_package():
     found = {module for module, _ in modules()}
-    assert {"envs.types", "agents.networks", "rewards.base", "experiments.run", "experiments.configs"} <= found
+    assert {"envs.types", "agents.networks", "rewards.base", "experiments.commands.run", "experiments.configs"} <= found
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 
 from agents.base import Agent
-from experiments import benchmark, figures, registry, results, sweep
+from experiments.__main__ import main
+from experiments.assembly import registry
+from experiments.benchmarks.cases import CASES
 from experiments.disk import write_json_atomic
 from experiments.errors import UserError
+from experiments.rows import figures, results
+from experiments.training import sweeps
 from tests.experiments import corridor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,9 +37,9 @@ def commands(text: str) -> list[list[str]]:
 
 
 def module_of(words: list[str]) -> str:
-    """``run`` of ``python -m experiments.run ...``."""
-    assert words[:2] == ["python", "-m"] and words[2].startswith("experiments."), f"not a command of ours: {words}"
-    return words[2].removeprefix("experiments.")
+    """``run`` of ``sagax run ...``."""
+    assert words[0] == "sagax" and len(words) > 1, f"not a command of ours: {words}"
+    return words[1]
 
 
 COMMANDS = commands(README.read_text(encoding="utf-8"))
@@ -43,17 +47,17 @@ PYTHON = [words for words in COMMANDS if words[0] != "make"]
 
 
 def help_of(name: str, capsys: pytest.CaptureFixture[str]) -> str:
-    assert importlib.import_module(f"experiments.{name}").main(["--help"]) == 0
+    assert main([name, "--help"]) == 0
     return capsys.readouterr().out
 
 
 def check(words: list[str], help_text: str) -> None:
     """Refuses a command that names an option, an experiment, a variant or a key that does not exist."""
-    name, arguments = module_of(words), words[3:]
+    name, arguments = module_of(words), words[2:]
     options = [word.partition("=")[0] for word in arguments if word.startswith("-")]
     positional = [word for word in arguments if not word.startswith("-")]
     for option in options:
-        known = option.startswith((registry.PREFIX, sweep.PREFIX)) or re.search(
+        known = option.startswith((registry.PREFIX, sweeps.PREFIX)) or re.search(
             rf"(?<![\w-]){re.escape(option)}(?![\w-])", help_text
         )
         assert known, f"{name} has no option {option}"
@@ -69,7 +73,7 @@ def check(words: list[str], help_text: str) -> None:
     if name == "figures":
         figures.experiments_of(positional[0])
     if name == "benchmark":
-        unknown_cases = [case for case in positional if case not in benchmark.CASES]
+        unknown_cases = [case for case in positional if case not in CASES]
         assert not unknown_cases, f"no benchmark case {unknown_cases}"
 
 
@@ -84,7 +88,7 @@ def test_a_make_target_of_the_readme_exists(words):
     assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("words", PYTHON, ids=lambda words: " ".join(words[2:4]))
+@pytest.mark.parametrize("words", PYTHON, ids=lambda words: " ".join(words[1:3]))
 def test_a_command_of_the_readme_names_what_exists(words, capsys):
     check(words, help_of(module_of(words), capsys))
 
@@ -92,12 +96,12 @@ def test_a_command_of_the_readme_names_what_exists(words, capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("python -m experiments.run oprl_sokoban --sedes=3", "no option --sedes"),
-        ("python -m experiments.run oprl_sokobam", "unknown experiment"),
-        ("python -m experiments.run oprl_sokoban:grop", "unknown variant"),
-        ("python -m experiments.run oprl_sokoban --config.agent.clipp=1", "agent.clipp"),
-        ("python -m experiments.collect runs/oprl_sokoban/grop --out=x", "unknown variant"),
-        ("python -m experiments.benchmark fusde", "no benchmark case"),
+        ("sagax run oprl_sokoban --sedes=3", "no option --sedes"),
+        ("sagax run oprl_sokobam", "unknown experiment"),
+        ("sagax run oprl_sokoban:grop", "unknown variant"),
+        ("sagax run oprl_sokoban --config.agent.clipp=1", "agent.clipp"),
+        ("sagax collect runs/oprl_sokoban/grop --out=x", "unknown variant"),
+        ("sagax benchmark fusde", "no benchmark case"),
         ("pip install sagax", "not a command of ours"),
     ],
 )
@@ -122,7 +126,7 @@ def test_the_tour_runs(tmp_path, monkeypatch, capsys, quick):
         monkeypatch.setattr(module, "get_config", small)
     for words in PYTHON:
         if module_of(words) not in TOO_LONG:
-            status = importlib.import_module(words[2]).main(words[3:])
+            status = main(words[1:])
             captured = capsys.readouterr()
             assert status == 0, f"{' '.join(words)}\n{captured.out}\n{captured.err}"
     for words in PYTHON:
@@ -139,19 +143,19 @@ def test_the_tour_loses_no_committed_row(tmp_path, monkeypatch, capsys):
     collecting = [words for words in PYTHON if module_of(words) == "collect"]
     assert collecting
     for words in collecting:
-        for folder in (Path(word) for word in words[3:] if not word.startswith("-")):
+        for folder in (Path(word) for word in words[2:] if not word.startswith("-")):
             for file in (results.CONFIG_FILE, results.ENVIRONMENT_FILE):
                 write_json_atomic(folder / file, {})
             rows = [{"experiment": folder.parts[1], "variant": folder.parts[2], "seed": seed} for seed in range(3)]
             lines = [results.encode_line(row | {"env_steps": 1, "success": 0.5}) for row in rows]
             (folder / results.METRICS_FILE).write_bytes(b"".join(lines))
-        assert importlib.import_module(words[2]).main(words[3:]) == 0, capsys.readouterr().err
+        assert main(words[1:]) == 0, capsys.readouterr().err
     assert {name: (tmp_path / "results" / name).read_bytes() for name in before} == before
 
 
 def test_run_cards_add_to_committed_files():
     cards = [registry.module_of(name).__doc__ for name in registry.names()]
-    writing = [line for card in cards for line in card.splitlines() if re.search(r"experiments\.\w+ .*--out=", line)]
+    writing = [line for card in cards for line in card.splitlines() if re.search(r"sagax \w+ .*--out=", line)]
     assert writing
     for line in writing:
         assert "--append" in line and (ROOT / re.search(r"--out=(\S+)", line)[1]).is_file(), line
@@ -185,7 +189,7 @@ def test_links_paths_and_names_exist(page):
 
 
 def test_the_page_gives_the_contract_of_an_agent_in_full():
-    """An agent that is written from the page has to work on every world."""
+    """An agent that is written from the page has to work on every environment."""
 
     def signatures(text):
         """``init``, ``initial_carry``, ``act`` and ``update`` to what they take."""

@@ -58,7 +58,7 @@ MINIGRID_TASKS = {
 
 
 def policy_gradient_config() -> ConfigDict:
-    """A complete configuration of the policy-gradient family, without world, credit and rewards."""
+    """A complete configuration of the policy-gradient family, without environment, credit and rewards."""
     return ConfigDict(
         {
             "iterations": 100,
@@ -97,14 +97,14 @@ def policy_gradient_config() -> ConfigDict:
             },
             "credit": {},
             "rewards": {},
-            "warm_start": {"rooms": 0, "steps": 100, "batch": 256, "learning_rate": 1e-3},
+            "warm_start": {"demonstrations": 0, "steps": 100, "batch": 256, "learning_rate": 1e-3},
             "evaluation": {"episodes": 256, "length": 100, "greedy": False, "metric": "return"},
         }
     )
 
 
 def value_based_config() -> ConfigDict:
-    """A complete configuration of the value-based family, without world and rewards."""
+    """A complete configuration of the value-based family, without environment and rewards."""
     return ConfigDict(
         {
             "iterations": 1000,
@@ -198,7 +198,7 @@ def choose_curiosity(config: ConfigDict, tokens: Iterable[str], default: str, we
     method = one_of(tokens, (*CURIOSITIES, "ppo"), default)
     if method != "ppo":
         config.rewards.curiosity = CURIOSITIES[method][1]
-        config.credit.curiosity = entry("gae", "curiosity", weight, discount=0.99, trace=0.95, episodic=False)
+        config.credit.curiosity = entry("gae", "curiosity", weight, discount=0.99, gae_lambda=0.95, episodic=False)
         config.agent.whiten = "batch"
     return method
 

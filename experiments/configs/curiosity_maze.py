@@ -5,9 +5,9 @@ arXiv 2211.10515): four rooms in a chain, five kinds of noise, intrinsic reward 
 runs are far smaller than the paper's.
 
 Command:
-    python -m experiments.run curiosity_maze:METHOD,NOISE --seeds=5
-    python -m experiments.summary curiosity_maze --results --metric=train/trackers
-    python -m experiments.visits curiosity_maze:METHOD,NOISE ... --append --out=results/curiosity_maze_visits.jsonl
+    sagax run curiosity_maze:METHOD,NOISE --seeds=5
+    sagax summary curiosity_maze --results --metric=train/trackers
+    sagax visits curiosity_maze:METHOD,NOISE ... --append --out=results/curiosity_maze_visits.jsonl
 
 Expected, trackers per training episode, mean of a run of 1,024,000 steps, from results/curiosity_maze.jsonl (5 seeds,
 95 % intervals; ``notebooks/curiosity.ipynb`` prints them):
@@ -24,10 +24,10 @@ explore with a target_decay of 1. There are no rows of episodic and of sticky ac
 
 Tuned on other seeds (rows in results/curiosity_maze_tuning.jsonl): optimiser steps per update, with the options
 --config.iterations=150 --config.evaluate_every=15 of
-    python -m experiments.sweep curiosity_maze:METHOD --seeds=2 --first-seed=100
+    sagax sweep curiosity_maze:METHOD --seeds=2 --first-seed=100
 
 Time: 5 seeds side by side take 6 (rnd) to 15 minutes (hindsight) on two busy cores. Steps of the whole loop per second
-as a share of plain PPO's (``python -m experiments.benchmark curiosity``): hindsight 0.51, explore 0.56, icm 0.77, rnd
+as a share of plain PPO's (``sagax benchmark curiosity``): hindsight 0.51, explore 0.56, icm 0.77, rnd
 0.83, counts 0.94 to 0.96; hindsight against rnd 0.62.
 """
 
@@ -68,7 +68,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.agent.update({"epochs": 2, "minibatches": 4, "learning_rate": 1e-3, "entropy_weight": 0.003})
     method = choose_curiosity(config, tokens, "hindsight")
     if method == "ppo" or "trackers" in tokens:
-        config.credit.env = entry("gae", discount=0.999, trace=0.95)
+        config.credit.env = entry("gae", discount=0.999, gae_lambda=0.95)
     if "trackers" in tokens:
         config.environment.reward = "trackers"
     config.evaluation = {"episodes": 16, "length": 500, "greedy": False, "metric": "trackers"}

@@ -1,12 +1,12 @@
 """Curiosity on MiniGrid, where the only reward is at the end of a task that chance does not solve.
 
 For "Random network distillation" (Burda et al., 2018, arXiv 1810.12894) and "Curiosity in hindsight" (Jarrett et al.,
-2023, arXiv 2211.10515), on procedurally generated rooms: the reward of the world and the intrinsic one as two channels
-with a value head each, as in the former's section 2.3.
+2023, arXiv 2211.10515), on procedurally generated rooms: the reward of the environment and the intrinsic one as two
+channels with a value head each, as in the former's section 2.3.
 
 Command:
-    python -m experiments.run curiosity_minigrid:METHOD,TASK --seeds=10
-    python -m experiments.summary curiosity_minigrid --results --metric=train/success --threshold=0.5 --baseline=ppo
+    sagax run curiosity_minigrid:METHOD,TASK --seeds=10
+    sagax summary curiosity_minigrid --results --metric=train/success --threshold=0.5 --baseline=ppo
 
 Expected on KeyCorridorS3R3, share of training episodes that succeed, from results/curiosity_minigrid.jsonl (10 seeds,
 819,200 steps):
@@ -15,7 +15,7 @@ Expected on KeyCorridorS3R3, share of training episodes that succeed, from resul
 Nothing was tuned for either. No other method, task or noise has rows yet.
 
 The extra text installs MiniGrid. Time: 5 minutes a seed of episodic, 3.5 of ppo, on one of two busy cores. Steps of the
-whole loop per second as a share of plain PPO's, by the clock and by processor time (``python -m experiments.benchmark
+whole loop per second as a share of plain PPO's, by the clock and by processor time (``sagax benchmark
 minigrid``): hindsight 0.72 and 0.67, explore 0.71 and 0.68, icm 0.79 and 0.75, rnd 0.85 and 0.81, count 0.90 and 0.85,
 episodic 0.95 and 0.92.
 """
@@ -63,7 +63,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data = {"kind": "unroll", "length": 128, "batch": 16, "group_size": 1}
     config.network.hidden = (64, 64)
     config.agent.update({"epochs": 4, "minibatches": 4, "learning_rate": 1e-3, "entropy_weight": 0.003})
-    config.credit.env = entry("gae", weight=2.0, discount=0.99, trace=0.95)
+    config.credit.env = entry("gae", weight=2.0, discount=0.99, gae_lambda=0.95)
     choose_curiosity(config, tokens, "rnd")
     config.evaluation = {"episodes": 16, "length": 300, "greedy": False, "metric": "success"}
     if "smoke" in tokens:

@@ -6,7 +6,7 @@ It starts, trains and resumes on a CPU; a result takes hundreds of millions of s
 the extra ``atari``.
 
 Command:
-    python -m experiments.run curiosity_montezuma:METHOD,STICKINESS
+    sagax run curiosity_montezuma:METHOD,STICKINESS
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.agent.update({"epochs": 4, "minibatches": 4, "learning_rate": 1e-4, "entropy_weight": 0.001, "clip": 0.1})
     # A treasure counts as 1 whatever it pays, and its advantage twice, as in the RND paper.
     config.rewards.env = {"kind": "clip", "channel": "env"}
-    config.credit.env = entry("gae", weight=2.0, discount=0.999, trace=0.95)
+    config.credit.env = entry("gae", weight=2.0, discount=0.999, gae_lambda=0.95)
     choose_curiosity(config, tokens, "hindsight")
     config.evaluation = {"episodes": 8, "length": 4_500, "greedy": False, "metric": "return"}
     if "smoke" in tokens:

@@ -1,9 +1,9 @@
 """The DQN family on CartPole-v1: one agent, heads and targets as variants, beside stable-baselines3's.
 
 Command:
-    python -m experiments.run dqn_cartpole[:qrdqn,double,...] --seeds=10
-    python -m experiments.peers dqn_cartpole:sb3_dqn --peer-python=PYTHON --seeds=10     (sb3_qrdqn: sb3-contrib's)
-    python -m experiments.summary dqn_cartpole --results --metric=return --threshold=475 --baseline=sb3_dqn,tuned
+    sagax run dqn_cartpole[:qrdqn,double,...] --seeds=10
+    sagax baselines dqn_cartpole:sb3_dqn --baseline-python=PYTHON --seeds=10     (sb3_qrdqn: sb3-contrib's)
+    sagax summary dqn_cartpole --results --metric=return --threshold=475 --baseline=sb3_dqn,tuned
 
 Expected, greedy return on 32 episodes over 49,152 steps, from results/dqn_cartpole.jsonl (10 seeds; mean return of the
 run; thousand steps after which 475 is first passed; its ratio to sb3_dqn,tuned; 95 % intervals):
@@ -19,12 +19,12 @@ and would not show one of less than a factor of two. What counts is the 10-step 
 
 Tuned on other seeds (rows in results/dqn_cartpole_tuning.jsonl): 4 points per method, of two learning rates, with and
 without 10-step returns, by the mean return of the run,
-    python -m experiments.sweep dqn_cartpole:METHOD --seeds=2 --first-seed=100 --rank=auc
-    python -m experiments.peers dqn_cartpole:PEER --peer-python=PYTHON --sweep --seeds=2 --first-seed=100
-With one-step returns it stays below 270 (dqn, qrdqn) and 310 (both peers). The rhythm is the zoo's for all:
-128 gradient steps after every 256 steps of the world, from a target that stays the while.
+    sagax sweep dqn_cartpole:METHOD --seeds=2 --first-seed=100 --rank=auc
+    sagax baselines dqn_cartpole:BASELINE --baseline-python=PYTHON --sweep --seeds=2 --first-seed=100
+With one-step returns it stays below 270 (dqn, qrdqn) and 310 (both baselines). The rhythm is the zoo's for all:
+128 gradient steps after every 256 steps of the environment, from a target that stays the while.
 
-Time: 10 seeds of either take 6 to 7 minutes side by side on two busy cores, one of a peer takes one.
+Time: 10 seeds of either take 6 to 7 minutes side by side on two busy cores, one of a baseline takes one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ REPRODUCES = "DQN (Mnih et al., 2015), C51, QR-DQN and IQN on gymnasium CartPole
 # Learning rate and rows per segment: of 4 points per method, the best area under the curve of the return. C51 and IQN
 # use those of QR-DQN.
 TUNED = {"dqn": (1e-3, 10), "qrdqn": (2e-3, 10)}
-# What rl-baselines3-zoo documents as tuned for stable-baselines3 on this world.
+# What rl-baselines3-zoo documents as tuned for stable-baselines3 on this environment.
 _ZOO = {
     "learning_rate": 2.3e-3,
     "batch_size": 64,
@@ -55,9 +55,11 @@ _ZOO = {
     "exploration_final_eps": 0.04,
     "net_arch": (256, 256),
 }
-PEERS = {"sb3_dqn": _ZOO, "sb3_qrdqn": _ZOO | {"n_quantiles": 10}}
+BASELINES = {"sb3_dqn": _ZOO, "sb3_qrdqn": _ZOO | {"n_quantiles": 10}}
 # Of the same 4 points as above, around what the zoo documents, the best is the same for both.
-PEERS |= {f"{peer},tuned": settings | {"learning_rate": 2.3e-3, "n_steps": 10} for peer, settings in PEERS.items()}
+BASELINES |= {
+    f"{baseline},tuned": settings | {"learning_rate": 2.3e-3, "n_steps": 10} for baseline, settings in BASELINES.items()
+}
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -90,6 +92,6 @@ def get_sweep() -> dict[str, list]:
     return {"agent.learning_rate": [1e-3, 2e-3], "agent.n_step": [1, 10]}
 
 
-def get_peer_sweep() -> dict[str, list]:
-    """The same for the peers: around what the zoo documents, with and without n-step returns."""
+def get_baseline_sweep() -> dict[str, list]:
+    """The same for the baselines: around what the zoo documents, with and without n-step returns."""
     return {"learning_rate": [1e-3, 2.3e-3], "n_steps": [1, 10]}

@@ -1,14 +1,14 @@
 """The eta-network on gymnasium's slippery CliffWalking: the mean against the tail where a safe way exists.
 
 For the risk figures of "Optimizing return distributions with distributional dynamic programming" (Pires et al., 2025,
-JMLR 26(185)), on a world of gymnasium's. Its slips go sideways only, so that a way without falls exists, and the
+JMLR 26(185)), on an environment of gymnasium's. Its slips go sideways only, so that a way without falls exists, and the
 planner finds one policy that is optimal for the mean and for every share down to 0.1
 (``notebooks/distributional_dp.ipynb``). Chance seldom finds the goal, in 2 of 100 episodes of 200 steps, so that the
 agent acts by chance for long and forgets nothing of it; before the goal is found, standing still is the best it knows.
 
 Command:
-    python -m experiments.run eta_cliffwalking --seeds=5
-    python -m experiments.summary eta_cliffwalking --results --metric=objective/tau_10
+    sagax run eta_cliffwalking --seeds=5
+    sagax summary eta_cliffwalking --results --metric=objective/tau_10
 
 Expected, mean of the worst share of the returns of 512 episodes, from results/eta_cliffwalking.jsonl (5 seeds,
 1,024,000 steps), beside the planner's optimum:

@@ -5,9 +5,9 @@ JMLR 26(185)): target returns, and the mean against the tail. The layouts are ou
 paper's.
 
 Command:
-    python -m experiments.run eta_gridworld[:cvar] --seeds=10
-    python -m experiments.run eta_gridworld:cvar,stockless,tau_10 --seeds=10
-    python -m experiments.summary eta_gridworld --results --metric=objective
+    sagax run eta_gridworld[:cvar] --seeds=10
+    sagax run eta_gridworld:cvar,stockless,tau_10 --seeds=10
+    sagax summary eta_gridworld --results --metric=objective
 
 Found after 64,000 environment steps, interquartile mean of 10 seeds, each on 512 episodes, beside the planner's optimum
 (``agents.distributional_planning``); returns spread over 14 (target, homeostasis) and 23 (the others), from smallest to
@@ -19,7 +19,8 @@ largest possible:
     mean_cvar        2.67; planner 2.61
     homeostasis      -0.022 [-0.034, -0.012]
     cvar,stockless   tau .1: -1.06, .25: 0.40, .5: 2.47, 1: 3.94: without the stock the tail is lost, the mean is not
-    target,stockless -3 and 3 are hit, too: in a world without chance whose rewards can be had until the end, an agent
+    target,stockless -3 and 3 are hit, too: in an environment without chance whose rewards can be had until the end, an
+    agent
                      that forgets what it got can put all of it off to the last steps
 A value above the planner's is the draw of the 512 episodes, which all seeds share: its standard error is about 0.1.
 
@@ -46,10 +47,10 @@ ONLY = {f"target_{target}": "trained and evaluated for this target alone" for ta
 ONLY |= dict.fromkeys(tail_objectives("cvar", LEVELS), "trained and evaluated for this share alone")
 VARIANTS = {
     "target": "a given return, no more and no less (the default)",
-    "cvar": "the mean of the worst share of the returns, in a slippery world",
+    "cvar": "the mean of the worst share of the returns, in a slippery environment",
     "optimistic_cvar": "the mean of the best share of the returns",
     "mean_cvar": "half the mean, half the mean of the worst quarter",
-    "homeostasis": "of one number, which is a target return: a stock that stays near 0, whatever the world adds",
+    "homeostasis": "of one number, which is a target return: a stock that stays near 0, whatever the environment adds",
     "stockless": "for comparison: greedy for the functional of the return to come, without stock",
     **ONLY,
     "smoke": "seconds: a few iterations of a small batch",

@@ -5,7 +5,7 @@ JMLR 26(185)). It starts, trains and resumes on a CPU; a result takes millions o
 here. Needs the extra ``atari``.
 
 Command:
-    python -m experiments.run eta_pong
+    sagax run eta_pong
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The DQN family on Breakout by MinAtar's rules, inside jit, through a convolution. No rows of it are committed yet.
 
 Command:
-    python -m experiments.run iqn_breakout[:dqn,double,...] --seeds=5
-    python -m experiments.summary iqn_breakout --metric=return --threshold=10
+    sagax run iqn_breakout[:dqn,double,...] --seeds=5
+    sagax summary iqn_breakout --metric=return --threshold=10
 """
 
 from __future__ import annotations

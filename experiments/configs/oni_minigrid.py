@@ -6,11 +6,11 @@ up the yellow key"). A scripted annotator stands in for the language model, DELA
 behind any endpoint that speaks OpenAI's protocol.
 
 Command:
-    python -m experiments.run oni_minigrid:MODEL,DELAY,TASK --seeds=5
-    python -m experiments.run oni_minigrid:MODEL,partial --seeds=5
-    python -m experiments.summary oni_minigrid --results --metric=train/success --threshold=0.5
-    python -m experiments.ratings runs/oni_minigrid/MODEL,partial --append --out=results/oni_minigrid_ratings.jsonl
-    SAGAX_ANNOTATOR_URL=http://localhost:8000/v1 SAGAX_ANNOTATOR_MODEL=NAME python -m experiments.run oni_minigrid:http
+    sagax run oni_minigrid:MODEL,DELAY,TASK --seeds=5
+    sagax run oni_minigrid:MODEL,partial --seeds=5
+    sagax summary oni_minigrid --results --metric=train/success --threshold=0.5
+    sagax ratings runs/oni_minigrid/MODEL,partial --append --out=results/oni_minigrid_ratings.jsonl
+    SAGAX_ANNOTATOR_URL=http://localhost:8000/v1 SAGAX_ANNOTATOR_MODEL=NAME sagax run oni_minigrid:http
 
 The extra text installs MiniGrid. With http, SAGAX_ANNOTATOR_KEY is sent where it is set; labels are kept in
 annotations.jsonl in the run folder, or where annotator.cache says. The seeds of a run share that file and what may be
@@ -28,9 +28,9 @@ ranking pays nothing for opened doors, which the script likes least, with or wit
 (results/oni_minigrid_ratings.jsonl, notebooks/language_feedback.ipynb). Nothing was tuned.
 
 Time: 2 to 3 minutes a seed on one of two busy cores. Steps of the whole loop per second as a share of plain PPO's, by
-the clock and by processor time (``python -m experiments.benchmark minigrid``): retrieval 0.90 and 0.88, classification
+the clock and by processor time (``sagax benchmark minigrid``): retrieval 0.90 and 0.88, classification
 0.87 and 0.84, ranking 0.69 and 0.62. With an annotator that takes a second per reply 1.06 (0.81 to 1.39) of those with
-one that answers at once (``python -m experiments.benchmark annotator``).
+one that answers at once (``sagax benchmark annotator``).
 """
 
 from __future__ import annotations
@@ -97,9 +97,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data = {"kind": "unroll", "length": 128, "batch": 16, "group_size": 1}
     config.network.hidden = (64, 64)
     config.agent.update({"epochs": 4, "minibatches": 4, "learning_rate": 1e-3, "whiten": "batch"})
-    config.credit.env = entry("gae", discount=0.99, trace=0.95)
+    config.credit.env = entry("gae", discount=0.99, gae_lambda=0.95)
     if model != "ppo":
-        config.credit.language = entry("gae", "language", 0.4, discount=0.99, trace=0.95)
+        config.credit.language = entry("gae", "language", 0.4, discount=0.99, gae_lambda=0.95)
         config.rewards.language = {
             "kind": "language_feedback",
             "model": model,

@@ -4,8 +4,8 @@ Shows: table 1 of OPRL / iStar (arXiv 2509.19199), column VisualSokoban, with sm
 which credit learns 6x6 rooms with one box from sparse success alone, and with how many steps.
 
 Command:
-    python -m experiments.run oprl_sokoban:METHOD[,warm] --seeds=10
-    python -m experiments.summary oprl_sokoban --metric=success --threshold=0.8 --baseline=grpo
+    sagax run oprl_sokoban:METHOD[,warm] --seeds=10
+    sagax summary oprl_sokoban --metric=success --threshold=0.8 --baseline=grpo
 
 Expected, from scratch, 200 iterations (final success; thousand environment steps to 80 %; 95 % intervals; 30 seeds for
 ppo and ppo_residual, 10 for the others):
@@ -25,7 +25,7 @@ ppo and ppo_residual, 10 for the others):
 On RGB: see notebooks/oprl.ipynb.
 
 Tuned alike, on other seeds (rows in results/oprl_sokoban_tuning.jsonl; the warm start uses the same values):
-    python -m experiments.sweep oprl_sokoban:METHOD --seeds=2 --first-seed=100 --config.iterations=80 --rank=auc
+    sagax sweep oprl_sokoban:METHOD --seeds=2 --first-seed=100 --config.iterations=80 --rank=auc
     (on RGB METHOD,visual with --sweep.agent.learning_rate=0.0005,0.001,0.002)
 
 Time: 10 seeds side by side took 1 to 3 minutes on 2 cores that did other work, too.
@@ -102,7 +102,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.agent.learning_rate, config.agent.entropy_weight = TUNED[method]
     _credit(config, method)
     if start == "warm":
-        config.warm_start.rooms = 64
+        config.warm_start.demonstrations = 64
         config.warm_start.steps = 75
     if "visual" in tokens:
         config.environment.observation = "rgb"
@@ -123,11 +123,11 @@ def _credit(config: ConfigDict, method: str) -> None:
         "drgrpo": entry("group_outcome", baseline="mean", scale="none"),
         "rloo": entry("group_outcome", baseline="leave_one_out", scale="none"),
         "reinforce_pp": entry("whitened_return", discount=1.0),
-        "ppo": entry("gae", discount=0.99, trace=0.95),
+        "ppo": entry("gae", discount=0.99, gae_lambda=0.95),
         "oprl_released": entry("group_outcome", baseline="leave_one_out", scale="none"),
         "oprl_residual": entry("group_outcome", baseline="mean", scale="std"),
         "control_variate": entry("group_outcome", baseline="leave_one_out", scale="none"),
-        "ppo_residual": entry("gae", discount=0.99, trace=0.95),
+        "ppo_residual": entry("gae", discount=0.99, gae_lambda=0.95),
     }
     config.credit.env = outcome[method]
     if method in ("ppo", "ppo_residual"):

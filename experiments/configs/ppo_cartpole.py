@@ -1,8 +1,8 @@
-"""PPO on CartPole-v1: the host driver on gymnasium's own world, and the whole loop in jit on its functional twin.
+"""PPO on CartPole-v1: the host driver on gymnasium's own environment, and the whole loop in jit on its functional twin.
 
 Command:
-    python -m experiments.run ppo_cartpole[:native] --seeds=10
-    python -m experiments.summary ppo_cartpole --metric=return --threshold=475
+    sagax run ppo_cartpole[:native] --seeds=10
+    sagax summary ppo_cartpole --metric=return --threshold=475
 
 Expected, 10 seeds, greedy return on 32 episodes (95 % interval):
     host     500 [500, 500] after 100,352 steps; 475 first passed after 30 [22, 45] thousand
@@ -30,7 +30,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """The configuration of ``variant``; 100,352 environment steps on the host, 512,000 native."""
     tokens = [token for token in variant.split(",") if token]
     config = policy_gradient_config()
-    config.credit.env = entry("gae", discount=0.99, trace=0.95)
+    config.credit.env = entry("gae", discount=0.99, gae_lambda=0.95)
     config.network.hidden = (64, 64)
     config.agent.update({"epochs": 4, "minibatches": 4, "learning_rate": 2.5e-3, "anneal": True, "whiten": "minibatch"})
     config.evaluation = {"episodes": 32, "length": 500, "greedy": True, "metric": "return"}

@@ -1,8 +1,8 @@
 """PPO on Pendulum-v1: a continuous task, Gaussian or tanh-Gaussian actions, with its time limit bootstrapped.
 
 Command:
-    python -m experiments.run ppo_pendulum --seeds=10
-    python -m experiments.summary ppo_pendulum --metric=return --threshold=-250
+    sagax run ppo_pendulum --seeds=10
+    sagax summary ppo_pendulum --metric=return --threshold=-250
 
 Expected, 10 seeds, greedy return on 32 episodes (95 % interval): -183 [-184, -182] after 614,400 steps. Above -250 from
 the first or the second evaluation on, 54 [51, 62] thousand steps.
@@ -29,7 +29,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """The configuration of ``variant``; 614,400 environment steps."""
     tokens = [token for token in variant.split(",") if token]
     config = policy_gradient_config()
-    config.credit.env = entry("gae", discount=0.95, trace=0.95)
+    config.credit.env = entry("gae", discount=0.95, gae_lambda=0.95)
     config.rewards.env = {"kind": "scale", "channel": "env", "factor": 0.1}
     config.network.hidden = (64, 64)
     config.agent.update(

@@ -1,9 +1,9 @@
-"""The DQN family on LunarLander-v3 (extra box2d): quantiles of the return on a host world.
+"""The DQN family on LunarLander-v3 (extra box2d): quantiles of the return on a host environment.
 
 Command:
-    python -m experiments.run qrdqn_lunarlander[:dqn,double,...] --seeds=5
-    python -m experiments.peers qrdqn_lunarlander:sb3_dqn --peer-python=PYTHON --seeds=5     (sb3_qrdqn: sb3-contrib's)
-    python -m experiments.summary qrdqn_lunarlander --metric=return --threshold=200
+    sagax run qrdqn_lunarlander[:dqn,double,...] --seeds=5
+    sagax baselines qrdqn_lunarlander:sb3_dqn --baseline-python=PYTHON --seeds=5     (sb3_qrdqn: sb3-contrib's)
+    sagax summary qrdqn_lunarlander --metric=return --threshold=200
 
 Found, greedy return on 16 episodes over 102,400 steps, from results/qrdqn_lunarlander.jsonl (5 seeds, 95 % intervals):
                               at the end        area under the curve    thousand steps until 200 is passed
@@ -13,13 +13,13 @@ Found, greedy return on 16 episodes over 102,400 steps, from results/qrdqn_lunar
     sb3_qrdqn,32_quantiles    243 [197, 253]    105 [55, 134]           73, 4 of 5 seeds
 Until 200 is passed dqn takes 1.08 [0.00, 2.11] of the steps of sb3_dqn,tuned and qrdqn .74 of those of
 sb3_qrdqn,32_quantiles, with an interval that says nothing: a seed of either never gets there. 5 seeds show no
-difference in how fast ours and theirs learn; at the end dqn is ahead of its peer and qrdqn behind, with intervals that
-overlap.
+difference in how fast ours and theirs learn; at the end dqn is ahead of its baseline and qrdqn behind, with intervals
+that overlap.
 
 Tuned on other seeds (rows in results/qrdqn_lunarlander_tuning.jsonl): 4 points per method, of two learning rates, with
 and without 3-step returns, by the area under the curve,
-    python -m experiments.sweep qrdqn_lunarlander[:dqn] --seeds=2 --first-seed=100 --rank=auc
-    python -m experiments.peers qrdqn_lunarlander:PEER --peer-python=PYTHON --sweep --seeds=2 --first-seed=100
+    sagax sweep qrdqn_lunarlander[:dqn] --seeds=2 --first-seed=100 --rank=auc
+    sagax baselines qrdqn_lunarlander:BASELINE --baseline-python=PYTHON --sweep --seeds=2 --first-seed=100
 The best of ours is the same for both, a rate of 5e-4 with 3-step returns; of sb3_dqn a rate of 1.5e-3, with 3-step
 returns, too; of sb3_qrdqn,32_quantiles what is documented, a rate of 1.5e-3 with one-step returns.
 
@@ -36,8 +36,8 @@ VARIANTS = value_based_variants("qrdqn") | {"smoke": "seconds: a few iterations 
 REPRODUCES = "QR-DQN (Dabney et al., 2018), DQN, C51 and IQN on gymnasium LunarLander-v3: return above 200"
 # Learning rate and rows per segment: of 4 points, the best area under the curve of the return, for both methods.
 TUNED = (5e-4, 3)
-# What rl-baselines3-zoo documents as tuned for stable-baselines3 on this world (version 2 of it).
-PEERS = {
+# What rl-baselines3-zoo documents as tuned for stable-baselines3 on this environment (version 2 of it).
+BASELINES = {
     "sb3_dqn": {
         "learning_rate": 6.3e-4,
         "batch_size": 128,
@@ -68,10 +68,10 @@ PEERS = {
     },
 }
 # Of 4 points around what the zoo documents, the best on two other seeds.
-PEERS["sb3_dqn,tuned"] = PEERS["sb3_dqn"] | {"learning_rate": 1.5e-3, "n_steps": 3}
+BASELINES["sb3_dqn,tuned"] = BASELINES["sb3_dqn"] | {"learning_rate": 1.5e-3, "n_steps": 3}
 # As many quantiles as ours: a seed with 170 takes more than 100 minutes of one core, too much for a grid. Of 4 points
 # this one, with the documented rate, is the best.
-PEERS["sb3_qrdqn,32_quantiles"] = PEERS["sb3_qrdqn"] | {"n_quantiles": 32}
+BASELINES["sb3_qrdqn,32_quantiles"] = BASELINES["sb3_qrdqn"] | {"n_quantiles": 32}
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -103,6 +103,6 @@ def get_sweep() -> dict[str, list]:
     return {"agent.learning_rate": [5e-4, 1e-3], "agent.n_step": [1, 3]}
 
 
-def get_peer_sweep() -> dict[str, list]:
-    """The same for the peers: what the zoo documents for either of them, with and without n-step returns."""
+def get_baseline_sweep() -> dict[str, list]:
+    """The same for the baselines: what the zoo documents for either of them, with and without n-step returns."""
     return {"learning_rate": [6.3e-4, 1.5e-3], "n_steps": [1, 3]}

@@ -81,7 +81,7 @@ def test_masked_statistics_of_nothing_are_zero():
 
 
 def test_gae_by_hand(make_trajectory):
-    # discount = trace = 1/2; the second column is truncated, its final value 8 counts.
+    # discount = gae_lambda = 1/2; the second column is truncated, its final value 8 counts.
     trajectory = make_trajectory([[1, 2], [1, 2], [4]], truncated=[1])
     values = jnp.array([[0.5, 0.5, 1.0], [1.0, 1.0, 7.0]])
     next_values = jnp.array([[1.0, 1.0, 9.0], [8.0, 8.0, 9.0]])
@@ -97,7 +97,7 @@ def test_non_episodic_gae_flows_through_every_end(make_trajectory):
     trajectory = make_trajectory([[1, 1, 1]])
     trajectory = trajectory._replace(terminated=trajectory.terminated.at[0].set(True))
     values, next_values = jnp.array([[1.0], [2.0], [3.0]]), jnp.array([[100.0], [100.0], [4.0]])
-    # delta = 1 + .5 * (2, 3, 4) - (1, 2, 3) = (1, .5, 0); trace 1/2: A = (1.125, .5, 0).
+    # delta = 1 + .5 * (2, 3, 4) - (1, 2, 3) = (1, .5, 0); gae_lambda 1/2: A = (1.125, .5, 0).
     result = estimate(gae(0.5, 0.5, episodic=False), trajectory, 1, values, next_values)
     assert_columns(result.advantage, [[1.125, 0.5, 0.0]])
     episodic = estimate(gae(0.5, 0.5), trajectory, 1, values, next_values)
@@ -110,7 +110,7 @@ def test_non_episodic_gae_does_not_flow_back_out_of_the_padding(make_trajectory,
     trajectory = make_trajectory([[1, 1], [1] * (2 + padding)])
     values = jnp.full((2 + padding, 2), 4.0).at[:2, 0].set(jnp.array([2.0, 3.0]))
     result = estimate(gae(0.5, 0.5, episodic=False), trajectory, 1, values, values)
-    # delta = 1 + .5 * (3, 4) - (2, 3) = (.5, 0); trace 1/2: A = (.5, 0).
+    # delta = 1 + .5 * (3, 4) - (2, 3) = (.5, 0); gae_lambda 1/2: A = (.5, 0).
     assert_columns(result.advantage[:, :1], [[0.5, 0.0]])
 
 
@@ -388,7 +388,7 @@ def test_observation_hash_tells_positions_and_small_changes_apart():
 
 
 def tree_of_two_steps():
-    """Every trajectory of a world of two steps: probability, actions and states, and what they are worth.
+    """Every trajectory of an environment of two steps: probability, actions and states, and what they are worth.
 
     The first action leads to state 0 or 1 or ends the episode, by chance; a second action follows in states 0 and 1.
     """

@@ -253,7 +253,7 @@ def test_actions_as_features():
         [spaces.Discrete(3, start=5), spaces.Box(-1, 1, (2,), np.float32), spaces.MultiDiscrete([2, 2])]
     )
     action = (jnp.array([[2]]), jnp.array([[[0.5, 3.0]]]), jnp.array([[[1, 0]]]))
-    # Numbered from 0, clipped to what the world gets, one-hot part by part.
+    # Numbered from 0, clipped to what the environment gets, one-hot part by part.
     np.testing.assert_array_equal(action_features(space, action), [[[0, 0, 1, 0.5, 1, 0, 1, 1, 0]]])
     assert action_size(space) == 9
     for each in (spaces.Discrete(4), spaces.MultiBinary(3), spaces.Box(0, 1, (2, 2), np.float32)):

@@ -1,4 +1,4 @@
-"""Planned laws in worlds with a risk to avoid, against gymnasium's tables and against simulated episodes."""
+"""Planned laws in environments with a risk to avoid, against gymnasium's tables and against simulated episodes."""
 
 from functools import partial
 
@@ -12,21 +12,23 @@ from agents.functionals import cvar, quantile, target_return
 from agents.return_laws import StockGrid, lattice
 from envs.rollout import episodes
 from envs.stock import StockAugmented
-from envs.tabular import TabularWorld, from_gymnasium, gridworld, one_state
+from envs.tabular import TabularEnvironment, from_gymnasium, gridworld, one_state
 from envs.wrappers import TimeLimit
 from tests.agents.planned import lower_mean, start
 
 
 def simulated(model, plan, grid, stock, count, batches=1):
     """Returns of ``count * batches`` episodes of the plan's policy."""
-    world = StockAugmented(TimeLimit(TabularWorld(model), model.horizon), 1.0, stock, stock)
+    environment = StockAugmented(TimeLimit(TabularEnvironment(model), model.horizon), 1.0, stock, stock)
 
     def policy(carry, observation, key):
         seen = (observation[part] for part in ("steps", "observation", "stock"))
         return jax.vmap(partial(act, plan, grid))(*seen, jax.random.split(key, count)), carry, {}
 
     def run(key):
-        trajectory = episodes(world, policy, key, length=model.horizon, batch=count, group_size=1, initial_carry=())
+        trajectory = episodes(
+            environment, policy, key, length=model.horizon, batch=count, group_size=1, initial_carry=()
+        )
         return trajectory.rewards["env"].sum(0)
 
     return np.asarray(jax.jit(partial(jax.lax.map, run))(jax.random.split(jax.random.key(0), batches))).ravel()

@@ -89,7 +89,7 @@ def test_evaluation_and_its_bound(model, count):
         np.testing.assert_allclose(result.values, (policy * result.action_values).sum(-1), atol=1e-12)
 
 
-def test_known_worlds():
+def test_known_environments():
     cliff = value_iteration(from_gymnasium("CliffWalking-v1"), horizon=20)
     assert cliff.values[36] == -13
     taxi = from_gymnasium("Taxi-v4")

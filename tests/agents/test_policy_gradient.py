@@ -16,7 +16,7 @@ from agents.policy_gradient import policy_gradient
 from envs.probes import ObservationActionReward, TruncationProbe
 from envs.rollout import start_unroll, unroll
 from envs.types import EnvironmentSpec, Transition
-from experiments.learn import acting_policy, collect, initial_state, learn, run_chunk, start_rollout
+from experiments.training.learn import acting_policy, collect, initial_state, learn, run_chunk, start_rollout
 from rewards.base import chain
 
 KEY = jax.random.key(0)
@@ -201,7 +201,7 @@ STEPS = T * B
 VALUES = np.linspace(-1, 2, 2 * STEPS).astype(np.float32)
 
 
-def one_hot_world(limit):
+def one_hot_environment(limit):
     """Every observation, and every one that followed, is a one-hot vector of its own: its value is one weight."""
     observation = np.eye(2 * STEPS, dtype=np.float32)[:STEPS].reshape(T, B, -1)
     following = np.eye(2 * STEPS, dtype=np.float32)[STEPS:].reshape(T, B, -1)
@@ -217,7 +217,7 @@ def one_hot_world(limit):
     [("unroll", None, False), ("unroll", 6, False), ("unroll", 2, True), ("episodes", 6, False)],
 )
 def test_the_bootstrap_is_the_value_before_the_reset(kind, limit, shared):
-    spec, observation, following = one_hot_world(limit)
+    spec, observation, following = one_hot_environment(limit)
     terminated, truncated, mask = np.zeros((T, B), bool), np.zeros((T, B), bool), np.ones((T, B), np.float32)
     if kind == "unroll":
         # Truncated sooner and more often than the limit says: it is a bound on the length, not the length.
@@ -403,7 +403,7 @@ def test_acting_and_updating_compile_once():
 
 @pytest.fixture(scope="module")
 def small_run():
-    """A learner on ``ObservationActionReward``: the world, the agent, its start and jitted collect and learn."""
+    """A learner on ``ObservationActionReward``: the environment, the agent, its start and jitted collect and learn."""
     probe = ObservationActionReward()
     agent = policy_gradient(
         probe.spec,
@@ -426,10 +426,10 @@ def test_a_non_finite_update_is_undone_and_counted(small_run):
     second, _ = step(first, broken, 1)
     jax.tree.map(np.testing.assert_array_equal, second.agent, state.agent)
     assert (int(first.rejected), int(second.rejected)) == (1, 2)
-    assert metrics["sum/rejected"] == 1 and metrics["sum/non_finite_worlds"] == 1
+    assert metrics["sum/rejected"] == 1 and metrics["sum/non_finite_environments"] == 1
     assert all(np.isfinite(value) for name, value in metrics.items() if name.startswith("agent/"))
     third, metrics = step(second, trajectory, 2)
-    assert int(third.rejected) == 0 and metrics["sum/rejected"] == 0 and metrics["sum/non_finite_worlds"] == 0
+    assert int(third.rejected) == 0 and metrics["sum/rejected"] == 0 and metrics["sum/non_finite_environments"] == 0
     changed = jax.tree.map(lambda a, b: np.any(a != b), third.agent.params, state.agent.params)
     assert all(jax.tree.leaves(changed))
 

@@ -1,4 +1,4 @@
-"""The policy-gradient family learns: probe worlds whose values and best policies are known."""
+"""The policy-gradient family learns: probe environments whose values and best policies are known."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from agents.credit import Credit, Entry, gae, group_outcome, whitened_return
 from agents.networks import NetworkConfig
 from agents.policy_gradient import policy_gradient
 from envs import probes
-from experiments.learn import evaluate_episodes, initial_state, run_chunk, start_rollout
+from experiments.training.learn import evaluate_episodes, initial_state, run_chunk, start_rollout
 from rewards.base import chain
 
 # The runs take a tenth of a second; what costs is to compile them.

@@ -14,12 +14,12 @@ from envs.types import Transition
 
 KEY = jax.random.key(0)
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-WORLDS = 2
+ENVIRONMENTS = 2
 
 
 def rows(first, length, **extras):
-    """Transitions whose every part tells time and world: ``100 * world + time``."""
-    mark = first + np.arange(length)[:, None] + 100 * np.arange(WORLDS)
+    """Transitions whose every part tells time and environment: ``100 * environment + time``."""
+    mark = first + np.arange(length)[:, None] + 100 * np.arange(ENVIRONMENTS)
     flag = np.zeros(mark.shape, bool)
     return Transition(
         observation={"x": mark[..., None].astype(np.float64)},
@@ -38,7 +38,7 @@ def empty(capacity=14, **arguments):
     observation = {"x": jax.ShapeDtypeStruct((1,), jnp.float32)}
     action = jax.ShapeDtypeStruct((), jnp.int32)
     template = Transition(observation, action, {"env": number}, flag, flag, observation, number, {})
-    return replay_init(template, capacity=capacity, batch=WORLDS, **arguments)
+    return replay_init(template, capacity=capacity, batch=ENVIRONMENTS, **arguments)
 
 
 add = jit(replay_add)
@@ -53,7 +53,7 @@ def filled(*, unrolls, length=3, **arguments):
 
 
 def priorities(state):
-    return tree_weights(state.priority, jnp.arange(14)).reshape(7, WORLDS)
+    return tree_weights(state.priority, jnp.arange(14)).reshape(7, ENVIRONMENTS)
 
 
 # --- contents ------------------------------------------------------------------------------------------
@@ -77,16 +77,16 @@ def test_only_what_learning_needs_is_kept_in_the_types_of_the_template():
     assert kinds == (jnp.float32, jnp.int32, jnp.float32)
 
 
-def test_worlds_that_were_started_anew_cut_the_newest_row():
+def test_environments_that_were_started_anew_cut_the_newest_row():
     state = filled(unrolls=1)
-    going_on = np.zeros((3, WORLDS), bool)
+    going_on = np.zeros((3, ENVIRONMENTS), bool)
     anew = going_on.copy()
     anew[0, 1] = True
     assert not np.any(add(state, rows(3, 3, episode_start=going_on)).transitions.truncated)
     truncated = np.asarray(add(state, rows(3, 3, episode_start=anew)).transitions.truncated)
     assert truncated[2, 1] and truncated.sum() == 1
     # A row that terminated needs no other end.
-    ended = state._replace(transitions=state.transitions._replace(terminated=jnp.ones((7, WORLDS), bool)))
+    ended = state._replace(transitions=state.transitions._replace(terminated=jnp.ones((7, ENVIRONMENTS), bool)))
     assert not np.any(add(ended, rows(3, 3, episode_start=anew)).transitions.truncated)
 
 
@@ -113,7 +113,7 @@ def test_no_segment_crosses_the_write_head(unrolls, newest, prioritised):
 def test_segments_are_drawn_uniformly(prioritised):
     _, index, _ = sample(filled(unrolls=3, prioritised=prioritised), KEY, batch=20_000, length=2)
     counts = np.bincount(index, minlength=14)
-    # The newest row, 8, stands at row 1: two worlds of it cannot start a segment of two.
+    # The newest row, 8, stands at row 1: two environments of it cannot start a segment of two.
     assert list(counts[2:4]) == [0, 0]
     assert stats.chisquare(np.delete(counts, [2, 3])).pvalue > 0.01
 

@@ -17,14 +17,14 @@ def loop_return(rewards, ends, discount, bootstrap):
     return result
 
 
-def loop_advantage(rewards, values, next_values, terminated, ends, discount, trace):
+def loop_advantage(rewards, values, next_values, terminated, ends, discount, gae_lambda):
     result = np.zeros_like(rewards)
     for b in range(rewards.shape[1]):
         later = 0.0
         for t in reversed(range(rewards.shape[0])):
             behind = 0.0 if terminated[t, b] else next_values[t, b]
             delta = rewards[t, b] + discount * behind - values[t, b]
-            later = delta + (0.0 if ends[t, b] else discount * trace * later)
+            later = delta + (0.0 if ends[t, b] else discount * gae_lambda * later)
             result[t, b] = later
     return result
 
@@ -66,11 +66,11 @@ def test_generalised_advantage_by_hand():
     np.testing.assert_array_equal(advantage, [[1.25, 2.25], [1.0, 5.0], [3.5, 3.5]])
 
 
-@pytest.mark.parametrize("trace", [0.0, 0.95, 1.0])
-def test_generalised_advantage_is_the_loop(data, trace):
+@pytest.mark.parametrize("gae_lambda", [0.0, 0.95, 1.0])
+def test_generalised_advantage_is_the_loop(data, gae_lambda):
     rewards, values, next_values, terminated, ends = data
-    advantage = generalised_advantage(rewards, values, next_values, terminated, ends, 0.9, trace)
-    expected = loop_advantage(rewards, values, next_values, terminated, ends, 0.9, trace)
+    advantage = generalised_advantage(rewards, values, next_values, terminated, ends, 0.9, gae_lambda)
+    expected = loop_advantage(rewards, values, next_values, terminated, ends, 0.9, gae_lambda)
     np.testing.assert_allclose(advantage, expected, rtol=1e-5, atol=1e-5)
 
 

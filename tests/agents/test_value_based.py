@@ -30,7 +30,7 @@ SIZE, ACTIONS = 6, 2
 SPEC = EnvironmentSpec(spaces.Box(0, 1, (SIZE,), np.float32), spaces.Discrete(ACTIONS), 9, costs=("heat",))
 # Adam divides by |g| + epsilon: with a large one, and a rate as large, a first step is the gradient itself.
 AS_GRADIENT = {"learning_rate": 1e4, "adam_epsilon": 1e4, "max_gradient_norm": None}
-# One world and a buffer of one segment: what is sampled is known.
+# One environment and a buffer of one segment: what is sampled is known.
 
 
 def agent_of(spec=SPEC, *, n_step=1, **arguments):
@@ -49,7 +49,7 @@ def agent_of(spec=SPEC, *, n_step=1, **arguments):
 
 
 def trajectory_of(*, actions=(1,), rewards=(2.0,), terminated=(0,), truncated=(0,), mask=None, heat=None):
-    """One world that shows the unit vectors in turn: row t goes from t to t + 1."""
+    """One environment that shows the unit vectors in turn: row t goes from t to t + 1."""
     length = len(rewards)
     numbers = [rewards, np.ones(length) if mask is None else mask, np.zeros(length) if heat is None else heat]
     rewards, mask, heat = (np.asarray(x, np.float32)[:, None] for x in numbers)
@@ -202,12 +202,12 @@ def test_quantiles_by_hand():
 
 def test_tied_actions_are_mixed_in_the_target_of_a_functional():
     # Stock 0 everywhere and returns above 0: min(c + G, 0) is flat, and every action ties.
-    world = StockAugmented(ObservationActionReward(), 0.5, 0.0, 0.0)
-    spec = world.spec
+    environment = StockAugmented(ObservationActionReward(), 0.5, 0.0, 0.0)
+    spec = environment.spec
     network = return_network(spec, LINEAR, head="quantile", quantiles=2)
     params = jax.tree.map(jnp.zeros_like, network.init(KEY))
     params["head_advantage"]["bias"] = jnp.array([1.0, 3.0, 10.0, 20.0])
-    _, observation = world.reset(KEY)
+    _, observation = environment.reset(KEY)
     rows = jax.tree.map(lambda x: jnp.broadcast_to(x, (1, 1, *jnp.shape(x))), observation)
     number, flag = jnp.ones((1, 1)), jnp.zeros((1, 1), bool)
     trajectory = Transition(rows, jnp.zeros((1, 1), jnp.int32), {"env": number}, flag, flag, rows, number, {})
@@ -342,7 +342,7 @@ def frequencies(agent, params, greedy=False, first=0):
     return np.bincount(action, minlength=ACTIONS) / 4000
 
 
-def test_epsilon_falls_linearly_with_the_steps_of_the_world():
+def test_epsilon_falls_linearly_with_the_steps_of_the_environment():
     agent = agent_of(epsilon_start=0.8, epsilon_end=0.2, epsilon_steps=3.0)
     state = with_weights(agent, ONLINE, TARGET)
     standard_error = 0.5 / np.sqrt(4000)
@@ -433,20 +433,20 @@ def test_steps_are_counted_at_which_the_stock_is_outside_its_range():
     np.testing.assert_array_equal(outside_start(vector.spec, stock), [False, True, True])
 
 
-def test_edited_segments_are_those_of_the_world_from_another_start():
+def test_edited_segments_are_those_of_the_environment_from_another_start():
     # The networks' only input that differs is the stock, and both networks are its identity: target = r + c'.
-    world = StockAugmented(ObservationActionReward(), 0.5, -3.0, 1.0, start=0.0)
-    agent = agent_of(world.spec, stock_edits=400, batch_size=1, huber=100.0)
+    environment = StockAugmented(ObservationActionReward(), 0.5, -3.0, 1.0, start=0.0)
+    agent = agent_of(environment.spec, stock_edits=400, batch_size=1, huber=100.0)
     state = jit(agent.init)(KEY)
     params = jax.tree.map(jnp.zeros_like, state.target)
     # The encoder joins observation, stock and time.
     kernel = params["head_advantage"]["kernel"].at[1].set(1.0)
     params = {"head_advantage": {"bias": params["head_advantage"]["bias"], "kernel": kernel}}
     state = state._replace(params=state.params | {"online": params}, target=params)
-    rollout = start_unroll(world, KEY, 1, ())
+    rollout = start_unroll(environment, KEY, 1, ())
     policy = lambda carry, observation, key: (jnp.ones(1, jnp.int32), (), {})  # noqa: E731
-    _, trajectory = unroll(world, policy, rollout, KEY, length=1, initial_carry=())
-    # As if the world went on: a terminated step has no stock behind it.
+    _, trajectory = unroll(environment, policy, rollout, KEY, length=1, initial_carry=())
+    # As if the environment went on: a terminated step has no stock behind it.
     trajectory = trajectory._replace(terminated=jnp.zeros((1, 1), bool))
     _, metrics = jit(agent.update)(state, trajectory, KEY)
     reward = float(trajectory.rewards["env"][0, 0])
@@ -461,11 +461,11 @@ def test_edited_segments_are_those_of_the_world_from_another_start():
 FULL = {"double": True, "prioritised": True, "n_step": 2, "updates": 2, "batch_size": 4, "learning_starts": 4}
 
 
-def run_of(world, head, updates=3, **arguments):
+def run_of(environment, head, updates=3, **arguments):
     functional = None if head == "expected" else cvar(0.5)
     data = DataSpec("replay", 4, 2)
     agent = value_based(
-        world.spec,
+        environment.spec,
         data=data,
         network_config=NetworkConfig(hidden=(8,)),
         head=head,
@@ -480,12 +480,12 @@ def run_of(world, head, updates=3, **arguments):
     def step(carry, key):
         state, rollout = carry
         act = lambda carry, observation, key: agent.act(state.params, carry, observation, key)  # noqa: E731
-        rollout, trajectory = unroll(world, act, rollout, key, length=4, initial_carry=())
+        rollout, trajectory = unroll(environment, act, rollout, key, length=4, initial_carry=())
         state, metrics = agent.update(state, trajectory, key)
         return (state, rollout), metrics
 
     def run(key):
-        carry = (agent.init(key), start_unroll(world, key, 2, ()))
+        carry = (agent.init(key), start_unroll(environment, key, 2, ()))
         return jax.lax.scan(step, carry, jax.random.split(key, updates))
 
     return agent, run, step
@@ -556,8 +556,8 @@ def test_numbers_may_be_traced():
         ({"huber": 0.0}, "huber=0: head='expected' would lose nothing"),
         ({"capacity": 2, "n_step": 3}, "capacity=2 holds 2 rows of batch=1: expected at least 3 rows"),
         ({"learning_starts": 5}, "learning_starts=5: the buffer never holds more than 1 transitions"),
-        ({"stock_edits": 1}, "stock_edits=1: expected 0 but for a stock-augmented world"),
-        ({"stock_features": 4}, "stock_features=4: expected 0 but for a stock-augmented world"),
+        ({"stock_edits": 1}, "stock_edits=1: expected 0 but for a stock-augmented environment"),
+        ({"stock_features": 4}, "stock_features=4: expected 0 but for a stock-augmented environment"),
         ({"functional": expectation()}, "head='expected' predicts no law"),
         ({"functional": cvar(0.5), "head": "quantile"}, "depends on the stock"),
         ({"functional": exponential_utility(1.0), "head": "quantile"}, "not indifferent to discount=0.5"),
@@ -582,6 +582,6 @@ def test_actions_must_be_discrete_and_a_vector_stock_has_no_functional():
         agent_of(replace(ONE_STEP.spec, max_episode_steps=None), head="quantile", functional=square)
     with pytest.raises(ValueError, match="stock_edits=2: expected 0 but"):
         agent_of(ONE_STEP.spec, stock_edits=2, use_stock=False)
-    world = StockAugmented(ObservationActionReward(), 0.5, 0.0, 1.0, channels=("env",))
+    environment = StockAugmented(ObservationActionReward(), 0.5, 0.0, 1.0, channels=("env",))
     with pytest.raises(ValueError, match="the stock is a vector"):
-        agent_of(world.spec, head="quantile", functional=cvar(0.5))
+        agent_of(environment.spec, head="quantile", functional=cvar(0.5))

@@ -1,4 +1,4 @@
-"""The value-based family learns: probe worlds whose values are known, and a toy whose best risk is known."""
+"""The value-based family learns: probe environments whose values are known, and a toy whose best risk is known."""
 
 from functools import partial
 
@@ -14,8 +14,8 @@ from agents.return_networks import return_network, utilities
 from agents.value_based import value_based
 from envs import probes
 from envs.stock import StockAugmented
-from envs.tabular import TabularWorld, one_state
-from experiments.learn import evaluate_episodes, initial_state, run_chunk, start_rollout
+from envs.tabular import TabularEnvironment, one_state
+from experiments.training.learn import evaluate_episodes, initial_state, run_chunk, start_rollout
 from rewards.base import chain
 
 # The runs take a second; what costs is to compile them.
@@ -34,12 +34,12 @@ HEADS = {
 NETWORK_ARGUMENTS = ("head", "dueling", "quantiles", "atoms", "value_low", "value_high")
 
 
-def train(world, iterations, **arguments):
+def train(environment, iterations, **arguments):
     """``iterations`` of the whole loop in one jit; the agent, its network and the online parameters."""
     arguments = COMMON | LEARNING | arguments
-    agent = value_based(world.spec, data=DATA, **arguments)
+    agent = value_based(environment.spec, data=DATA, **arguments)
     network = return_network(
-        world.spec,
+        environment.spec,
         arguments["network_config"],
         **{name: value for name, value in arguments.items() if name in NETWORK_ARGUMENTS},
     )
@@ -47,18 +47,23 @@ def train(world, iterations, **arguments):
 
     @partial(jax.jit, compiler_options=FAST_COMPILE)
     def run(key):
-        state = start_rollout(world, agent, initial_state(agent, reward, key))
-        return run_chunk(world, agent, reward, state, 0, iterations=iterations)
+        state = start_rollout(environment, agent, initial_state(agent, reward, key))
+        return run_chunk(environment, agent, reward, state, 0, iterations=iterations)
 
     state, metrics = run(jax.random.key(0))
     assert metrics["sum/rejected"] == 0
     return agent, network, state.agent.params
 
 
-def greedy_return(world, agent, params, episodes=256):
+def greedy_return(environment, agent, params, episodes=256):
     evaluate = jax.jit(
         partial(
-            evaluate_episodes, world, agent, num_episodes=episodes, length=world.spec.max_episode_steps, greedy=True
+            evaluate_episodes,
+            environment,
+            agent,
+            num_episodes=episodes,
+            length=environment.spec.max_episode_steps,
+            greedy=True,
         ),
         compiler_options=FAST_COMPILE,
     )
@@ -105,7 +110,7 @@ def test_the_policy_looks(arguments):
 
 # Per step 1 for certain, or 4 or -1 with equal probability, or 10 or -1 with probabilities 1/5 and 4/5. Over two steps
 # the worst quarter of the returns is best with the certain 1 twice, CVaR 2 from the stock -2; the mean is 3 at best.
-TOY = TabularWorld(one_state([[(1.0, 1.0)], [(4.0, 0.5), (-1.0, 0.5)], [(10.0, 0.2), (-1.0, 0.8)]]), "one_hot")
+TOY = TabularEnvironment(one_state([[(1.0, 1.0)], [(4.0, 0.5), (-1.0, 0.5)], [(10.0, 0.2), (-1.0, 0.8)]]), "one_hot")
 RISK = {
     "head": "quantile",
     "quantiles": 16,

@@ -8,8 +8,8 @@ import pytest
 from envs.breakout import LEFT, RIGHT, STAY, Breakout, BreakoutState, observe
 from envs.types import Environment
 
-WORLD = Breakout(sticky=0.0)
-STEP = jax.jit(WORLD.step)
+ENVIRONMENT = Breakout(sticky=0.0)
+STEP = jax.jit(ENVIRONMENT.step)
 KEY = jax.random.key(0)
 
 
@@ -41,16 +41,16 @@ def one_brick(row, column):
 
 
 def test_it_is_an_environment():
-    assert isinstance(WORLD, Environment)
-    _, observation = WORLD.reset(KEY)
-    assert WORLD.spec.observation_space.contains(np.asarray(observation))
-    assert WORLD.spec.action_space.n == 3
+    assert isinstance(ENVIRONMENT, Environment)
+    _, observation = ENVIRONMENT.reset(KEY)
+    assert ENVIRONMENT.spec.observation_space.contains(np.asarray(observation))
+    assert ENVIRONMENT.spec.action_space.n == 3
 
 
 def test_a_game_starts_at_either_side():
     starts = set()
     for seed in range(16):
-        state, observation = WORLD.reset(jax.random.key(seed))
+        state, observation = ENVIRONMENT.reset(jax.random.key(seed))
         starts.add((*state.ball.tolist(), *state.velocity.tolist()))
         assert int(state.paddle) == 4 and np.array_equal(state.brick, wall())
         assert np.array_equal(observation, observe(state))

@@ -20,7 +20,7 @@ def test_an_unknown_name_comes_with_the_nearest_and_with_all():
     assert unknown("noise", "brown", ["none", "brownian"]) == (
         "unknown noise 'brown', did you mean 'brownian'? (known: none, brownian)"
     )
-    assert unknown("peer", "sb3", [], "of 'x'") == "unknown peer 'sb3' of 'x': none is known"
+    assert unknown("baseline", "sb3", [], "of 'x'") == "unknown baseline 'sb3' of 'x': none is known"
 
 
 def test_what_is_known_passes():

@@ -37,7 +37,7 @@ class TestWithEnvpool:
     def envpool(self):
         pytest.importorskip("envpool")
 
-    def test_is_a_vector_host_with_the_spec_of_its_world(self):
+    def test_is_a_vector_host_with_the_spec_of_its_environment(self):
         host = EnvPoolHost("CartPole-v1", 3, make_kwargs={"max_episode_steps": 7})
         assert isinstance(host, VectorHost)
         assert host.spec.max_episode_steps == 7 and host.num_envs == 3
@@ -59,21 +59,21 @@ class TestWithEnvpool:
             step = host.step(action)
             lengths += 1
             np.testing.assert_array_equal(step.reward, np.ones(4, np.float32))
-            for world in range(4):
+            for environment in range(4):
                 reference.reset()
-                reference.state = observation[world].astype(np.float64)
-                expected, _, fell, _, _ = reference.step(int(action[world]))
-                np.testing.assert_allclose(step.final_observation[world], expected, rtol=1e-4, atol=1e-5)
-                ended = step.terminated[world] or step.truncated[world]
-                assert ended == (fell or lengths[world] == 12)
-                assert not (step.terminated[world] and step.truncated[world])
-                seen["terminated"] += step.terminated[world]
-                seen["truncated"] += step.truncated[world]
+                reference.state = observation[environment].astype(np.float64)
+                expected, _, fell, _, _ = reference.step(int(action[environment]))
+                np.testing.assert_allclose(step.final_observation[environment], expected, rtol=1e-4, atol=1e-5)
+                ended = step.terminated[environment] or step.truncated[environment]
+                assert ended == (fell or lengths[environment] == 12)
+                assert not (step.terminated[environment] and step.truncated[environment])
+                seen["terminated"] += step.terminated[environment]
+                seen["truncated"] += step.truncated[environment]
                 if ended:
-                    assert np.abs(step.observation[world]).max() <= 0.05
-                    lengths[world] = 0
+                    assert np.abs(step.observation[environment]).max() <= 0.05
+                    lengths[environment] = 0
                 else:
-                    np.testing.assert_array_equal(step.observation[world], step.final_observation[world])
+                    np.testing.assert_array_equal(step.observation[environment], step.final_observation[environment])
             observation = step.observation
         assert min(seen.values()) > 0
 
@@ -99,7 +99,8 @@ class TestWithEnvpool:
             assert [step.truncated.tolist() for step in steps] == [[False, False]] * 9 + [[not known, True]]
             assert steps[-1].info["success"].tolist() == [1, 0]
             assert steps[-1].reward[0] == pytest.approx(1 + 10 - 0.1)
-            # World 0 ends with every box on its target; world 1 has pushed none, and a fresh level has none there.
+            # Environment 0 ends with every box on its target; environment 1 has pushed none, and a fresh level has
+            # none there.
             boxes_on_targets = [
                 (symbolic_observation(grid["grid"])[..., 1:3].sum(-1) == 2).sum((1, 2)).tolist()
                 for grid in (steps[-1].final_observation, steps[-1].observation)

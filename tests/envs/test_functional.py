@@ -1,4 +1,4 @@
-"""gymnasium's functional worlds against gymnasium's own environments of the same name."""
+"""gymnasium's functional environments against gymnasium's own environments of the same name."""
 
 import gymnasium
 import jax

@@ -1,4 +1,4 @@
-"""The gymnasium adapter on worlds whose every number is known."""
+"""The gymnasium adapter on environments whose every number is known."""
 
 import sys
 
@@ -31,7 +31,7 @@ class Counter(gymnasium.Env):
         bad = np.nan if self.steps == self.bad_step else 0.0
         observation = np.array([self.episode, self.steps + (bad if self.bad_part == "observation" else 0)], np.float32)
         reward = 10.0 * self.steps + (bad if self.bad_part == "reward" else 0)
-        # An integer in the first step, a fraction later, as worlds do.
+        # An integer in the first step, a fraction later, as environments do.
         cost = self.extra if self.steps > 1 else 0
         return observation, reward, bool(action == 1), False, {"cost": cost, "is_success": bool(action == 1)}
 
@@ -98,7 +98,7 @@ def assert_same(left, right):
         np.testing.assert_array_equal(left, right)
 
 
-def test_is_a_vector_host_with_the_spec_of_its_world():
+def test_is_a_vector_host_with_the_spec_of_its_environment():
     host = GymnasiumHost("CartPole-v1", 2)
     assert isinstance(host, VectorHost)
     assert host.num_envs == 2
@@ -118,7 +118,7 @@ def test_resets_in_the_same_step_with_the_real_final_observation():
     host = GymnasiumHost("sagax_test/Counter-v0", 3)
     np.testing.assert_array_equal(host.reset(0), [[100, 0]] * 3)
     first = host.step(np.array([0, 1, 0]))
-    # World 1 terminated: its observation is the next episode's first, its final one is the step's.
+    # Environment 1 terminated: its observation is the next episode's first, its final one is the step's.
     np.testing.assert_array_equal(first.observation, [[0, 1], [101, 0], [0, 1]])
     np.testing.assert_array_equal(first.final_observation, [[0, 1], [0, 1], [0, 1]])
     np.testing.assert_array_equal(first.terminated, [False, True, False])
@@ -129,7 +129,7 @@ def test_resets_in_the_same_step_with_the_real_final_observation():
     np.testing.assert_array_equal(second.observation, [[0, 2], [1, 1], [0, 2]])
     np.testing.assert_array_equal(second.final_observation, second.observation)
     host.step(np.array([0, 0, 0]))
-    # Worlds 0 and 2 reach the limit of 4 steps: out of time, and world 2 also ends by itself.
+    # Environments 0 and 2 reach the limit of 4 steps: out of time, and environment 2 also ends by itself.
     fourth = host.step(np.array([0, 0, 1]))
     np.testing.assert_array_equal(fourth.truncated, [True, False, True])
     np.testing.assert_array_equal(fourth.terminated, [False, False, True])
@@ -146,7 +146,8 @@ def test_success_and_costs_are_those_of_the_step_not_of_the_reset_after_it():
     first = host.step(np.array([1, 0]))
     np.testing.assert_array_equal(first.info["success"], np.array([1, 0], np.float32))
     np.testing.assert_array_equal(first.costs["damage"], np.array([0, 0], np.float32))
-    # World 0 is in the first step of its second episode and reports the integer 0, world 1 the fraction 0.5.
+    # Environment 0 is in the first step of its second episode and reports the integer 0, environment 1 the fraction
+    # 0.5.
     second = host.step(np.array([0, 0]))
     np.testing.assert_array_equal(second.info["success"], np.array([0, 0], np.float32))
     np.testing.assert_array_equal(second.costs["damage"], np.array([0, 0.5], np.float32))
@@ -173,7 +174,7 @@ def test_nested_spaces_round_trip():
     assert isinstance(start, dict) and isinstance(start["arms"], tuple)
     arms = (np.array([[0, 1], [1, 2]]), np.array([[0.5, -0.5], [0.25, 1]], np.float64))
     step = host.step({"move": np.array([0, 2]), "arms": arms})
-    # The space counts moves from 4; the second world's 6 ends its episode.
+    # The space counts moves from 4; the second environment's 6 ends its episode.
     np.testing.assert_array_equal(step.final_observation["move"], [4, 6])
     np.testing.assert_array_equal(step.final_observation["arms"][0], arms[0])
     np.testing.assert_array_equal(step.final_observation["arms"][1], arms[1])
@@ -219,12 +220,12 @@ def test_agrees_with_gymnasium_bit_for_bit():
 
 
 @pytest.mark.parametrize("part", ["observation", "reward"])
-def test_nan_names_world_step_and_part(part):
+def test_nan_names_environment_step_and_part(part):
     host = GymnasiumHost("sagax_test/Counter-v0", 3, make_kwargs={"bad_step": 3, "bad_part": part})
     host.reset(0)
     host.step(np.array([1, 0, 1]))
     host.step(np.array([0, 0, 0]))
-    with pytest.raises(NonFiniteEnvironmentError, match=rf"Counter-v0: world 1, step 3: {part}.* is nan"):
+    with pytest.raises(NonFiniteEnvironmentError, match=rf"Counter-v0: environment 1, step 3: {part}.* is nan"):
         host.step(np.array([0, 0, 0]))
 
 
@@ -232,7 +233,7 @@ def test_nan_in_a_final_observation_is_not_hidden_by_the_reset():
     host = GymnasiumHost("sagax_test/Counter-v0", 1, make_kwargs={"bad_step": 2})
     host.reset(0)
     host.step(np.array([0]))
-    with pytest.raises(NonFiniteEnvironmentError, match=r"world 0, step 2: final_observation\[1\] is nan"):
+    with pytest.raises(NonFiniteEnvironmentError, match=r"environment 0, step 2: final_observation\[1\] is nan"):
         host.step(np.array([1]))
 
 
@@ -288,7 +289,7 @@ def test_identifiers_of_other_packages_name_the_extra():
         GymnasiumHost("ALE/Pong-v5", 1)
 
 
-def test_worlds_of_one_seed_share_the_chance_of_their_steps():
+def test_environments_of_one_seed_share_the_chance_of_their_steps():
     host = GymnasiumHost("FrozenLake-v1", 3)
     host.reset([7, 7, 8])
     # Slippery ice: where a step leads is drawn.
@@ -335,7 +336,7 @@ def test_snapshot_refuses_what_it_cannot_keep():
     with pytest.raises(RuntimeError, match="before the first reset"):
         host.snapshot()
     host.reset(0)
-    with pytest.raises(ValueError, match=r"2 worlds of CartPole-v1, expected 3 of CartPole-v1"):
+    with pytest.raises(ValueError, match=r"2 environments of CartPole-v1, expected 3 of CartPole-v1"):
         GymnasiumHost("CartPole-v1", 3).restore(host.snapshot())
     with pytest.raises(ValueError, match=r"expected 2 of Pendulum-v1"):
         GymnasiumHost("Pendulum-v1", 2).restore(host.snapshot())
@@ -347,7 +348,7 @@ def test_snapshot_refuses_what_it_cannot_keep():
     assert with_lambda.snapshot() is None
 
 
-def test_worlds_that_pickle_only_their_arguments_have_no_snapshot():
+def test_environments_that_pickle_only_their_arguments_have_no_snapshot():
     pytest.importorskip("Box2D")
     host = GymnasiumHost("LunarLander-v3", 1)
     host.reset(0)
@@ -356,25 +357,25 @@ def test_worlds_that_pickle_only_their_arguments_have_no_snapshot():
     host.close()
 
 
-def test_asynchronous_worlds_return_the_same():
+def test_asynchronous_environments_return_the_same():
     kwargs = {"make_kwargs": {"max_episode_steps": 5}}
-    worlds = GymnasiumHost("CartPole-v1", 2, asynchronous=True, **kwargs)
+    environments = GymnasiumHost("CartPole-v1", 2, asynchronous=True, **kwargs)
     reference = GymnasiumHost("CartPole-v1", 2, **kwargs)
     try:
-        assert_same(worlds.reset(4), reference.reset(4))
+        assert_same(environments.reset(4), reference.reset(4))
         for t in range(12):
             action = np.array([t % 2, 0])
-            assert_same(tuple(worlds.step(action)), tuple(reference.step(action)))
-        assert worlds.snapshot() is None
+            assert_same(tuple(environments.step(action)), tuple(reference.step(action)))
+        assert environments.snapshot() is None
     finally:
-        worlds.close()
+        environments.close()
 
 
-def calls_of_a_step(worlds, num_envs):
+def calls_of_a_step(environments, num_envs):
     """Functions that Python calls in the third step, those written in C included, in which no episode ends."""
     actions, calls = np.arange(num_envs) % 2, 0
-    worlds.step(actions)
-    worlds.step(actions)
+    environments.step(actions)
+    environments.step(actions)
 
     def count(frame, event, argument):
         nonlocal calls
@@ -382,13 +383,13 @@ def calls_of_a_step(worlds, num_envs):
 
     sys.setprofile(count)
     try:
-        worlds.step(actions)
+        environments.step(actions)
     finally:
         sys.setprofile(None)
     return calls
 
 
-def test_the_adapter_costs_the_same_for_any_number_of_worlds():
+def test_the_adapter_costs_the_same_for_any_number_of_environments():
     """How much that is by the clock, is the benchmark's to say (its case ``host``)."""
     extra = {}
     for num_envs in (2, 64):

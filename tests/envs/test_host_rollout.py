@@ -1,4 +1,4 @@
-"""Rollouts of host worlds: what is kept of them."""
+"""Rollouts of host environments: what is kept of them."""
 
 import tracemalloc
 
@@ -9,13 +9,14 @@ import numpy as np
 from envs.host_rollout import episodes_host
 from envs.types import EnvironmentSpec, TimeStep
 
-IMAGE, WORLDS, LIMIT = (64, 64, 4), 4, 50
+IMAGE, ENVIRONMENTS, LIMIT = (64, 64, 4), 4, 50
 
 
 class Pictures:
-    """World i ends after ``10 (i + 1)`` steps, of which each pays its number, and shows another image in every one."""
+    """Environment i ends after ``10 (i + 1)`` steps, of which each pays its number, and shows another image in every
+    one."""
 
-    num_envs = WORLDS
+    num_envs = ENVIRONMENTS
     spec = EnvironmentSpec(gymnasium.spaces.Box(0, 255, IMAGE, np.uint8), gymnasium.spaces.Discrete(2))
 
     def reset(self, seed):
@@ -24,26 +25,28 @@ class Pictures:
 
     def step(self, action):
         self._clock += 1
-        image, none = self._image(), np.zeros(WORLDS, bool)
-        terminated = self._clock == 10 * (1 + np.arange(WORLDS))
-        return TimeStep(image, np.full(WORLDS, self._clock, np.float32), {}, {}, terminated, none, image, {})
+        image, none = self._image(), np.zeros(ENVIRONMENTS, bool)
+        terminated = self._clock == 10 * (1 + np.arange(ENVIRONMENTS))
+        return TimeStep(image, np.full(ENVIRONMENTS, self._clock, np.float32), {}, {}, terminated, none, image, {})
 
     def _image(self):
-        return self._generator.integers(256, size=(WORLDS, *IMAGE), dtype=np.uint8)
+        return self._generator.integers(256, size=(ENVIRONMENTS, *IMAGE), dtype=np.uint8)
 
 
 def roll(**arguments):
     def policy(params, carry, observation, key, t):
-        return np.full(WORLDS, t % 2), {"memory": carry["memory"] + 1}, {}
+        return np.full(ENVIRONMENTS, t % 2), {"memory": carry["memory"] + 1}, {}
 
-    carry = {"memory": np.zeros((WORLDS, 3), np.float32)}
-    settings = {"seeds": range(WORLDS), "group_size": 1, "length": LIMIT, "initial_carry": carry}
+    carry = {"memory": np.zeros((ENVIRONMENTS, 3), np.float32)}
+    settings = {"seeds": range(ENVIRONMENTS), "group_size": 1, "length": LIMIT, "initial_carry": carry}
     return episodes_host(Pictures(), policy, None, jax.random.key(0), **settings, **arguments)
 
 
 def test_statistics_need_no_observations():
     whole, lean = roll(), roll(observations=False)
-    assert whole.observation.shape == (LIMIT, WORLDS, *IMAGE) and whole.extras["carry"]["memory"].shape[0] == LIMIT
+    assert (
+        whole.observation.shape == (LIMIT, ENVIRONMENTS, *IMAGE) and whole.extras["carry"]["memory"].shape[0] == LIMIT
+    )
     assert lean.observation == lean.action == lean.next_observation == lean.extras["carry"] == ()
     whole.extras.pop("carry"), lean.extras.pop("carry")
     for name in ("rewards", "terminated", "truncated", "mask", "extras"):
@@ -52,11 +55,11 @@ def test_statistics_need_no_observations():
 
 def test_the_padding_repeats_the_final_observation():
     trajectory = roll()
-    for world in range(WORLDS):
-        end = 10 * (world + 1)
-        assert trajectory.mask[:, world].sum() == end and trajectory.terminated[end - 1, world]
-        final = trajectory.next_observation[end - 1, world]
-        assert all(np.array_equal(row, final) for row in trajectory.observation[end:, world])
+    for environment in range(ENVIRONMENTS):
+        end = 10 * (environment + 1)
+        assert trajectory.mask[:, environment].sum() == end and trajectory.terminated[end - 1, environment]
+        final = trajectory.next_observation[end - 1, environment]
+        assert all(np.array_equal(row, final) for row in trajectory.observation[end:, environment])
 
 
 def test_observations_that_nobody_wants_are_not_kept():
@@ -66,4 +69,4 @@ def test_observations_that_nobody_wants_are_not_kept():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     # A few steps of them, not fifty.
-    assert peak < LIMIT * WORLDS * np.prod(IMAGE) / 5
+    assert peak < LIMIT * ENVIRONMENTS * np.prod(IMAGE) / 5

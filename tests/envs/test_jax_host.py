@@ -1,4 +1,4 @@
-"""The host of pure worlds, against the same keys folded by hand."""
+"""The host of pure environments, against the same keys folded by hand."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -69,28 +69,28 @@ def test_is_a_vector_host(host):
     host.close()
 
 
-def test_keys_are_those_of_the_docstring_and_ended_worlds_alone_are_reset(host):
+def test_keys_are_those_of_the_docstring_and_ended_environments_alone_are_reset(host):
     environment = Drift()
     actions = np.array([[0, 0, 1], [0, 1, 0], [0, 0, 1], [1, 0, 0]])
     observation = host.reset(40)
     steps = [host.step(action) for action in actions]
-    for world in range(3):
-        world_key, episode, t = jax.random.key(40 + world), 0, 0
-        episode_key = jax.random.fold_in(world_key, 0)
+    for environment in range(3):
+        environment_key, episode, t = jax.random.key(40 + environment), 0, 0
+        episode_key = jax.random.fold_in(environment_key, 0)
         state, expected = environment.reset(jax.random.fold_in(episode_key, 0))
-        np.testing.assert_array_equal(observation[world], expected)
-        for action, step in zip(actions[:, world], steps, strict=True):
+        np.testing.assert_array_equal(observation[environment], expected)
+        for action, step in zip(actions[:, environment], steps, strict=True):
             state, expected = environment.step(jax.random.fold_in(episode_key, t + 1), state, action)
             t += 1
-            np.testing.assert_allclose(step.final_observation[world], expected.observation, rtol=1e-6)
-            np.testing.assert_allclose(step.reward[world], expected.reward, rtol=1e-6)
-            assert step.terminated[world] == (action == 1) == bool(step.info["success"][world])
+            np.testing.assert_allclose(step.final_observation[environment], expected.observation, rtol=1e-6)
+            np.testing.assert_allclose(step.reward[environment], expected.reward, rtol=1e-6)
+            assert step.terminated[environment] == (action == 1) == bool(step.info["success"][environment])
             following = expected.observation
             if action == 1:
                 episode, t = episode + 1, 0
-                episode_key = jax.random.fold_in(world_key, episode)
+                episode_key = jax.random.fold_in(environment_key, episode)
                 state, following = environment.reset(jax.random.fold_in(episode_key, 0))
-            np.testing.assert_allclose(step.observation[world], following, rtol=1e-6)
+            np.testing.assert_allclose(step.observation[environment], following, rtol=1e-6)
 
 
 def test_returns_numpy(host):
@@ -112,7 +112,7 @@ def test_truncation_is_not_termination_and_keeps_the_final_observation():
     np.testing.assert_array_equal(second.final_observation[1], second.observation[1])
 
 
-def test_a_sequence_seeds_each_world_and_worlds_do_not_depend_on_each_other(host):
+def test_a_sequence_seeds_each_environment_and_environments_do_not_depend_on_each_other(host):
     by_integer = host.reset(5)
     np.testing.assert_array_equal(host.reset([7, 6, 5]), by_integer[::-1])
     host.reset(5)
@@ -161,8 +161,10 @@ def test_bad_arguments_name_what_was_expected(host):
             other.restore(host.snapshot())
 
 
-def test_nan_names_world_step_and_part(host):
+def test_nan_names_environment_step_and_part(host):
     host.reset(0)
     host.step(np.array([0, 0, 0]))
-    with pytest.raises(NonFiniteEnvironmentError, match=r"Drift\(width=1\): world 1, step 2: observation\[0\] is nan"):
+    with pytest.raises(
+        NonFiniteEnvironmentError, match=r"Drift\(width=1\): environment 1, step 2: observation\[0\] is nan"
+    ):
         host.step(np.array([0, 2, 0]))

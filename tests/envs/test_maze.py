@@ -33,7 +33,7 @@ KEY = jax.random.key(0)
 BATCH, LENGTH = 64, 500
 FREE = {(row, column) for row, line in enumerate(MAP) for column, symbol in enumerate(line) if symbol != "#"}
 WALL, FLOOR, BLOCK, TRACKER, NOISE = range(5)
-# Few worlds, each of which shows several things: most of the time of this file is compiling.
+# Few environments, each of which shows several things: most of the time of this file is compiling.
 PLAIN = Maze(sticky=0.1, reward="trackers")
 BROWNIAN = Maze(noise="brownian")
 PIXEL = Maze(noise="pixel", sticky=0.1, pixel_probability=0.4)
@@ -55,17 +55,17 @@ class Run(NamedTuple):
 
 
 @functools.cache
-def player(world):
-    """Random actions in ``BATCH`` worlds, compiled."""
+def player(environment):
+    """Random actions in ``BATCH`` environments, compiled."""
 
     def play(key):
         def step(state, t):
             chosen = jax.random.randint(jax.random.fold_in(key, 2 * t), (BATCH,), 0, 5)
             keys = jax.random.split(jax.random.fold_in(key, 2 * t + 1), BATCH)
-            state, timestep = jax.vmap(world.step)(keys, state, chosen)
+            state, timestep = jax.vmap(environment.step)(keys, state, chosen)
             return state, (state, timestep.observation, chosen, timestep.reward, timestep.info)
 
-        state, first = jax.vmap(world.reset)(jax.random.split(jax.random.fold_in(key, 10**6), BATCH))
+        state, first = jax.vmap(environment.reset)(jax.random.split(jax.random.fold_in(key, 10**6), BATCH))
         _, (states, frames, *rest) = jax.lax.scan(step, state, jnp.arange(LENGTH))
         states = jax.tree.map(lambda one, many: jnp.concatenate([one[None], many]), state, states)
         return Run(states, jnp.concatenate([first[None], frames]), *rest)
@@ -73,8 +73,8 @@ def player(world):
     return compiled(play)
 
 
-def fresh_run(world, seed=1):
-    return jax.device_get(player(world)(jax.random.key(seed)))
+def fresh_run(environment, seed=1):
+    return jax.device_get(player(environment)(jax.random.key(seed)))
 
 
 run = functools.cache(fresh_run)
@@ -197,27 +197,31 @@ def test_every_corridor_can_be_passed_in_time_from_every_phase(number):
 def test_dynamics_views_coverage_and_trackers_agree_with_a_plain_simulator():
     played = run(PLAIN)
     trackers = []
-    # The world that got furthest, and the one that got least far.
-    for world in np.argsort(played.info["trackers"][-1], stable=True)[[-1, 0]]:
+    # The environment that got furthest, and the one that got least far.
+    for environment in np.argsort(played.info["trackers"][-1], stable=True)[[-1, 0]]:
         simulator = Simulator()
         cells, moving, views, covered, reached = [simulator.cell], [simulator.blocks()], [simulator.view()], [], [0]
-        for action in played.states.action[1:, world].tolist():
+        for action in played.states.action[1:, environment].tolist():
             simulator.step(action)
             cells.append(simulator.cell)
             moving.append(simulator.blocks())
             views.append(simulator.view())
             covered.append(len(simulator.visited))
             reached.append(simulator.reached)
-        states, frames = jax.tree.map(lambda leaf, world=world: leaf[:, world], (played.states, played.frames))
+        states, frames = jax.tree.map(
+            lambda leaf, environment=environment: leaf[:, environment], (played.states, played.frames)
+        )
         np.testing.assert_array_equal(states.cell, cells)
         np.testing.assert_array_equal(blocks(states), moving)
         np.testing.assert_array_equal(frames[..., :NOISE], np.array(views)[..., None] == np.arange(NOISE))
         assert not frames[..., NOISE].any()
-        np.testing.assert_allclose(played.info["coverage"][:, world], np.array(covered) / len(FREE), rtol=1e-6)
-        np.testing.assert_array_equal(played.info["trackers"][:, world], reached[1:])
+        np.testing.assert_allclose(played.info["coverage"][:, environment], np.array(covered) / len(FREE), rtol=1e-6)
+        np.testing.assert_array_equal(played.info["trackers"][:, environment], reached[1:])
         for number in (1, 2, 3, 4):
-            np.testing.assert_array_equal(played.info[f"tracker_{number}"][:, world], np.array(reached[1:]) >= number)
-        np.testing.assert_array_equal(played.rewards[:, world], np.diff(reached))
+            np.testing.assert_array_equal(
+                played.info[f"tracker_{number}"][:, environment], np.array(reached[1:]) >= number
+            )
+        np.testing.assert_array_equal(played.rewards[:, environment], np.diff(reached))
         np.testing.assert_array_equal(np.argwhere(unpacked(states.visited[-1])), sorted(simulator.visited))
         np.testing.assert_array_equal(np.argwhere(unpacked(states.visited[0])), [START])
         trackers.append(simulator.reached)
@@ -240,9 +244,9 @@ def test_the_blocks_stand_in_the_way():
 
 def test_a_walk_past_all_four_trackers():
     """Towards one corner of the way after the other, as the crow flies; a block ahead is waited for."""
-    world = Maze(reward="trackers")
-    step = compiled(world.step)
-    state, _ = compiled(world.reset)(KEY)
+    environment = Maze(reward="trackers")
+    step = compiled(environment.step)
+    state, _ = compiled(environment.reset)(KEY)
     route, timesteps, cells = [(3, 1), (3, 13), (13, 13), (13, 1)], [], [tuple(START)]
     while route and len(timesteps) < 80:
         down, right = np.sign(np.subtract(route[0], cells[-1])).tolist()
@@ -279,7 +283,7 @@ def test_brownian_blocks():
         assert where.sum() > 50_000
         for way, probability in ways.items():
             assert within((change[where] == way).sum(), where.sum(), probability)
-    # Blocks of one world move independently, and those of two worlds too.
+    # Blocks of one environment move independently, and those of two environments too.
     moved = change[:, :, :] != 0
     assert abs(np.corrcoef(moved.reshape(-1, 9).T)[~np.eye(9, dtype=bool)]).max() < 0.05
     assert abs(np.corrcoef(moved[:, :, 0].T)[~np.eye(BATCH, dtype=bool)]).max() < 0.35
@@ -340,16 +344,16 @@ def test_noise_changes_what_it_says_and_nothing_else():
     assert not run(BROWNIAN).frames[..., NOISE].any()
 
 
-@pytest.mark.parametrize("world", [BROWNIAN, PIXEL], ids=["brownian", "pixel"])
-def test_one_key_one_course(world):
-    first, again, other = run(world), fresh_run(world), fresh_run(world, seed=2)
+@pytest.mark.parametrize("environment", [BROWNIAN, PIXEL], ids=["brownian", "pixel"])
+def test_one_key_one_course(environment):
+    first, again, other = run(environment), fresh_run(environment), fresh_run(environment, seed=2)
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert not np.array_equal(first.frames, other.frames)
-    # A world does not depend on its batch.
+    # An environment does not depend on its batch.
     key = jax.random.key(1)
     keys = jax.random.split(jax.random.fold_in(key, 1), BATCH)
     state = jax.tree.map(lambda leaf: leaf[0, 3], first.states)
-    _, timestep = compiled(world.step)(keys[3], state, first.actions[0, 3])
+    _, timestep = compiled(environment.step)(keys[3], state, first.actions[0, 3])
     np.testing.assert_array_equal(timestep.observation, first.frames[1, 3])
 
 
@@ -359,11 +363,11 @@ def random_policy(carry, observation, key):
 
 @pytest.fixture(scope="module")
 def trajectory():
-    world = TimeLimit(Maze(noise="brownian", report_cell=True), 30)
+    environment = TimeLimit(Maze(noise="brownian", report_cell=True), 30)
 
     def collect(key):
-        state = start_unroll(world, key, 8, ())
-        return unroll(world, random_policy, state, key, length=70, initial_carry=())[1]
+        state = start_unroll(environment, key, 8, ())
+        return unroll(environment, random_policy, state, key, length=70, initial_carry=())[1]
 
     return jax.device_get(compiled(collect)(KEY))
 

@@ -63,7 +63,7 @@ class TestWithMiniGrid:
     def minigrid(self):
         return pytest.importorskip("minigrid")
 
-    def test_is_a_vector_host_with_the_spec_of_its_world(self):
+    def test_is_a_vector_host_with_the_spec_of_its_environment(self):
         host = MiniGridHost(3)
         assert isinstance(host, VectorHost) and host.num_envs == 3
         assert host.spec.max_episode_steps == 270 and host.spec.info == ("success",)
@@ -88,7 +88,7 @@ class TestWithMiniGrid:
 
     @pytest.mark.parametrize("task", TASKS)
     def test_plays_the_game_of_minigrid(self, task):
-        """Against the bare worlds, through resets; messages, noise and the image's form change nothing else."""
+        """Against the bare environments, through resets; messages, noise and the image's form change nothing else."""
         plain = MiniGridHost(2, task=task, image="integers", max_episode_steps=40)
         adorned = MiniGridHost(2, task=task, messages=True, noise="pixel", max_episode_steps=40)
         references = [gymnasium.make(TASKS[task], max_steps=40).unwrapped for _ in range(2)]
@@ -118,8 +118,8 @@ class TestWithMiniGrid:
             observation, one_hot = step.observation, other.observation
         assert ends >= 4
 
-    def world(self, task, **kwargs):
-        """One world with its messages, and where in its grid the first thing of each type is."""
+    def environment(self, task, **kwargs):
+        """One environment with its messages, and where in its grid the first thing of each type is."""
         env = _Events(gymnasium.make(TASKS[task], **kwargs))
         env.reset(seed=3)
         grid = env.unwrapped.grid
@@ -147,7 +147,7 @@ class TestWithMiniGrid:
         return decode_message(observation["message"])
 
     def test_events_of_keys_doors_and_the_goal(self):
-        env, places = self.world("DoorKey-8x8")
+        env, places = self.environment("DoorKey-8x8")
         assert self.act(env, TOGGLE, places["door"]) == "The yellow door is locked"
         assert self.act(env, FORWARD) == ""
         assert self.act(env, TOGGLE, places["key"]) == ""
@@ -164,18 +164,18 @@ class TestWithMiniGrid:
         assert self.last == (True, False, True)
 
     def test_events_of_success_and_failure(self):
-        env, places = self.world("KeyCorridorS3R3")
+        env, places = self.environment("KeyCorridorS3R3")
         colour = env.unwrapped.grid.get(*places["ball"]).color
         assert self.act(env, PICK_UP, places["ball"]) == f"You picked up the {colour} ball"
         assert self.last == (True, False, True)
-        env, places = self.world("Dynamic-Obstacles-8x8")
+        env, places = self.environment("Dynamic-Obstacles-8x8")
         env.unwrapped.agent_pos, env.unwrapped.agent_dir = (1, 1), 2
         assert self.act(env, FORWARD) == "You ran into the grey wall"
         assert self.last == (True, False, False)
 
     def test_events_of_boxes_and_lava(self):
-        things = importlib.import_module("minigrid.core.world_object")
-        env, _ = self.world("DoorKey-8x8")
+        things = importlib.import_module("minigrid.core.environment_object")
+        env, _ = self.environment("DoorKey-8x8")
         bare = env.unwrapped
         bare.agent_pos, bare.agent_dir = (1, 1), 0
         bare.grid.set(2, 1, things.Box("red", things.Key("blue")))
@@ -187,16 +187,16 @@ class TestWithMiniGrid:
 
     def test_an_end_in_the_last_step_is_terminated_not_truncated(self):
         for task, action, thing in (("DoorKey-8x8", FORWARD, "goal"), ("KeyCorridorS3R3", PICK_UP, "ball")):
-            env, places = self.world(task, max_steps=2)
+            env, places = self.environment(task, max_steps=2)
             self.act(env, DONE)
             assert self.last == (False, False, False)
             self.act(env, action, places[thing])
             assert self.last == (True, False, True)
-        env, _ = self.world("DoorKey-8x8", max_steps=1)
+        env, _ = self.environment("DoorKey-8x8", max_steps=1)
         self.act(env, DONE)
         assert self.last == (False, True, False)
 
-    def test_the_message_is_that_of_the_step_although_the_world_was_reset(self):
+    def test_the_message_is_that_of_the_step_although_the_environment_was_reset(self):
         host = MiniGridHost(4, task="Dynamic-Obstacles-8x8", messages=True)
         host.reset(0)
         seen = set()
@@ -223,7 +223,7 @@ class TestWithMiniGrid:
             assert abs(shown.sum() - 0.4 * shown.size) < 5 * (0.4 * 0.6 * shown.size) ** 0.5
         bits = layers[shown]
         assert abs(bits.mean() - 0.5) < 5 * 0.5 / bits.size**0.5
-        assert len(np.unique(bits, axis=0)) == len(bits), "no two frames or worlds share their noise"
+        assert len(np.unique(bits, axis=0)) == len(bits), "no two frames or environments share their noise"
         assert_same(host.reset(0)["image"][..., 20], layers[0])
 
     def test_noise_on_demand_needs_an_action_for_it(self):
@@ -246,7 +246,7 @@ class TestWithMiniGrid:
         assert_same(other.restore(snapshot), last.observation)
         for action in actions[20:]:
             assert_same(tuple(other.step(action)), tuple(host.step(action)))
-        with pytest.raises(ValueError, match=r"3 worlds of MiniGrid-KeyCorridorS3R3-v0, expected 2 of"):
+        with pytest.raises(ValueError, match=r"3 environments of MiniGrid-KeyCorridorS3R3-v0, expected 2 of"):
             MiniGridHost(2).restore(snapshot)
 
     def test_a_trajectory_holds_the_messages_and_its_statistics_leave_them_out(self):

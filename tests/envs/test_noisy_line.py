@@ -1,4 +1,4 @@
-"""The noisy line: its table, entropies and least errors by hand, and the world that is drawn from it."""
+"""The noisy line: its table, entropies and least errors by hand, and the environment that is drawn from it."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 
 from envs.noisy_line import LEFT, NO_OP, RIGHT, least_squared_error, next_state_entropy, noisy_line, transition
 from envs.rollout import episodes
-from envs.tabular import TabularWorld, from_outcomes, validated
+from envs.tabular import TabularEnvironment, from_outcomes, validated
 from envs.wrappers import TimeLimit
 
 
@@ -76,15 +76,15 @@ def test_certain_bits_are_no_noise():
     assert transition(noisy_line(1, 3, noise="always", probability=1.0))[0, NO_OP, 7] == 1
 
 
-def test_the_world_draws_what_the_table_says():
+def test_the_environment_draws_what_the_table_says():
     model = noisy_line(3, 1, noise="at_end", probability=0.3, horizon=400)
-    world = TimeLimit(TabularWorld(model), model.horizon)
+    environment = TimeLimit(TabularEnvironment(model), model.horizon)
 
     def to_the_right(carry, observation, key):
         return jnp.full(observation.shape[0], RIGHT, jnp.int32), carry, {}
 
     def collect(key):
-        return episodes(world, to_the_right, key, length=400, batch=16, group_size=1, initial_carry=())
+        return episodes(environment, to_the_right, key, length=400, batch=16, group_size=1, initial_carry=())
 
     trajectory = jax.jit(collect, compiler_options={"xla_backend_optimization_level": 0})(jax.random.key(0))
     np.testing.assert_array_equal(trajectory.observation[:2], np.array([[0], [2]]) * np.ones((2, 16), int))
@@ -111,6 +111,6 @@ def test_bad_arguments(arguments, error, message):
         noisy_line(**arguments)
 
 
-def test_features_of_another_world_are_refused():
+def test_features_of_another_environment_are_refused():
     with pytest.raises(ValueError, match=r"features has shape \(5, 5\), expected \(10, d\)"):
         least_squared_error(noisy_line(5, 1), np.eye(5))

@@ -1,4 +1,4 @@
-"""Rollouts of pure worlds against plain Python bookkeeping."""
+"""Rollouts of pure environments against plain Python bookkeeping."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ class CounterState(NamedTuple):
 
 @dataclass(frozen=True)
 class Counter:
-    """Counts its steps; the start decides the length (2 to 4) and whether a clock or the world ends the episode.
+    """Counts its steps; the start decides the length (2 to 4) and whether a clock or the environment ends the episode.
 
     The observation is ``[identity, steps]``, and beside it the words of the key of the reset. The reward is
     ``identity + 10 steps + action``, with ``info`` and the other channels made of what the step got. A step
@@ -155,7 +155,7 @@ def test_an_unroll_goes_on_where_the_last_one_stopped(started):
     check_bookkeeping(both, state)
 
 
-def test_channels_are_named_after_what_the_world_returns(unrolled):
+def test_channels_are_named_after_what_the_environment_returns(unrolled):
     rewards = unrolled[1].rewards
     assert set(rewards) == {"env", "cost/c", "objective/o"}
     np.testing.assert_allclose(rewards["cost/c"], 2 * rewards["env"])
@@ -165,7 +165,7 @@ def test_channels_are_named_after_what_the_world_returns(unrolled):
 def test_the_policy_sees_the_observation_and_its_extras_are_kept(unrolled):
     _, trajectory = unrolled
     np.testing.assert_array_equal(trajectory.extras["seen"], trajectory.observation["count"])
-    # Actions are kept as the policy drew them, although the world got them clipped.
+    # Actions are kept as the policy drew them, although the environment got them clipped.
     assert np.abs(trajectory.action).max() > 1
 
 
@@ -196,7 +196,7 @@ def test_a_pool_is_used_in_turn_and_then_its_last_again(started, start_states):
         pool += starts[:start_states]
         check_ends += len(starts)
     assert check_ends == int((trajectory.terminated | trajectory.truncated).sum())
-    # No two worlds share a start state.
+    # No two environments share a start state.
     assert len(set(pool)) == len(pool)
 
 
@@ -252,7 +252,7 @@ def test_episodes_are_masked_after_their_end(whole):
                 tr.next_observation["count"][t, b], np.float32([identity, min(t + 1, length)])
             )
         assert tr.extras["episode_length"][length - 1, b] == length
-        # The world stands still in the padding: it is not stepped beyond its end.
+        # The environment stands still in the padding: it is not stepped beyond its end.
         np.testing.assert_array_equal(tr.extras["info"]["steps"][:, b], np.minimum(np.arange(3) + 1, length))
     np.testing.assert_array_equal(tr.extras["episode_start"], np.arange(3)[:, None].repeat(BATCH, 1) == 0)
     # The lengths 2 and 3 both occur, or nothing above was tested.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from envs.spaces import as_batch, check_finite, from_indices, leaves, validate_supported, world_seeds
+from envs.spaces import as_batch, check_finite, environment_seeds, from_indices, leaves, validate_supported
 from envs.types import NonFiniteEnvironmentError, UnsupportedSpaceError
 
 NESTED = spaces.Dict(
@@ -67,19 +67,20 @@ def test_from_indices_adds_the_start_of_discrete_parts_only():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_check_finite_names_world_step_part_and_value(value):
+def test_check_finite_names_environment_step_part_and_value(value):
     batch = {"position": np.zeros((4, 3), np.float32), "count": np.zeros(4, np.int64)}
-    check_finite("World-v0", 9, observation=batch, reward=np.zeros(4, np.float32))
+    check_finite("Environment-v0", 9, observation=batch, reward=np.zeros(4, np.float32))
     batch["position"][2, 1] = value
     with pytest.raises(
-        NonFiniteEnvironmentError, match=rf"World-v0: world 2, step 9: observation\['position'\]\[1\] is {value}"
+        NonFiniteEnvironmentError,
+        match=rf"Environment-v0: environment 2, step 9: observation\['position'\]\[1\] is {value}",
     ):
-        check_finite("World-v0", 9, observation=batch)
+        check_finite("Environment-v0", 9, observation=batch)
 
 
-def test_world_seeds():
-    assert world_seeds(7, 3) == [7, 8, 9]
-    assert world_seeds(np.int64(7), 2) == [7, 8]
-    assert world_seeds((4, 1), 2) == [4, 1]
+def test_environment_seeds():
+    assert environment_seeds(7, 3) == [7, 8, 9]
+    assert environment_seeds(np.int64(7), 2) == [7, 8]
+    assert environment_seeds((4, 1), 2) == [4, 1]
     with pytest.raises(ValueError, match="got 3 seeds, expected 2"):
-        world_seeds([1, 2, 3], 2)
+        environment_seeds([1, 2, 3], 2)

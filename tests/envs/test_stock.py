@@ -1,4 +1,4 @@
-"""The stock: its identity along a path, other start stocks, ends and resets, pure worlds and hosts."""
+"""The stock: its identity along a path, other start stocks, ends and resets, pure environments and hosts."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -110,14 +110,14 @@ def test_vector_stocks_get_another_start_per_component():
 
 
 def test_start_stocks_are_uniform_and_the_key_names_the_same_start_state():
-    world = StockAugmented(LIMITED, DISCOUNT, (-2.0, 0.0), (3.0, 1.0), channels=("env", "objective/left"))
-    _, observation = jit(jax.vmap(world.reset))(jax.random.split(KEY, 4000))
+    environment = StockAugmented(LIMITED, DISCOUNT, (-2.0, 0.0), (3.0, 1.0), channels=("env", "objective/left"))
+    _, observation = jit(jax.vmap(environment.reset))(jax.random.split(KEY, 4000))
     start = np.asarray(observation["start_stock"])
     assert (start.min(axis=0) >= [-2, 0]).all() and (start.max(axis=0) <= [3, 1]).all()
     # Mean of a uniform: four standard errors.
     np.testing.assert_allclose(start.mean(axis=0), [0.5, 0.5], atol=4 * 5 / np.sqrt(12 * 4000))
     inside, _ = LIMITED.reset(KEY)
-    assert jax.tree.all(jax.tree.map(jnp.array_equal, world.reset(KEY)[0].environment, inside))
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, environment.reset(KEY)[0].environment, inside))
 
 
 def test_a_horizon_terminates_and_a_time_limit_truncates():
@@ -131,23 +131,27 @@ def test_a_horizon_terminates_and_a_time_limit_truncates():
 
 
 def test_spec():
-    world = StockAugmented(LIMITED, DISCOUNT, -2, 3, horizon=4)
-    space = world.spec.observation_space
-    assert isinstance(world, Environment) and is_augmented(space) and not is_augmented(LIMITED.spec.observation_space)
-    assert set(visible(space).spaces) == {"observation", "stock", "time"} == set(visible(world.reset(KEY)[1]))
+    environment = StockAugmented(LIMITED, DISCOUNT, -2, 3, horizon=4)
+    space = environment.spec.observation_space
+    assert (
+        isinstance(environment, Environment)
+        and is_augmented(space)
+        and not is_augmented(LIMITED.spec.observation_space)
+    )
+    assert set(visible(space).spaces) == {"observation", "stock", "time"} == set(visible(environment.reset(KEY)[1]))
     assert space["start_stock"] == spaces.Box(-2, 3, (), np.float32)
-    assert world.spec.max_episode_steps == 4 and StockAugmented(LIMITED, 1, 0, 0).spec.max_episode_steps == 5
-    template = jax.tree.map(lambda x: (x.shape, x.dtype), world.spec.observation_template())
-    assert template == jax.tree.map(lambda x: (x.shape, x.dtype), world.reset(KEY)[1])
+    assert environment.spec.max_episode_steps == 4 and StockAugmented(LIMITED, 1, 0, 0).spec.max_episode_steps == 5
+    template = jax.tree.map(lambda x: (x.shape, x.dtype), environment.spec.observation_template())
+    assert template == jax.tree.map(lambda x: (x.shape, x.dtype), environment.reset(KEY)[1])
     endless = StockAugmented(Payments(), DISCOUNT, -2, 3)
     assert "time" not in endless.spec.observation_space.spaces and "time" not in endless.reset(KEY)[1]
 
 
 def test_an_episode_starts_at_a_given_stock_even_a_traced_one():
-    world = StockAugmented(LIMITED, DISCOUNT, -2, 3)
+    environment = StockAugmented(LIMITED, DISCOUNT, -2, 3)
     fixed = path(StockAugmented(LIMITED, DISCOUNT, -2, 3, start=0.5))
-    traced = jit(lambda stock: unrolled(StartingAt(world, stock)))(0.5)
-    assert isinstance(StartingAt(world, 0.5), Environment)
+    traced = jit(lambda stock: unrolled(StartingAt(environment, stock)))(0.5)
+    assert isinstance(StartingAt(environment, 0.5), Environment)
     for one, other in zip(jax.tree.leaves(traced), jax.tree.leaves(fixed), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
@@ -161,12 +165,12 @@ def host(**arguments):
 
 @pytest.mark.parametrize("channels", ["env", ("objective/left", "env")])
 def test_a_host_keeps_the_same_stock(channels):
-    worlds = host(channels=channels)
-    before = worlds.reset(7)
-    template = jax.tree.map(lambda x: ((3, *x.shape), x.dtype), worlds.spec.observation_template())
+    environments = host(channels=channels)
+    before = environments.reset(7)
+    template = jax.tree.map(lambda x: ((3, *x.shape), x.dtype), environments.spec.observation_template())
     assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == template
     for t in range(7):
-        step = worlds.step(np.array([0, 1, 1]))
+        step = environments.step(np.array([0, 1, 1]))
         rewards = {"env": step.reward, "objective/left": step.objectives["left"]}
         paid = rewards["env"] if channels == "env" else np.stack([rewards[name] for name in channels], axis=-1)
         final = step.final_observation
@@ -184,26 +188,26 @@ def test_a_host_keeps_the_same_stock(channels):
 
 
 def test_a_host_continues_from_its_snapshot_and_repeats_from_its_seed():
-    worlds, other = host(), host()
-    first = worlds.reset(3)
+    environments, other = host(), host()
+    first = environments.reset(3)
     action = np.zeros(3, np.int32)
-    worlds.step(action)
-    snapshot = worlds.snapshot()
-    expected = [worlds.step(action).observation for _ in range(6)]
+    environments.step(action)
+    snapshot = environments.snapshot()
+    expected = [environments.step(action).observation for _ in range(6)]
     other.reset(99)
     other.restore(snapshot)
     found = [other.step(action).observation for _ in range(6)]
     assert all(map(np.array_equal, jax.tree.leaves(found), jax.tree.leaves(expected)))
     assert all(map(np.array_equal, jax.tree.leaves(other.reset(3)), jax.tree.leaves(first)))
     np.testing.assert_array_equal(host(start=1.5).reset(3)["stock"], [1.5] * 3)
-    # A world's stock depends on its own seed.
+    # An environment's stock depends on its own seed.
     np.testing.assert_array_equal(other.reset([5, 3, 3])["stock"][1:], [first["stock"][0]] * 2)
 
 
 def test_a_hosts_time_limit_can_be_the_horizon():
-    worlds = host(horizon=5)
-    worlds.reset(3)
-    steps = [worlds.step(np.zeros(3, np.int32)) for _ in range(6)]
+    environments = host(horizon=5)
+    environments.reset(3)
+    steps = [environments.step(np.zeros(3, np.int32)) for _ in range(6)]
     np.testing.assert_array_equal([step.terminated[0] for step in steps], [0, 0, 0, 0, 1, 0])
     assert not any(step.truncated.any() for step in steps)
     with pytest.raises(ValueError, match="horizon=4: expected the host's time limit 5"):
@@ -217,8 +221,11 @@ def test_a_hosts_time_limit_can_be_the_horizon():
         ({"discount": 1.5}, "discount=1.5: expected above 0"),
         ({"low": 4.0}, "low=4.0, high=3.0: expected finite numbers with low <= high"),
         ({"horizon": 0}, "horizon=0: expected at least 1"),
-        ({"horizon": 6}, "horizon=6: the world inside is cut after 5 steps: expected that at most, or None"),
-        ({"channels": "objective/lft"}, "unknown channel 'objective/lft' of the world, did you mean 'objective/left'"),
+        ({"horizon": 6}, "horizon=6: the environment inside is cut after 5 steps: expected that at most, or None"),
+        (
+            {"channels": "objective/lft"},
+            "unknown channel 'objective/lft' of the environment, did you mean 'objective/left'",
+        ),
         ({"channels": ()}, "expected a name"),
         ({"low": (1.0, 2.0)}, r"low=\(1.0, 2.0\): expected a number or one for each of the channels"),
     ],
@@ -228,7 +235,7 @@ def test_refusals(arguments, message):
         StockAugmented(**({"environment": LIMITED, "discount": 0.9, "low": -2.0, "high": 3.0} | arguments))
 
 
-def test_not_started_or_not_a_world():
+def test_not_started_or_not_an_environment():
     with pytest.raises(RuntimeError, match="call reset first"):
         host().step(np.zeros(3, np.int32))
     with pytest.raises(TypeError, match="expected an Environment"):

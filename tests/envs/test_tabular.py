@@ -1,4 +1,5 @@
-"""Known models: what they refuse, what they read from gymnasium, and that a world samples what its model says."""
+"""Known models: what they refuse, what they read from gymnasium, and that an environment samples what its model
+says."""
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,8 @@ import pytest
 from envs.rollout import episodes
 from envs.tabular import (
     LAYOUTS,
+    TabularEnvironment,
     TabularModel,
-    TabularWorld,
     from_dense,
     from_gymnasium,
     from_outcomes,
@@ -155,7 +156,7 @@ def test_gridworld_layouts_and_refusals():
         gridworld(["G#"])
 
 
-def test_a_world_draws_what_its_model_says():
+def test_an_environment_draws_what_its_model_says():
     model = TabularModel(
         probability=np.array([[[0.2, 0.5, 0.3, 0.0]], [[1.0, 0.0, 0.0, 0.0]]]),
         next_state=np.array([[[0, 1, 1, 0]], [[1, 0, 0, 0]]]),
@@ -163,12 +164,12 @@ def test_a_world_draws_what_its_model_says():
         terminated=np.array([[[False, False, True, False]], [[False] * 4]]),
         initial=np.array([0.75, 0.25]),
     )
-    world = TabularWorld(model)
+    environment = TabularEnvironment(model)
     keys = jax.random.split(jax.random.key(0), 20_000)
-    starts, observations = jax.jit(jax.vmap(world.reset))(keys)
+    starts, observations = jax.jit(jax.vmap(environment.reset))(keys)
     assert (starts == observations).all()
     assert abs(float(starts.mean()) - 0.25) < 0.02
-    step = jax.jit(jax.vmap(world.step, in_axes=(0, None, None)))
+    step = jax.jit(jax.vmap(environment.step, in_axes=(0, None, None)))
     following, timestep = step(keys, jnp.int32(0), jnp.int32(0))
     for reward, share, ends in ((1, 0.2, False), (2, 0.5, False), (3, 0.3, True)):
         chosen = np.asarray(timestep.reward) == reward
@@ -181,26 +182,26 @@ def test_a_world_draws_what_its_model_says():
 
 def test_spec_observation_and_objectives():
     model = one_state([[((1.0, -2.0), 1.0)], [((0.0, 5.0), 1.0)]], horizon=4)
-    world = TabularWorld(model, "one_hot")
-    assert isinstance(world, Environment)
-    assert world.spec.objectives == ("0", "1") and world.spec.max_episode_steps is None
-    assert world.spec.observation_space.shape == (1,) and world.spec.action_space.n == 2
-    state, observation = world.reset(jax.random.key(0))
+    environment = TabularEnvironment(model, "one_hot")
+    assert isinstance(environment, Environment)
+    assert environment.spec.objectives == ("0", "1") and environment.spec.max_episode_steps is None
+    assert environment.spec.observation_space.shape == (1,) and environment.spec.action_space.n == 2
+    state, observation = environment.reset(jax.random.key(0))
     assert observation.tolist() == [1.0]
-    _, timestep = world.step(jax.random.key(0), state, jnp.int32(1))
+    _, timestep = environment.step(jax.random.key(0), state, jnp.int32(1))
     assert timestep.reward == 0.0 and timestep.objectives["1"] == 5.0
-    assert TabularWorld(model).spec.observation_space.n == 1
+    assert TabularEnvironment(model).spec.observation_space.n == 1
     with pytest.raises(ValueError, match=r"unknown observation 'one-hot'.*one_hot"):
-        TabularWorld(model, "one-hot")
+        TabularEnvironment(model, "one-hot")
 
 
 def test_a_rollout_with_the_time_limit(coin):
-    world = TimeLimit(TabularWorld(coin), coin.horizon)
+    environment = TimeLimit(TabularEnvironment(coin), coin.horizon)
 
     def policy(carry, observation, key):
         return jnp.zeros(observation.shape[0], jnp.int32), carry, {}
 
-    run = jax.jit(lambda key: episodes(world, policy, key, length=5, batch=4, group_size=1, initial_carry=()))
+    run = jax.jit(lambda key: episodes(environment, policy, key, length=5, batch=4, group_size=1, initial_carry=()))
     trajectory = run(jax.random.key(0))
     np.testing.assert_array_equal(trajectory.mask.sum(0), 3)
     assert trajectory.truncated[2].all() and not trajectory.terminated.any()

@@ -4,9 +4,11 @@ from functools import partial
 
 import pytest
 
-from experiments import registry, train
-from experiments.drivers import HostDriver, HostPrograms, ScanDriver
-from experiments.train import PROLONGABLE
+from experiments.assembly import registry
+from experiments.training import train
+from experiments.training.host_driver import HostDriver, HostPrograms
+from experiments.training.scan_driver import ScanDriver
+from experiments.training.train import PROLONGABLE
 from tests.experiments import corridor
 
 
@@ -21,15 +23,15 @@ def compiled_once(monkeypatch):
     """One set of compiled programs for all runs of one configuration; what holds state is made anew for each."""
     made = {}
 
-    def shared(config, world, members, members_per_program=None, folder=None, sweep=False):
+    def shared(config, source, members, members_per_program=None, folder=None, sweep=False):
         assert not sweep
         identity = registry.fingerprint(config, PROLONGABLE), tuple(member.seed for member in members)
-        if identity not in made and world.environment is None:
-            made[identity] = HostPrograms(config, world.spec, {})
+        if identity not in made and source.pure is None:
+            made[identity] = HostPrograms(config, source.spec, {})
         elif identity not in made:
-            made[identity] = ScanDriver(config, world, members)
-        if world.environment is None:
-            return [partial(HostDriver, config, world, member, folder, made[identity]) for member in members]
+            made[identity] = ScanDriver(config, source, members)
+        if source.pure is None:
+            return [partial(HostDriver, config, source, member, folder, made[identity]) for member in members]
         # It holds no state but its compiled programs.
         return [lambda: made[identity]]
 

@@ -1,4 +1,4 @@
-"""What the tests of the loop share: a tiny world, configurations on it that compile in seconds, comparisons."""
+"""What the tests of the loop share: a tiny environment, configurations on it that compile in seconds, comparisons."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from ml_collections import ConfigDict
 
 from envs.jax_host import JaxHost
 from envs.types import EnvironmentSpec, TimeStep
-from experiments import build, registry, results
-from experiments.checkpoint import Checkpoints
+from experiments.assembly import build, registry
+from experiments.assembly.members import Member
 from experiments.configs._common import entry, policy_gradient_config, value_based_config
 from experiments.configs.oprl_sokoban import process_reward
-from experiments.drivers import Member
+from experiments.rows import results
+from experiments.training.checkpoint import Checkpoints
 
 
 @dataclass(frozen=True)
 class Corridor:
     """Action 1 goes right, 0 left; two cells to the right is the goal, which pays 1. A clock ends it after ``limit``.
 
-    ``fixed`` starts every episode in the same cell, so that nothing in the world is random. The reward of step
+    ``fixed`` starts every episode in the same cell, so that nothing in the environment is random. The reward of step
     ``poison`` of an episode is NaN.
     """
 
@@ -64,10 +65,11 @@ class Corridor:
 
 
 def register(patch) -> None:
-    """Makes the worlds ``corridor`` and ``corridor_host`` known; ``patch`` is pytest's ``monkeypatch`` or alike."""
-    patch.setitem(build.PURE_WORLDS, "corridor", Corridor)
+    """Makes the environments ``corridor`` and ``corridor_host`` known; ``patch`` is pytest's ``monkeypatch`` or
+    alike."""
+    patch.setitem(build.PURE_ENVIRONMENTS, "corridor", Corridor)
     patch.setitem(
-        build.HOST_WORLDS, "corridor_host", lambda num_envs, **arguments: JaxHost(Corridor(**arguments), num_envs)
+        build.HOST_ENVIRONMENTS, "corridor_host", lambda num_envs, **arguments: JaxHost(Corridor(**arguments), num_envs)
     )
 
 
@@ -91,7 +93,7 @@ def without_critic() -> ConfigDict:
 def with_critic() -> ConfigDict:
     config = base()
     config.data = {"kind": "unroll", "length": 4, "batch": 8, "group_size": 1}
-    config.credit.env = entry("gae", discount=0.9, trace=0.9)
+    config.credit.env = entry("gae", discount=0.9, gae_lambda=0.9)
     return config
 
 

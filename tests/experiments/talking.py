@@ -1,4 +1,5 @@
-"""What the tests of annotation share: a tiny host world that says what happens, configurations on it, and messages."""
+"""What the tests of annotation share: a tiny host environment that says what happens, configurations on it, and
+messages."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from gymnasium import spaces
 from ml_collections import ConfigDict
 
 from envs.types import EnvironmentSpec, TimeStep
-from experiments import build
+from experiments.assembly import build
 from experiments.configs._common import entry
 from tests.experiments import corridor
 
@@ -84,8 +85,8 @@ def read(annotations) -> dict:
 
 
 def register(patch) -> None:
-    """Makes the world ``talking`` known; ``patch`` is pytest's ``monkeypatch``."""
-    patch.setitem(build.HOST_WORLDS, "talking", TalkingHost)
+    """Makes the environment ``talking`` known; ``patch`` is pytest's ``monkeypatch``."""
+    patch.setitem(build.HOST_ENVIRONMENTS, "talking", TalkingHost)
 
 
 def config_of(model: str = "retrieval", **annotator) -> ConfigDict:
@@ -93,7 +94,7 @@ def config_of(model: str = "retrieval", **annotator) -> ConfigDict:
     config = corridor.with_critic()
     config.environment = {"kind": "talking"}
     config.data.batch = 4
-    config.credit.language = entry("gae", "language", 0.5, discount=0.9, trace=0.9)
+    config.credit.language = entry("gae", "language", 0.5, discount=0.9, gae_lambda=0.9)
     config.rewards.language = {"kind": "language_feedback", "model": model, "capacity": 16, "bits": 6, "updates": 4}
     if model != "retrieval":
         shape = {"embedding_size": 4, "channels": 4, "kernels": (3,), "pools": (2,), "hidden": (), "batch_size": 4}

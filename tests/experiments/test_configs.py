@@ -8,17 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import learn, registry, results
-from experiments.build import build_parts, build_world
+from experiments.assembly import registry
+from experiments.assembly.build import build_environment, build_parts
+from experiments.assembly.checks import checked_environment
+from experiments.commands.list import main as list_main
+from experiments.commands.run import main
 from experiments.configs import _common, dqn_cartpole, oprl_sokoban
-from experiments.list import main as list_main
-from experiments.run import checked_world, main
-from experiments.sweep import ranking
+from experiments.rows import results
+from experiments.training import learn
+from experiments.training.sweeps import ranking
 
 NAMES = registry.names()
 VARIANTS = [f"{name}:{token}" for name in NAMES for token in ("", *registry.module_of(name).VARIANTS)]
 
-# What a world needs beside the core: a package, by the extra that installs it.
+# What an environment needs beside the core: a package, by the extra that installs it.
 NEEDED = {
     "qrdqn_lunarlander": ("Box2D", "box2d"),
     "eta_pong": ("ale_py", "atari"),
@@ -29,7 +32,7 @@ NEEDED = {
 
 
 @pytest.fixture(autouse=True)
-def packages_of_worlds(request):
+def packages_of_environments(request):
     """Skips what needs a package of an extra that is not there."""
     name = getattr(request.node, "callspec", None) and request.node.callspec.params.get("name", "")
     package, extra = NEEDED.get((name or "").partition(":")[0], (None, None))
@@ -40,10 +43,10 @@ def packages_of_worlds(request):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_builds(name):
     loaded = registry.load(name)
-    world = checked_world(loaded.config)
-    parts = build_parts(loaded.config, world.spec)
+    source = checked_environment(loaded.config)
+    parts = build_parts(loaded.config, source.spec)
     assert parts.agent.data.length == loaded.config.data.length
-    rooms = loaded.config.warm_start.rooms if "warm_start" in loaded.config else 0
+    rooms = loaded.config.warm_start.demonstrations if "warm_start" in loaded.config else 0
     assert (parts.warm_start is not None) == (rooms > 0)
     # A run writes it to the disk and reads it back.
     values = json.loads(json.dumps(registry.to_json_dict(loaded.config)))
@@ -78,7 +81,7 @@ def test_the_values_of_every_sweep_fit_the_configuration(name):
         for value in values:
             config = registry.apply_overrides(loaded.config, {key: value})
             assert registry.keys(config)[key] == value
-            checked_world(config)
+            checked_environment(config)
 
 
 def test_the_list_names_every_experiment(capsys):
@@ -108,8 +111,8 @@ METHOD_OVERRIDES = {"network.hidden": (8,), "data.batch": 16, "data.length": 5, 
 
 
 @pytest.fixture(scope="module")
-def world():
-    return build_world(registry.load("oprl_sokoban").config)
+def source():
+    return build_environment(registry.load("oprl_sokoban").config)
 
 
 def random_like(shape, name, generator):
@@ -128,12 +131,12 @@ def random_like(shape, name, generator):
 
 
 @pytest.mark.parametrize("method", oprl_sokoban.METHODS)
-def test_every_method_learns_from_mixed_outcomes(method, world):
+def test_every_method_learns_from_mixed_outcomes(method, source):
     config = registry.load(f"oprl_sokoban:{method},smoke").config
     config = registry.apply_overrides(config, METHOD_OVERRIDES)
-    agent, reward, _ = build_parts(config, world.spec)
+    agent, reward, _ = build_parts(config, source.spec)
     state = jax.jit(lambda key: learn.initial_state(agent, reward, key))(jax.random.key(0))
-    _, shapes = jax.eval_shape(lambda state: learn.collect(world.environment, agent, state, jnp.int32(0)), state)
+    _, shapes = jax.eval_shape(lambda state: learn.collect(source.pure, agent, state, jnp.int32(0)), state)
     generator = np.random.default_rng(zlib.crc32(method.encode()))
     trajectory = jax.tree_util.tree_map_with_path(
         lambda path, shape: random_like(shape, jax.tree_util.keystr(path), generator), shapes
@@ -189,11 +192,11 @@ def test_the_values_on_cartpole_are_the_best_of_the_committed_sweep(method):
     assert best_point("dqn_cartpole", method, "return", points=4) == expected
 
 
-@pytest.mark.parametrize("peer", ["sb3_dqn", "sb3_qrdqn"])
-def test_a_tuned_peer_on_cartpole_has_the_best_values_of_as_many_points(peer):
-    settings = dqn_cartpole.PEERS[f"{peer},tuned"]
+@pytest.mark.parametrize("baseline", ["sb3_dqn", "sb3_qrdqn"])
+def test_a_tuned_baseline_on_cartpole_has_the_best_values_of_as_many_points(baseline):
+    settings = dqn_cartpole.BASELINES[f"{baseline},tuned"]
     expected = f"learning_rate={settings['learning_rate']}+n_steps={settings['n_steps']}"
-    assert best_point("dqn_cartpole", peer, "return", points=4) == expected
+    assert best_point("dqn_cartpole", baseline, "return", points=4) == expected
 
 
 @pytest.mark.parametrize("method", ["hindsight", "explore", "rnd", "icm"])

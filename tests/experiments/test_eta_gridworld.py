@@ -8,10 +8,11 @@ from agents.distributional_planning import value_iteration
 from agents.functionals import FUNCTIONALS, initial_stock
 from agents.return_laws import StockGrid, lattice
 from envs.tabular import gridworld
-from experiments import registry, results
+from experiments.assembly import registry
 from experiments.configs.eta_gridworld import PROBLEMS, objectives
 from experiments.errors import UserError
-from experiments.statistics import interquartile_mean
+from experiments.rows import results
+from experiments.rows.statistics import interquartile_mean
 
 HORIZON = 16
 
@@ -30,7 +31,7 @@ def finals():
 
 
 def planned(problem, objectives):
-    """The best value of each objective on the problem's world, by the planner; the world."""
+    """The best value of each objective on the problem's environment, by the planner; the environment."""
     _, layout, slip, _ = PROBLEMS[problem]
     model = gridworld(layout, slip=slip)
     best = {}

@@ -84,7 +84,8 @@ def test_episodic_counts_restart_and_are_carried_by_hand():
 
 
 def reference(trajectories, name):
-    """Episodic bonuses of the last trajectory, world by world, step by step; ``name(observation)`` is hashable."""
+    """Episodic bonuses of the last trajectory, environment by environment, step by step; ``name(observation)`` is
+    hashable."""
     batch = trajectories[0].mask.shape[1]
     counts = [Counter() for _ in range(batch)]
     for trajectory in trajectories:
@@ -162,7 +163,11 @@ def test_counts_in_whole_episodes_leave_out_the_padding():
         (LINE, {"identify": "exactly"}, "unknown identify 'exactly' of count_bonus, did you mean 'exact'"),
         (LINE, {"bits": 0}, "bits=0: expected a number from 1 to 24"),
         (LINE, {"bits": 25}, "bits=25"),
-        (LINE, {"identify": "hash", "bits": 23, "episodic": True}, "8388608 counts for each of the 3 worlds.*bits=22"),
+        (
+            LINE,
+            {"identify": "hash", "bits": 23, "episodic": True},
+            "8388608 counts for each of the 3 environments.*bits=22",
+        ),
         (FLOATS, {}, "bounded integers, the observation has Box.*identify='hash'"),
         (EnvironmentSpec(spaces.MultiBinary(30), spaces.Discrete(2)), {}, r"2 \*\* 30.0 states"),
     ],

@@ -17,7 +17,7 @@ from agents.policy_gradient import policy_gradient
 from envs.probes import ChainRecall
 from envs.rollout import episodes
 from envs.types import EnvironmentSpec, Transition
-from experiments.learn import acting_policy
+from experiments.training.learn import acting_policy
 from rewards.implicit_prm import LOSSES, Rollouts, _take_groups, _take_kept_groups, implicit_prm
 
 KEY = jax.random.key(0)
@@ -26,10 +26,10 @@ jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 BETA = 0.3
 FEED_FORWARD, RECURRENT = NetworkConfig(hidden=(4,)), NetworkConfig(hidden=(), recurrent_size=3)
 
-# --- a small world with chance, and all its trajectories ----------------------------------------------
+# --- a small environment with chance, and all its trajectories ----------------------------------------------
 
 NUM_STATES, NUM_ACTIONS, LENGTH, END = 3, 2, 3, 2
-WORLD = EnvironmentSpec(spaces.Box(0, 1, (NUM_STATES,), np.float32), spaces.Discrete(NUM_ACTIONS), LENGTH)
+ENVIRONMENT = EnvironmentSpec(spaces.Box(0, 1, (NUM_STATES,), np.float32), spaces.Discrete(NUM_ACTIONS), LENGTH)
 _RNG = np.random.default_rng(0)
 BEHAVIOUR = _RNG.normal(size=(NUM_STATES, NUM_ACTIONS))
 # Where the action leads from states 0 and 1, by chance; state 2 is the end.
@@ -100,7 +100,7 @@ def probabilities(paths, logits=BEHAVIOUR):
 
 def make(data=None, **arguments):
     data = data or DataSpec("episodes", LENGTH, 4, 2)
-    return implicit_prm(WORLD, data=data, **({"network_config": FEED_FORWARD, "beta": BETA} | arguments))
+    return implicit_prm(ENVIRONMENT, data=data, **({"network_config": FEED_FORWARD, "beta": BETA} | arguments))
 
 
 def initial(transform):
@@ -203,7 +203,7 @@ def test_with_a_frozen_reference_the_identity_holds_under_the_reference():
 
 def model_outputs(params, config, scale=0.01):
     """What the model says of every state, ``[states, actions]``; feed-forward."""
-    net = network(WORLD.observation_space, {"policy": Head(NUM_ACTIONS, scale=scale)}, config)
+    net = network(ENVIRONMENT.observation_space, {"policy": Head(NUM_ACTIONS, scale=scale)}, config)
     return net.apply(params, jnp.eye(NUM_STATES)[None], (), None)[0]["policy"][0]
 
 
@@ -631,7 +631,7 @@ def test_a_part_of_the_groups_is_drawn_whole(four, replay):
     ids=["policy box", "residual box", "residual multi-discrete", "policy dict"],
 )
 def test_other_actions_are_scored_and_replayed(form, space):
-    spec, data = EnvironmentSpec(WORLD.observation_space, space, LENGTH), DataSpec("episodes", LENGTH, 4, 2)
+    spec, data = EnvironmentSpec(ENVIRONMENT.observation_space, space, LENGTH), DataSpec("episodes", LENGTH, 4, 2)
     transform = implicit_prm(spec, data=data, network_config=FEED_FORWARD, form=form, replay=2)
     agent = policy_gradient(
         spec, credit=Credit({"env": Entry("env", group_outcome())}), data=data, network_config=FEED_FORWARD
@@ -685,6 +685,6 @@ def test_bad_arguments_are_refused(arguments, message):
 
 
 def test_the_centred_form_needs_discrete_actions():
-    spec = EnvironmentSpec(WORLD.observation_space, spaces.Box(-1, 1, (1,), np.float32))
+    spec = EnvironmentSpec(ENVIRONMENT.observation_space, spaces.Box(-1, 1, (1,), np.float32))
     with pytest.raises(ValueError, match="form='centred' needs Discrete actions, got Box"):
         implicit_prm(spec, data=DataSpec("episodes", 3, 4, 2), form="centred")

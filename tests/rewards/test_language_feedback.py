@@ -103,7 +103,7 @@ def test_an_undone_update_keeps_what_was_said_and_not_what_was_learned():
     np.testing.assert_allclose(found[:, 0], [1 / 8, 1 / 27])
 
 
-def test_worlds_count_for_themselves_and_padding_does_not_count():
+def test_environments_count_for_themselves_and_padding_does_not_count():
     data = DataSpec("episodes", 3, 2)
     transform = language_feedback(SPEC, data=data, channel="told", beta=1.0)
     words = [["a", "a"], ["a", "b"], ["a", "a"]]
@@ -249,7 +249,11 @@ make = partial(language_feedback, data=DataSpec("unroll", 1, 1))
         (SPEC, {"data": DataSpec("replay", 1, 1)}, "data.kind='replay': a replay buffer keeps no messages"),
         (SPEC, {"capacity": 0}, "capacity=0: expected at least 1"),
         (SPEC, {"bits": 25}, "bits=25: expected a number from 1 to 24"),
-        (SPEC, {"bits": 22, "data": DataSpec("unroll", 1, 8)}, "4194304 counts for each of the 8 worlds.*bits=21"),
+        (
+            SPEC,
+            {"bits": 22, "data": DataSpec("unroll", 1, 8)},
+            "4194304 counts for each of the 8 environments.*bits=21",
+        ),
         (SPEC, {"model": "ranking", "kernels": (9, 9)}, r"kernels=\(9, 9\).*leave nothing of 16 characters"),
         (SPEC, {"model": "ranking", "kernels": (3,)}, "expected as many of both"),
         (SPEC, {"model": "ranking", "channels": 0}, "expected numbers of at least 1"),

@@ -1,5 +1,5 @@
 """BYOL-Explore and BYOL-Hindsight: horizons and sums by hand, the contrast against known information, the min-max; a
-world of known noise is in ``test_noisy_line.py``."""
+environment of known noise is in ``test_noisy_line.py``."""
 
 import jax
 import jax.numpy as jnp
@@ -197,7 +197,7 @@ def test_the_memory_goes_on_from_unroll_to_unroll(explore):
     assert not np.allclose(forgotten[1:], carried[1:], rtol=1e-3)
 
 
-def test_a_batch_that_is_not_that_of_the_worlds_begins_without_memory(explore):
+def test_a_batch_that_is_not_that_of_the_environments_begins_without_memory(explore):
     transform, start, update, _ = explore
     trajectory = random_trajectory(SPEC, 0, 6, 4)
     state, _ = update(start, trajectory, KEY)
@@ -259,13 +259,13 @@ def test_the_critic_climbs_what_the_model_descends():
 
 
 def test_a_step_learns_from_its_part():
-    # Of four worlds the one step of the optimiser sees two: those that move it while all others are masked.
+    # Of four environments the one step of the optimiser sees two: those that move it while all others are masked.
     transform = byol_explore(SPEC, data=DATA, horizon=2, parts=2, **SMALL)
     update, start = jit(transform.update), started(transform)
     trajectory = random_trajectory(SPEC, 0, 6, 4)
     moved = []
-    for world in range(4):
-        after, _ = update(start, trajectory._replace(mask=jnp.zeros((6, 4)).at[:, world].set(1.0)), KEY)
+    for environment in range(4):
+        after, _ = update(start, trajectory._replace(mask=jnp.zeros((6, 4)).at[:, environment].set(1.0)), KEY)
         pairs = zip(arrays(after.params.model), arrays(start.params.model), strict=True)
         moved.append(any((x != y).any() for x, y in pairs))
     assert sum(moved) == 2
@@ -276,7 +276,7 @@ def test_a_step_learns_from_its_part():
     [
         ({"horizon": 7}, "horizon=7: expected at most data.length=6"),
         ({"horizon": 0}, "horizon=0: expected at least 1"),
-        ({"parts": 5}, "latent_prediction: parts=5: expected from 1 to the 4 worlds"),
+        ({"parts": 5}, "latent_prediction: parts=5: expected from 1 to the 4 environments"),
         ({"contrast": 1}, "contrast=1: expected at least 2"),
         ({"latent_size": 0}, "latent_size=0"),
     ],

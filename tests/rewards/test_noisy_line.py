@@ -12,7 +12,7 @@ from agents.base import DataSpec
 from agents.networks import Head, NetworkConfig, network
 from envs.noisy_line import least_squared_error, next_state_entropy, noisy_line
 from envs.rollout import start_unroll, unroll
-from envs.tabular import TabularWorld
+from envs.tabular import TabularEnvironment
 from envs.wrappers import TimeLimit
 from rewards.latent_prediction import byol_explore, byol_hindsight, unit
 from tests.rewards.curious import jit
@@ -22,8 +22,8 @@ KEY = jax.random.key(2)
 CELLS, PATTERNS, ACTIONS = 2, 2, 3
 # Episodes end within unrolls, and go on from one to the next.
 MODEL = noisy_line(CELLS, 1, noise="at_end", horizon=12)
-WORLD = TimeLimit(TabularWorld(MODEL, "one_hot"), MODEL.horizon)
-SPEC, DATA = WORLD.spec, DataSpec("unroll", 8, 16)
+ENVIRONMENT = TimeLimit(TabularEnvironment(MODEL, "one_hot"), MODEL.horizon)
+SPEC, DATA = ENVIRONMENT.spec, DataSpec("unroll", 8, 16)
 NOISY = next_state_entropy(MODEL).reshape(CELLS, PATTERNS, ACTIONS)[:, 0] > 0
 CONFIG = NetworkConfig(hidden=(16,))
 # A target that never moves, so that the best prediction is known; raw losses, so that their size is. The error weighs
@@ -63,31 +63,33 @@ def by_cell_and_action(trajectory, values):
 
 @pytest.fixture(scope="module")
 def walks():
-    """Two trajectories ``[24, 512]`` of worlds that nothing was learned from."""
+    """Two trajectories ``[24, 512]`` of environments that nothing was learned from."""
 
     def walk(key):
-        return unroll(WORLD, wander, start_unroll(WORLD, key, 512, ()), key, length=24, initial_carry=())[1]
+        return unroll(ENVIRONMENT, wander, start_unroll(ENVIRONMENT, key, 512, ()), key, length=24, initial_carry=())[1]
 
     walk = jit(walk)
     return [walk(jax.random.key(seed)) for seed in (7, 8)]
 
 
 def programs(factory):
-    """``start``, a state; ``live(state, worlds, key, rate, critic_rate)``, so many updates; ``apply``; ``ideal``, the
-    least error by cell and action."""
+    """``start``, a state; ``live(state, environments, key, rate, critic_rate)``, so many updates; ``apply``;
+    ``ideal``, the least error by cell and action."""
 
     def transform(rate=0.0, critic_rate=0.0):
         return factory(SPEC, data=DATA, learning_rate=rate, critic_learning_rate=critic_rate, **ARGUMENTS)
 
-    def live(state, worlds, key, rate, critic_rate):
+    def live(state, environments, key, rate, critic_rate):
         def step(carry, key):
-            state, worlds = carry
-            worlds, trajectory = unroll(WORLD, wander, worlds, key, length=DATA.length, initial_carry=())
+            state, environments = carry
+            environments, trajectory = unroll(
+                ENVIRONMENT, wander, environments, key, length=DATA.length, initial_carry=()
+            )
             state, metrics = transform(rate, critic_rate).update(state, trajectory, key)
-            return (state, worlds), metrics
+            return (state, environments), metrics
 
-        (state, worlds), metrics = jax.lax.scan(step, (state, worlds), jax.random.split(key, STEPS))
-        return state, worlds, jax.tree.map(jnp.mean, metrics)
+        (state, environments), metrics = jax.lax.scan(step, (state, environments), jax.random.split(key, STEPS))
+        return state, environments, jax.tree.map(jnp.mean, metrics)
 
     start = jit(transform().init)(KEY)
     target = network(SPEC.observation_space, {"embedding": Head(8)}, CONFIG)
@@ -101,9 +103,9 @@ def programs(factory):
 
 def lived(made, rounds, state=None, rate=2e-3, critic_rate=1e-2):
     """The state after ``rounds`` times ``STEPS`` updates, and the mean metrics of the last ``STEPS``."""
-    state, worlds = made.start if state is None else state, start_unroll(WORLD, KEY, DATA.batch, ())
+    state, environments = made.start if state is None else state, start_unroll(ENVIRONMENT, KEY, DATA.batch, ())
     for index in range(rounds):
-        state, worlds, metrics = made.live(state, worlds, jax.random.fold_in(KEY, index), rate, critic_rate)
+        state, environments, metrics = made.live(state, environments, jax.random.fold_in(KEY, index), rate, critic_rate)
     return state, {name: float(value) for name, value in metrics.items()}
 
 

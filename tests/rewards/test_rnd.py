@@ -1,4 +1,5 @@
-"""Random network distillation against numpy: whitening, the running return of each world, what is trained on what."""
+"""Random network distillation against numpy: whitening, the running return of each environment, what is trained on
+what."""
 
 from functools import partial
 
@@ -56,7 +57,7 @@ def reference(trajectories, states, discount=0.9):
 def test_the_reward_is_the_error_over_the_deviation_of_the_return_along_time(run):
     transform, trajectories, states = run
     raw = reference(trajectories, states)
-    # Along time, one sum per world, over the unrolls without a break; episodes end in between.
+    # Along time, one sum per environment, over the unrolls without a break; episodes end in between.
     running, returns = np.zeros(4), []
     for row in np.concatenate(raw):
         running = 0.9 * running + row
@@ -65,7 +66,7 @@ def test_the_reward_is_the_error_over_the_deviation_of_the_return_along_time(run
     found = np.asarray(transform.apply(states[-1], trajectories[-1])[0].rewards["curiosity"])
     np.testing.assert_allclose(found, raw[-1] / np.std(returns), rtol=2e-3)
     np.testing.assert_allclose(states[-1].running, running, rtol=1e-3)
-    # Across worlds, or from zero at every unroll, it would be another number.
+    # Across environments, or from zero at every unroll, it would be another number.
     across, sums = [], 0.0
     for reward in np.concatenate(raw).ravel():
         sums = 0.9 * sums + reward

@@ -2,7 +2,8 @@
 
 import pytest
 
-from experiments import results, run, summary
+from experiments.commands import run
+from experiments.rows import results, summary
 
 
 @pytest.fixture

@@ -5,5 +5,5 @@ import pytest
 pytestmark = pytest.mark.study
 
 
-def test_the_native_world_is_solved(final_value):
+def test_the_native_environment_is_solved(final_value):
     assert final_value("ppo_cartpole:native", "return") >= 475

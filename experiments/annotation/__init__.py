@@ -1,0 +1,1 @@
+"""Labels of messages: the service between learner and annotator, and the annotators."""

@@ -1,0 +1,1 @@
+"""Speed and learning of sagax beside baselines."""

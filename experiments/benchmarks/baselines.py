@@ -1,0 +1,122 @@
+"""Another library's agent on an experiment's environment, trained in an interpreter of its own."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.assembly import registry
+from experiments.disk import read_json_object, write_json_atomic
+from experiments.errors import UserError, reason, unknown
+from experiments.rows import results
+from experiments.training.sweeps import MARK
+
+SCRIPT = Path(__file__).with_name("baseline_learning.py")
+
+
+class Point(NamedTuple):
+    """A baseline with its settings: the variant its rows are filed under, and their run folder."""
+
+    variant: str
+    settings: dict[str, Any]
+    folder: Path
+
+
+def environment_id(config: Any) -> str:
+    """The gymnasium identifier of the environment of ``config``.
+
+    Raises:
+      UserError: for an environment that is none of gymnasium's.
+    """
+    section = config.environment
+    if section.kind == "functional":
+        return section.name
+    if section.kind == "gymnasium":
+        return section.environment_id
+    raise UserError(f"environment.kind={section.kind!r}: a baseline knows gymnasium's environments alone")
+
+
+def points(loaded: registry.Loaded, baseline: str, sweep: bool, runs: str) -> list[Point]:
+    """The baseline as it is documented, or every point of its grid.
+
+    Raises:
+      UserError: if the experiment has no such baseline, or no grid for baselines.
+    """
+    baselines = getattr(loaded.module, "BASELINES", {})
+    if baseline not in baselines:
+        raise unknown("baseline", baseline, baselines, f"of {loaded.name!r}")
+    if sweep and not hasattr(loaded.module, "get_baseline_sweep"):
+        raise UserError(f"--sweep: experiment {loaded.name!r} has no get_baseline_sweep(), the grid of its baselines")
+    grid = loaded.module.get_baseline_sweep() if sweep else {}
+    found = []
+    for values in itertools.product(*grid.values()):
+        chosen = dict(zip(grid, values, strict=True))
+        described = [f"{key}={chosen[key]}" for key in sorted(chosen)]
+        variant = "+".join([baseline, *([MARK, *described] if sweep else [])])
+        found.append(Point(variant, {**baselines[baseline], **chosen}, results.run_folder(runs, loaded.name, variant)))
+    return found
+
+
+def prepare(point: Point, job: Mapping[str, Any]) -> list[results.Row]:
+    """Makes the run folder, or reads the rows of the seeds that it holds.
+
+    Raises:
+      UserError: if the folder holds a run of another job.
+    """
+    path = point.folder / results.CONFIG_FILE
+    described = registry.to_json_dict({key: value for key, value in job.items() if key != "seed"})
+    if path.exists():
+        differences = registry.difference(read_json_object(path), described)
+        if differences:
+            shown = "; ".join(str(one) for one in differences[:3])
+            raise UserError(f"{point.folder} holds a run of another baseline ({shown}); give --runs for another place")
+    else:
+        write_json_atomic(path, described)
+    rows = point.folder / results.METRICS_FILE
+    return results.read_rows(rows) if rows.exists() else []
+
+
+def train(python: str, job: Mapping[str, Any]) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """One seed of a baseline in its own process: the versions there, and its evaluations.
+
+    Raises:
+      UserError: if the interpreter cannot be started or the baseline fails, what it printed last is quoted, or what was
+        started answers with anything but versions and evaluations.
+    """
+    try:
+        done = subprocess.run(
+            [python, "-P", str(SCRIPT), json.dumps(job)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError as error:
+        raise UserError(f"cannot start {python}: {reason(error)}; expected a Python interpreter") from error
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        raise UserError(
+            f"{python}: the baseline {job['baseline']!r} failed: {said[-1] if said else f'status {done.returncode}'}"
+        )
+    answer = _evaluations(done.stdout)
+    if answer is None:
+        first = (done.stdout.splitlines() or [""])[0][:60]
+        raise UserError(f"{python} answered {first!r}: expected the interpreter that has {job['baseline']!r} installed")
+    return answer
+
+
+def _evaluations(answer: str) -> tuple[dict[str, str], list[dict[str, Any]]] | None:
+    """Versions and rows of what a baseline printed; None where it printed anything else."""
+    try:
+        versions, *rows = [json.loads(line) for line in answer.splitlines()]
+    except ValueError:
+        return None
+    if not rows or not all(isinstance(line, dict) for line in (versions, *rows)):
+        return None
+    numbers = all(type(row.get("env_steps")) is int and isinstance(row.get("return"), int | float) for row in rows)
+    return (versions, rows) if numbers else None

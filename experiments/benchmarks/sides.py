@@ -1,0 +1,99 @@
+"""What the benchmark's cases share: the command line's options, and a driver as a side."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.assembly import registry
+from experiments.assembly.build import build_environment
+from experiments.assembly.members import Member
+from experiments.benchmarks.timing import Sample, timed
+from experiments.training.host_driver import HostDriver
+from experiments.training.scan_driver import ScanDriver
+
+SEEDS = 10
+
+
+class Options(NamedTuple):
+    """What the command line says about a case.
+
+    Attributes:
+      repeats: pairs of measurements.
+      tiny: whether the pieces are to be too small to measure, to see that a case runs.
+      baseline: a checkout of PureJaxRL.
+      baseline_python: the interpreter that has the baselines installed.
+    """
+
+    repeats: int
+    tiny: bool
+    baseline: Path | None = None
+    baseline_python: Path | None = None
+
+
+def has_baselines(options: Options, case: str, rivals: str, packages: str) -> bool:
+    """Whether there is an interpreter with ``packages``; without one, says which comparisons there are not."""
+    if options.baseline_python is None:
+        print(
+            f"{case}: without --baseline-python=PYTHON there is no comparison with {rivals}; it names the "
+            f"interpreter of "
+            f"an environment with: pip install {packages}",
+            file=sys.stderr,
+        )
+    return options.baseline_python is not None
+
+
+def loaded(name: str, **overrides: Any) -> ConfigDict:
+    """The configuration ``name`` with overrides; a double underscore stands for the dot in a key."""
+    config = registry.load(name).config
+    return registry.apply_overrides(config, {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+class Chunks:
+    """One driver as a side: every call trains the next ``iterations``, after a first one that compiles.
+
+    Args:
+      driver: what trains.
+      iterations: of one call.
+      slots: environment slots of one iteration of one seed.
+
+    Attributes:
+      params: the agent's parameters before the first iteration, ``[members, ...]``.
+      compile_seconds: what the first call took, start included, less what the second took.
+    """
+
+    def __init__(self, driver: ScanDriver | HostDriver, iterations: int, slots: int):
+        self.driver, self._iterations = driver, iterations
+        self._slots = slots * iterations * len(driver.members)
+        started = time.perf_counter()
+        self._state, self._next = driver.start(), 0
+        # Copies: the driver donates its buffers, and a view would change with them.
+        self.params = jax.tree.map(np.array, self._state.agent.params)
+        self._piece()
+        first = time.perf_counter() - started
+        self.compile_seconds = first - timed(self._piece).seconds
+
+    def _piece(self) -> int:
+        self._state, _ = self.driver.chunk(self._state, self._next, self._iterations)
+        jax.block_until_ready(self._state.agent)
+        self._next += self._iterations
+        return self._slots
+
+    def __call__(self) -> Sample:
+        return timed(self._piece)
+
+
+def scan_driver(config: ConfigDict, seeds: int = 1) -> ScanDriver:
+    """The scan driver of the first ``seeds`` seeds of a configuration of a pure environment."""
+    return ScanDriver(config, build_environment(config), [Member(seed, "") for seed in range(seeds)])
+
+
+def slots_of(config: ConfigDict) -> int:
+    """Environment slots of one iteration of one seed."""
+    return config.data.length * config.data.batch

@@ -1,0 +1,108 @@
+"""``sagax evaluate RUN [--checkpoint=best]``: a checkpoint on held-out start states.
+
+RUN is a run folder, or ``NAME[:variant]`` under ``--runs``. The episodes are those of ``TEST_SEED``, the same for every
+run and none of those on which it was evaluated as it trained: these chose the best checkpoint and would flatter it. The
+best is that of all members together, in a sweep of all points.
+
+``--config.environment.KEY=VALUE`` changes the environment for the evaluation alone, ``--environment=KIND`` replaces
+it, with ``--config.environment.KEY=VALUE`` as its arguments: train on easy rooms, evaluate on harder ones of the same
+observations and actions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from experiments.assembly import registry
+from experiments.commands.command_parser import CommandParser
+from experiments.errors import UserError, command
+from experiments.rows import results, statistics
+from experiments.training.compilation_cache import enable_compilation_cache
+from experiments.training.restored import evaluate_run, find_folder
+
+
+def parser() -> CommandParser:
+    made = CommandParser(prog="sagax evaluate", description=__doc__.split("\n")[0])
+    made.add_argument("run", help="a run folder, or NAME[:variant]")
+    made.add_argument("--runs", default=results.RUNS_FOLDER, help="where run folders are (default: runs)")
+    made.add_argument("--checkpoint", default="best", help="best of all seeds (the default), latest or an iteration")
+    made.add_argument(
+        "--environment", metavar="KIND", help="another kind of environment, its arguments as --config keys"
+    )
+    made.add_argument("--episodes", type=int, help="how many held-out episodes (default: the config's)")
+    acting = made.add_mutually_exclusive_group()
+    acting.add_argument("--greedy", action="store_true", default=None, help="act greedily")
+    acting.add_argument("--sampled", action="store_false", dest="greedy", help="sample actions")
+    made.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    return made
+
+
+def summarise_members(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Per variant and metric ``iqm``, ``low`` and ``high`` over the seeds."""
+    metrics = [name for name in rows[0] if name not in ("seed", "variant", "iteration")]
+    answer: dict[str, dict[str, Any]] = {}
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        answer[variant] = {}
+        for name in metrics:
+            values = np.asarray([row[name] for row in rows if row["variant"] == variant])
+            interval = statistics.stratified_bootstrap(values)
+            low, high = (None if math.isnan(end) else end for end in (interval.low, interval.high))
+            answer[variant][name] = {"iqm": interval.estimate, "low": low, "high": high}
+    return answer
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluates one run.
+
+    Raises:
+      UserError: for anything the user can repair.
+    """
+    made = parser()
+    arguments, rest = made.parse_known_args(argv)
+    overrides: dict[str, Any] = dict(registry.parse_overrides(rest, made.shown_options()))
+    if arguments.episodes is not None:
+        if arguments.episodes < 1:
+            raise UserError(f"--episodes={arguments.episodes}: expected at least 1")
+        overrides["evaluation.episodes"] = arguments.episodes
+    if arguments.greedy is not None:
+        overrides["evaluation.greedy"] = arguments.greedy
+    folder = find_folder(arguments.run, arguments.runs)
+    enable_compilation_cache()
+    rows = evaluate_run(folder, arguments.checkpoint, overrides, arguments.environment)
+    answer = summarise_members(rows)
+    if arguments.json:
+        # A sweep's folder holds several variants, a run's one.
+        [first, *others] = answer.values()
+        print(
+            json.dumps(
+                {"folder": str(folder), "seeds": rows, "metrics": first if not others else None} | {"variants": answer}
+            )
+        )
+        return 0
+    print(folder)
+    metrics = list(next(iter(answer.values())))
+    several = ["variant"] if len(answer) > 1 else []
+    table = Table(*several, "seed", "iteration", *metrics)
+    for variant, summary in answer.items():
+        shown = [variant or results.DEFAULT_VARIANT] if several else []
+        for row in (row for row in rows if row["variant"] == variant):
+            table.add_row(*shown, str(row["seed"]), str(row["iteration"]), *(f"{row[name]:.4g}" for name in metrics))
+        table.add_section()
+        table.add_row(*shown, "IQM", "", *(_span(summary[name]) for name in metrics))
+        table.add_section()
+    Console().print(table)
+    return 0
+
+
+def _span(entry: Mapping[str, float | None]) -> str:
+    if entry["low"] is None:
+        return f"{entry['iqm']:.4g}"
+    return rf"{entry['iqm']:.4g} \[{entry['low']:.4g}, {entry['high']:.4g}]"

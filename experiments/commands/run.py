@@ -1,0 +1,109 @@
+"""``sagax run NAME[:variant] [--config.KEY=VALUE ...]``: trains, resumes, reports.
+
+The same command again continues where the run stopped, or was killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.assembly import registry
+from experiments.assembly.checks import checked_environment
+from experiments.assembly.members import members_of, variant_name
+from experiments.commands.command_parser import CommandParser
+from experiments.errors import SIGNAL_EXIT, command
+from experiments.rows import figures, results
+from experiments.training.compilation_cache import enable_compilation_cache
+from experiments.training.progress import progress, result_table
+from experiments.training.train import (
+    PROLONGABLE,
+    Outcome,
+    devices,
+    planned_steps,
+    prepare_folder,
+    stop_on_signals,
+    train,
+)
+
+# What says that a range of stocks is too narrow, shown where it says so.
+NARROW = ("agent/stock_outside", "edge/")
+
+
+def parser() -> CommandParser:
+    made = CommandParser(prog="sagax run", description=__doc__.split("\n")[0])
+    made.add_argument("name", help="NAME or NAME:variant,variant; see sagax list")
+    made.add_argument("--seeds", type=int, help="how many seeds, counted from --first-seed (default: the config's)")
+    made.add_argument("--first-seed", type=int, default=0)
+    made.add_argument("--runs", default=results.RUNS_FOLDER, help="where run folders are (default: runs)")
+    made.add_argument("--fresh", action="store_true", help="delete what an earlier run left and start over")
+    made.add_argument("--figure", help="also write the learning curve to this PNG file")
+    made.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    return made
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one experiment.
+
+    Raises:
+      UserError: for anything the user can repair.
+    """
+    made = parser()
+    arguments, rest = made.parse_known_args(argv)
+    if arguments.figure:
+        figures.require_destination(arguments.figure)
+    loaded = registry.load(arguments.name)
+    overrides = registry.parse_overrides(rest, made.shown_options())
+    config = registry.apply_overrides(loaded.config, overrides)
+    source = checked_environment(config)
+    members = members_of(config, loaded.variant, arguments.seeds, arguments.first_seed)
+    variant = variant_name(loaded.variant, overrides.keys() - set(PROLONGABLE), config)
+    members = [member._replace(variant=variant) for member in members]
+    folder = results.run_folder(arguments.runs, loaded.name, variant)
+    enable_compilation_cache()
+    prepare_folder(folder, config, members, fresh=arguments.fresh)
+    title = f"{loaded.name}:{variant}" if variant else loaded.name
+    print(f"{title}: {len(members)} seeds on {devices()}, in {folder}", file=sys.stderr)
+    total = planned_steps(config, len(members))
+    with stop_on_signals() as stop, progress(total, title, metric=config.evaluation.metric) as reporter:
+        outcome = train(config, loaded.name, members, folder, reporter, stop, source)
+    return _report(outcome, loaded.name, config, folder, arguments)
+
+
+def _report(outcome: Outcome, loaded_name: str, config, folder: Path, arguments: argparse.Namespace) -> int:
+    metrics = [config.evaluation.metric, "return", "length"]
+    metrics = list(dict.fromkeys(name for name in metrics if any(name in row for row in outcome.rows)))
+    final = [row for row in outcome.rows if row["iteration"] == outcome.rows[-1]["iteration"]]
+    found = [name for name in results.metrics_of(final) if name.startswith(NARROW)]
+    metrics += [name for name in found if any(row.get(name) for row in final)]
+    if arguments.figure and outcome.rows:
+        figures.save(figures.draw({loaded_name: outcome.rows}, config.evaluation.metric), arguments.figure)
+    if arguments.json:
+        last = {}
+        for row in outcome.rows:
+            last[row["seed"]] = {key: row.get(key) for key in ("seed", "env_steps", "iteration", *metrics)}
+        print(
+            json.dumps(
+                {
+                    "folder": str(folder),
+                    "finished": outcome.finished,
+                    "resumed_from": outcome.resumed_from,
+                    "seeds": list(last.values()),
+                }
+            )
+        )
+    else:
+        if outcome.resumed_from is not None:
+            print(f"continued from iteration {outcome.resumed_from}")
+        if outcome.rows:
+            result_table(outcome.rows, metrics)
+        if arguments.figure and outcome.rows:
+            print(f"learning curve: {arguments.figure}")
+    if not outcome.finished:
+        print(f"stopped by signal {outcome.signal}; the same command continues", file=sys.stderr)
+        return SIGNAL_EXIT + (outcome.signal or 0)
+    return 0

@@ -1,0 +1,141 @@
+"""What the rows of an experiment say: final values, steps to a threshold, ratios to a baseline, with intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from experiments.commands.command_parser import CommandParser
+from experiments.commands.options import add_source_options, rows_of
+from experiments.errors import UserError, command
+from experiments.rows import results, statistics
+from experiments.rows.summary import NOT_REACHED, summarise
+
+# Characters of a name per line at least, however narrow the terminal is.
+NARROWEST_NAME = 12
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = CommandParser(prog="sagax summary", description="Summarise an experiment's rows.")
+    parser.add_argument("name", metavar="NAME", help="the experiment; NAME:variant is --variants=variant")
+    parser.add_argument("--metric", default="success")
+    parser.add_argument("--threshold", type=float, default=0.8, help="the height of the metric to reach")
+    parser.add_argument("--baseline", help="the variant whose steps the others are divided by")
+    parser.add_argument("--variants", help="variants to show: a,b or, where they have commas, a,warm;b,warm")
+    parser.add_argument("--smoothing", type=int, default=1, help="evaluations per trailing mean (1)")
+    parser.add_argument("--confidence", type=float, default=statistics.CONFIDENCE)
+    add_source_options(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    if not 0 < options.confidence < 1:
+        raise UserError(f"confidence={options.confidence}: expected a share between 0 and 1, such as 0.95")
+    options.name, _, variant = options.name.partition(":")
+    if variant and options.variants:
+        raise UserError(f"--variants={options.variants} beside {options.name}:{variant}: expected one of the two")
+    options.variants = variant or options.variants
+    rows, source = rows_of(options)
+    known = results.variants_of(rows)
+    baseline = None
+    if options.baseline is not None:
+        baseline = _one_variant(options.baseline, known)
+    variants = results.select_variants(options.variants, known) if options.variants else None
+    summary = summarise(
+        rows, options.metric, options.threshold, variants, baseline, options.smoothing, options.confidence
+    )
+    heading = {
+        "experiment": options.name,
+        "source": source,
+        "metric": options.metric,
+        "threshold": options.threshold,
+        "smoothing": options.smoothing,
+        "confidence": options.confidence,
+        "baseline": None if baseline is None else baseline or results.DEFAULT_VARIANT,
+    }
+    if options.json:
+        print(json.dumps({**heading, "variants": summary}, indent=2, allow_nan=False))
+        return 0
+    _print(heading, summary)
+    return 0
+
+
+def _one_variant(requested: str, known: Sequence[str]) -> str:
+    found = results.select_variants(requested, known)
+    if len(found) != 1:
+        raise UserError(f"baseline {requested!r} names {len(found)} variants, expected one")
+    return found[0]
+
+
+def _print(heading: dict[str, Any], summary: list[dict[str, Any]], console: Console | None = None) -> None:
+    """One table; two, of the values and of the steps, where a terminal is too narrow for one.
+
+    Names and numbers are whole at any width: a row of a pipe or a file is one line, as long as it has to be, and names
+    are folded in a terminal.
+    """
+    console = console or Console()
+    columns = _columns(heading, summary)
+    title = f"interquartile mean over seeds [{100 * heading['confidence']:g} % interval]"
+    tables = [_table(columns, title)]
+    if console.is_terminal and _width(tables[0]) > console.width:
+        tables = [_table(columns[:4], title), _table([columns[0], *columns[4:]])]
+    # What a name gives up where it is folded; numbers are never folded.
+    room = max(0, max(map(len, columns[0])) - NARROWEST_NAME) if console.is_terminal else 0
+    console.width = max(console.width, *(_width(table) - room for table in tables))
+    console.print(f"{heading['experiment']}: {heading['metric']}, rows of {heading['source']}", markup=False)
+    for table in tables:
+        console.print(table)
+    if heading["baseline"] is not None:
+        words = f"ratio: steps over those of {heading['baseline']}; *: its interval excludes 1; ?: unbounded or unknown"
+        console.print(words, markup=False)
+
+
+def _columns(heading: dict[str, Any], summary: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The columns of the table, each with its heading first."""
+    columns = [["variant"], ["seeds"], ["steps"], ["final"], [f"steps to {heading['threshold']:g}"], ["reached"]]
+    columns += [["ratio"]] if heading["baseline"] is not None else []
+    for entry in summary:
+        steps, ratio = entry["steps_to_threshold"], entry["ratio_to_baseline"]
+        cells = [
+            entry["variant"],
+            str(entry["seeds"]),
+            f"{entry['env_steps']:,}",
+            _span(entry["final"], "iqm", "{:.3f}", "?"),
+            _span(steps, "iqm", "{:,.0f}", NOT_REACHED if entry["seeds"] > 1 or not steps["reached"] else "?"),
+            f"{steps['reached']}/{entry['seeds']}",
+        ]
+        if ratio is not None:
+            cells.append(_span(ratio, "ratio", "{:.2f}", "?") + (" *" if ratio["excludes_1"] else ""))
+        for column, cell in zip(columns, cells, strict=True):
+            column.append(cell)
+    return columns
+
+
+def _table(columns: Sequence[Sequence[str]], title: Any = None) -> Table:
+    table = Table(title=title, title_justify="left")
+    names, *numbers = columns
+    table.add_column(names[0], overflow="fold")
+    for column in numbers:
+        table.add_column(column[0], justify="right", no_wrap=True)
+    for row in zip(*(column[1:] for column in columns), strict=True):
+        # As text: brackets are no markup here.
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _width(table: Table) -> int:
+    """The columns of a terminal that a table takes where nothing is folded."""
+    return Console(width=10_000).measure(table).maximum
+
+
+def _span(entry: dict[str, Any], name: str, form: str, missing: str) -> str:
+    def show(value):
+        return missing if value is None else form.format(value)
+
+    if entry[name] is None and entry["low"] is None and entry["high"] is None:
+        return missing
+    return f"{show(entry[name])} [{show(entry['low'])}, {show(entry['high'])}]"

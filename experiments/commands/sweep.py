@@ -1,0 +1,122 @@
+"""``sagax sweep NAME[:variant] [--sweep.KEY=V1,V2 ...]``: a grid of runs, ranked.
+
+The grid is the product of the experiment's ``get_sweep()``, or of the ``--sweep`` arguments. Numbers that may be traced
+(floats of the sections agent, credit and rewards that a pure environment is not built from) are vmapped together with
+the seeds in one program; every combination of the other keys is a job of its own, a separate process. A point's rows
+are filed under the variant ``VARIANT+sweep+KEY=VALUE+...``, beside those that ``sagax run`` files for a run with
+these overrides. The same command resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.assembly import registry
+from experiments.commands.command_parser import CommandParser
+from experiments.errors import SIGNAL_EXIT, UserError, command
+from experiments.rows import results
+from experiments.training.launchers import LAUNCHER_PREFIX, LAUNCHERS, Launch, launcher_options
+from experiments.training.sweeps import PREFIX, RANKS, Plan, grid_of, plan, ranking, require_metric, run_job
+
+
+def parser() -> CommandParser:
+    made = CommandParser(prog="sagax sweep", description=__doc__.split("\n")[0])
+    made.add_argument("name", help="NAME or NAME:variant,variant")
+    made.add_argument("--seeds", type=int, help="seeds per point (default: the config's)")
+    made.add_argument("--first-seed", type=int, default=0, help="tune on other seeds than those that are reported")
+    made.add_argument("--launcher", choices=sorted(LAUNCHERS), default="local")
+    made.add_argument("--jobs", type=int, default=1, help="processes at a time (launchers local and submitit)")
+    made.add_argument("--members-per-program", type=int, help="seeds and points in one program at most (default: all)")
+    made.add_argument("--runs", default=results.RUNS_FOLDER, help="where run folders are (default: runs)")
+    made.add_argument("--fresh", action="store_true", help="delete what an earlier sweep left and start over")
+    made.add_argument("--metric", help="what to rank by (default: the config's evaluation.metric)")
+    made.add_argument("--rank", choices=RANKS, default="final", help="final value or area under the curve")
+    made.add_argument("--json", action="store_true", help="print the ranking as one JSON object")
+    made.add_argument("--job", type=int, help=argparse.SUPPRESS)
+    return made
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs or continues one sweep.
+
+    Raises:
+      UserError: for anything the user can repair.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    options_of = parser()
+    arguments, rest = options_of.parse_known_args(argv)
+    loaded = registry.load(arguments.name)
+    options, rest = launcher_options(rest)
+    grid, rest = grid_of(rest, loaded.module.get_sweep())
+    more = [f"{PREFIX}KEY=V1,V2", f"{LAUNCHER_PREFIX}KEY=VALUE"]
+    overrides = registry.parse_overrides(rest, [*more, *options_of.shown_options()])
+    base = registry.apply_overrides(loaded.config, overrides)
+    for name in ("jobs", "members_per_program"):
+        number = getattr(arguments, name)
+        if number is not None and number < 1:
+            raise UserError(f"--{name.replace('_', '-')}={number}: expected at least 1")
+    if options and arguments.launcher == "local":
+        raise UserError(f"{LAUNCHER_PREFIX}{next(iter(options))}: the launcher local has no settings")
+    twice = sorted(grid.keys() & overrides.keys())
+    if twice:
+        raise UserError(f"key {twice[0]!r} is both swept and set: give one of {PREFIX}{twice[0]} and {registry.PREFIX}")
+    made = plan(loaded, base, overrides, grid, arguments.seeds, arguments.first_seed, arguments.runs)
+    if arguments.metric is not None:
+        require_metric(arguments.metric, base)
+    if arguments.job is not None:
+        if not 0 <= arguments.job < len(made.jobs):
+            raise UserError(f"--job={arguments.job}: expected 0 to {len(made.jobs) - 1}")
+        return run_job(made, arguments.job, arguments.members_per_program, arguments.fresh)
+    if len(made.jobs) == 1 and arguments.launcher == "local":
+        statuses = [run_job(made, 0, arguments.members_per_program, arguments.fresh)]
+    else:
+        command_line = [sys.executable, "-m", "experiments", "sweep", *argv]
+        folder = Path(arguments.runs) / loaded.name
+        launch = Launch(command_line, len(made.jobs), arguments.jobs, folder, options)
+        statuses = LAUNCHERS[arguments.launcher](launch)
+    failed = [index for index, status in enumerate(statuses) if status]
+    rows = [
+        row
+        for job in made.jobs
+        if (job.folder / results.METRICS_FILE).is_file()
+        for row in results.read_rows(job.folder / results.METRICS_FILE)
+    ]
+    if rows:
+        _report(made, ranking(rows, arguments.metric or base.evaluation.metric, arguments.rank), arguments)
+    if failed:
+        shown = ", ".join(f"{index + 1} ({made.jobs[index].folder})" for index in failed[:3])
+        print(
+            f"{len(failed)} of {len(statuses)} jobs did not finish: {shown}; the same command continues",
+            file=sys.stderr,
+        )
+        # A process that was killed has a negative status, which no shell knows.
+        return SIGNAL_EXIT - statuses[failed[0]] if statuses[failed[0]] < 0 else statuses[failed[0]]
+    return 0
+
+
+def _report(made: Plan, points: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    best = None if points[0]["stopped"] else made.commands[points[0]["variant"]]
+    if arguments.json:
+        folders = [str(job.folder) for job in made.jobs]
+        print(json.dumps({"points": points, "best": best, "rank": arguments.rank, "folders": folders}))
+        return
+    table = Table(title=made.name, title_justify="left")
+    table.add_column("point", overflow="fold")
+    stopped = ["stopped"] if any(point["stopped"] for point in points) else []
+    for column in ("seeds", *stopped, arguments.rank, "95 % interval"):
+        table.add_column(column, no_wrap=True)
+    for point in points:
+        ends = "one seed" if point["low"] is None else f"{point['low']:.4g} to {point['high']:.4g}"
+        numbers = [str(point[name]) for name in ("seeds", *stopped)]
+        table.add_row(point["variant"], *numbers, "none" if point["iqm"] is None else f"{point['iqm']:.4g}", ends)
+    Console().print(table)
+    print(f"best: {best or 'none, every point stopped'}")

@@ -1,0 +1,1 @@
+"""Reading rows, intervals, tables and figures of them."""

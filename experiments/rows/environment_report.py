@@ -1,0 +1,97 @@
+"""What a run depends on beside its configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from experiments.disk import read_json, write_json_atomic
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "gymnasium")
+
+
+def environment_report(command: Sequence[str] | None = None) -> dict[str, Any]:
+    """What a run depends on beside its configuration.
+
+    Args:
+      command: the command line as words; ``sys.argv`` if none.
+
+    Returns:
+      ``commit`` (None outside a git checkout), ``dirty`` (tracked files differ from the commit), ``versions``,
+      ``device`` (kind), ``device_count``, ``platform``, ``command``, ``started`` (UTC).
+    """
+    import jax
+
+    root = Path(__file__).resolve().parents[2]
+    commit = _git(root, "rev-parse", "HEAD")
+    status = _git(root, "status", "--porcelain", "--untracked-files=no")
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    device = jax.devices()[0]
+    return {
+        "commit": commit,
+        "dirty": None if status is None else bool(status),
+        "versions": versions,
+        "device": device.device_kind,
+        "device_count": jax.device_count(),
+        "platform": device.platform,
+        "system": platform.platform(),
+        "command": shlex.join(command if command is not None else _command_line()),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def note_session(path: Path, first_row: int, facts: Mapping[str, Any] | None = None) -> None:
+    """Writes into a run folder who makes its rows from ``first_row`` on.
+
+    The file holds the ``environment_report`` of the first session and a list ``continued`` of those after it. Rows from
+    a session's ``first_row`` to that of the next one are its own; one of which no row was left is forgotten.
+
+    Args:
+      path: the file.
+      first_row: how many rows the run has before this session makes one.
+      facts: what else there is to say of the session.
+    """
+    report = environment_report() | dict(facts or {})
+    if first_row and path.exists():
+        earlier = read_json(path)
+        kept = [session for session in earlier.get("continued", []) if session["first_row"] < first_row]
+        report = earlier | {"continued": [*kept, {"first_row": first_row} | report]}
+    write_json_atomic(path, report)
+
+
+def changed_sessions(report: Mapping[str, Any], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Of a file of ``note_session``: per session that differs from the one before it in ``keys``, its ``first_row`` and
+    what differs."""
+    changes = []
+    before = report
+    for session in report.get("continued", []):
+        differs = {key: session.get(key) for key in keys if session.get(key) != before.get(key)}
+        if differs:
+            changes.append({"first_row": session["first_row"]} | differs)
+        before = session
+    return changes
+
+
+def _command_line() -> list[str]:
+    specification = getattr(sys.modules.get("__main__"), "__spec__", None)
+    start = ["python", "-m", specification.name] if specification is not None else ["python", sys.argv[0]]
+    return [*start, *sys.argv[1:]]
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,266 @@
+"""The host driver: host environments stepped from Python around the jitted ``act`` and ``learn``, member by member."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from envs.host_rollout import episodes_host, start_host, unroll_host
+from envs.types import EnvironmentSpec, VectorHost
+from experiments.annotation.service import AnnotationService
+from experiments.assembly.build import (
+    EVALUATION_SEED,
+    EnvironmentSource,
+    build_annotation,
+    build_objectives,
+    build_parts,
+)
+from experiments.assembly.members import Member
+from experiments.errors import UserError
+from experiments.evaluators.objectives import discounted_returns, initial_stocks, objective_metrics
+from experiments.training import learn
+from experiments.training.keys import evaluation_key, seed_key
+from experiments.training.learn import RunState
+
+
+class HostPrograms:
+    """What the runs on a host environment compile, once for all members with the same values.
+
+    Args:
+      config: the configuration.
+      spec: of the environment.
+      values: traced values by dotted key.
+
+    Attributes:
+      agent: acts and learns.
+      objectives: what is evaluated beside the return, or ``None``.
+      carry: of the agent before an episode, numpy.
+      start: ``seed -> RunState`` without environments.
+      act, act_evaluation: ``(params, carry, observation, key, t) -> (action, carry, {})``.
+      learn: ``(state, trajectory, iteration, annotations) -> (state, metrics)``; it donates the state.
+      initial_stocks: ``(online, observation) -> [objectives]``; asked only where there are any.
+      rollout_key: ``(key, iteration) -> key``.
+    """
+
+    def __init__(self, config: ConfigDict, spec: EnvironmentSpec, values: dict[str, float]):
+        traced = {name: jnp.float32(value) for name, value in values.items()}
+        agent, reward, warm_start = build_parts(config, spec, traced)
+        if warm_start is not None:
+            raise UserError(
+                "warm_start.demonstrations: host environments have no expert; expected warm_start.demonstrations=0"
+            )
+        self.agent, self.objectives = agent, build_objectives(config, spec, traced)
+        objectives: Any = self.objectives
+
+        def act(params, carry, observation, key, t, *, greedy):
+            action, carry, _ = agent.act(params, carry, observation, jax.random.fold_in(key, t), greedy=greedy)
+            return action, carry, {}
+
+        def learn_step(state, trajectory, iteration, annotations):
+            # A step of the environments waits for its action alone; what else acting tells is worked out here, all
+            # steps at once. The parameters are still those that acted.
+            def describe(carry, observation, action):
+                return agent.act(state.agent.params, carry, observation, state.key, action=action)[2]
+
+            extras = jax.vmap(describe)(trajectory.extras["carry"], trajectory.observation, trajectory.action)
+            trajectory = trajectory._replace(extras=trajectory.extras | extras)
+            return learn.learn(agent, reward, state, trajectory, iteration, annotations)
+
+        self.start = jax.jit(lambda seed: learn.initial_state(agent, reward, seed_key(seed)))
+        self.act = jax.jit(functools.partial(act, greedy=False))
+        self.act_evaluation = jax.jit(functools.partial(act, greedy=config.evaluation.greedy))
+        self.learn = jax.jit(learn_step, donate_argnums=0)
+        self.initial_stocks = jax.jit(lambda online, observation: initial_stocks(objectives, online, observation))
+        self.rollout_key = jax.jit(lambda key, iteration: learn.stream(key, learn.ROLLOUT, iteration))
+        self.carry = jax.device_get(agent.initial_carry(agent.data.batch))
+
+
+class HostDriver:
+    """Trains one member on host environments.
+
+    Args:
+      config, environment: with a ``host`` factory.
+      member: what to train.
+      folder: the run folder, for the files of an annotator; without it there are none.
+      programs: those of another member with the same values; its own if ``None``.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        source: EnvironmentSource,
+        member: Member,
+        folder: Path | None = None,
+        programs: HostPrograms | None = None,
+    ):
+        self.members = [member]
+        self._config, self._member = config, member
+        self._make_annotation = functools.partial(build_annotation, config, source, seed=member.seed, folder=folder)
+        self._annotation: AnnotationService | None = None
+        # What it goes on from.
+        self._annotated: dict[str, Any] | None = None
+        self._seed = jnp.uint32(member.seed)
+        self._programs = HostPrograms(config, source.spec, member.values) if programs is None else programs
+        self._agent = self._programs.agent
+        make_host: Any = source.host
+        self._make_host: Callable[[int], VectorHost] = make_host
+        self._host = make_host(self._agent.data.batch)
+        self._evaluation_host: VectorHost | None = None
+        self.resumed_exactly = True
+
+    def template(self) -> RunState:
+        return self._with_environments(jax.eval_shape(self._programs.start, self._seed), 0)
+
+    def start(self) -> RunState:
+        self._close_annotation()
+        return self._with_environments(self._programs.start(self._seed), 0)
+
+    def _start_annotation(self) -> None:
+        """Starts the annotator, where the configuration has one, before the first chunk: to look at what was trained
+        asks nobody.
+
+        Raises:
+          UserError: if it cannot be reached.
+        """
+        if self._annotation is None and "annotator" in self._config:
+            annotation: Any = self._make_annotation()
+            annotation.start(self._annotated)
+            self._annotation = annotation
+
+    def _close_annotation(self) -> None:
+        if self._annotation is not None:
+            self._annotation.close()
+        self._annotation = self._annotated = None
+
+    def _with_environments(self, state: RunState, iteration: int) -> RunState:
+        """Fresh episodes, from seeds of their own, where the agent unrolls."""
+        if self._agent.data.kind == "episodes":
+            return state
+        return state._replace(rollout=start_host(self._host, self._environment_seed(iteration), self._programs.carry))
+
+    def _environment_seed(self, iteration: int) -> int:
+        """A 31-bit seed of the environments, spread so that the environments of two seeds or iterations do not
+        overlap."""
+        key = learn.stream(seed_key(self._member.seed), learn.ENVIRONMENT_INIT, iteration)
+        return int(jax.random.bits(key, dtype=jnp.uint32) >> 1)
+
+    def _episode_seeds(self, iteration: int) -> list[int]:
+        key = learn.stream(seed_key(self._member.seed), learn.ENVIRONMENT_INIT, iteration)
+        groups = self._agent.data.batch // self._agent.data.group_size
+        return [int(bits) for bits in np.asarray(jax.random.bits(key, (groups,), jnp.uint32) >> 1)]
+
+    def chunk(self, state, first_iteration, iterations):
+        data = self._agent.data
+        self._start_annotation()
+        history = []
+        for iteration in range(first_iteration, first_iteration + iterations):
+            key = self._programs.rollout_key(state.key, iteration)
+            if data.kind == "episodes":
+                rollout: Any = ()
+                trajectory = episodes_host(
+                    self._host,
+                    self._programs.act,
+                    state.agent.params,
+                    key,
+                    seeds=self._episode_seeds(iteration),
+                    group_size=data.group_size,
+                    length=data.length,
+                    initial_carry=self._programs.carry,
+                )
+            else:
+                rollout, trajectory = unroll_host(
+                    self._host,
+                    self._programs.act,
+                    state.agent.params,
+                    state.rollout,
+                    key,
+                    length=data.length,
+                    initial_carry=self._programs.carry,
+                )
+            # The environments' part is numpy and stays here: only what learns is donated to the device.
+            labels = None if self._annotation is None else self._annotation.exchange(trajectory)
+            learned, metrics = self._programs.learn(
+                state._replace(rollout=()), trajectory, jnp.int32(iteration), labels
+            )
+            state = learned._replace(rollout=rollout)
+            if self._annotation is not None:
+                self._annotation.note_undone(metrics[f"{learn.SUM_PREFIX}rejected"])
+            history.append(metrics)
+        fetched = jax.device_get(history)
+        stacked = {name: np.stack([metrics[name] for metrics in fetched]) for name in fetched[0]}
+        reduced = {name: learn.reduce_metric(name, values)[None] for name, values in stacked.items()}
+        if self._annotation is not None:
+            reduced |= {f"annotator/{name}": np.asarray([n]) for name, n in self._annotation.counts().items()}
+        return state, reduced
+
+    def evaluate(self, state, seed=EVALUATION_SEED):
+        settings = self._config.evaluation
+        if self._evaluation_host is None:
+            self._evaluation_host = self._make_host(settings.episodes)
+        metrics = jax.device_get(learn.episode_means(self._evaluation_episodes(state, seed)))
+        if self._programs.objectives is not None:
+            metrics |= self._evaluate_objectives(state, self._programs.objectives, seed)
+        return {name: np.asarray([value]) for name, value in metrics.items()}
+
+    def _evaluation_seeds(self, seed: int) -> list[int]:
+        # Held-out start states: consecutive seeds near the top of the range, where training's random ones hardly are.
+        return [seed - index for index in range(self._config.evaluation.episodes)]
+
+    def _evaluation_episodes(self, state, seed):
+        settings, host = self._config.evaluation, self._evaluation_host
+        assert host is not None
+        trajectory = episodes_host(
+            host,
+            self._programs.act_evaluation,
+            state.agent.params,
+            evaluation_key(seed),
+            seeds=self._evaluation_seeds(seed),
+            group_size=1,
+            length=settings.length,
+            initial_carry=jax.device_get(self._agent.initial_carry(settings.episodes)),
+            observations=False,
+        )
+        return jax.tree.map(jnp.asarray, trajectory)
+
+    def _evaluate_objectives(self, state, objectives, seed):
+        # Objectives need a stock, and an environment with one is a ``StockHost``.
+        host: Any = self._evaluation_host
+        stocks = self._programs.initial_stocks(state.agent.params["online"], host.reset(self._evaluation_seeds(seed)))
+        returns = []
+        for stock in np.asarray(stocks):
+            host.start_at(float(stock))
+            returns.append(discounted_returns(self._evaluation_episodes(state, seed), self._config.agent.discount))
+        host.start_at(self._config.environment.stock.get("start"))
+        return jax.device_get(objective_metrics(objectives, stocks, jnp.stack(returns)))
+
+    def snapshot(self):
+        environments = self._host.snapshot() if self._agent.data.kind != "episodes" else None
+        if "annotator" not in self._config:
+            return environments
+        return pickle.dumps((environments, self._annotated if self._annotation is None else self._annotation.state()))
+
+    def resume(self, state, snapshot, iteration):
+        self._close_annotation()
+        if "annotator" in self._config and snapshot is not None:
+            snapshot, self._annotated = pickle.loads(snapshot)
+        self.resumed_exactly = self._agent.data.kind == "episodes" or snapshot is not None
+        if self._agent.data.kind == "episodes":
+            return state
+        if snapshot is None:
+            # These environments cannot be saved.
+            return self._with_environments(state, iteration)
+        return state._replace(rollout=state.rollout._replace(observation=self._host.restore(snapshot)))
+
+    def close(self):
+        self._close_annotation()
+        self._host.close()
+        if self._evaluation_host is not None:
+            self._evaluation_host.close()

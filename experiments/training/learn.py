@@ -1,0 +1,289 @@
+"""The learn step, written once, and the pure half of a run around it.
+
+Key streams: everything random in a run derives from the seed's key by ``fold_in`` with one of the names below
+and then the iteration, so that no state of a generator is carried and a resumed run draws what the uninterrupted
+one would have drawn. Evaluation draws from a key of its own, the same for every seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from agents.base import Agent
+from envs.rollout import Policy, episode_statistics, episodes, start_unroll, unroll
+from envs.types import Environment, PyTree, Trajectory
+from rewards.base import RewardTransform
+
+# Streams of a seed's key.
+AGENT_INIT, REWARD_INIT, WARM_START, ENVIRONMENT_INIT, ROLLOUT, REWARD_UPDATE, AGENT_UPDATE = range(7)
+
+# As many non-finite updates in a row end the learning of a member.
+REJECTED_LIMIT = 3
+
+# Metrics that are sums or maxima over a chunk; every other metric is a mean over its iterations.
+SUM_PREFIX, MAX_PREFIX = "sum/", "max/"
+
+
+class RunState(NamedTuple):
+    """All that a run is, and the only thing that is checkpointed.
+
+    Attributes:
+      agent, reward: states of the agent and of the reward chain.
+      rollout: the unrolling environments, ``()`` for whole episodes and for host environments.
+      key: the seed's key; constant.
+      rejected: consecutive non-finite updates, ``int32``; at ``REJECTED_LIMIT`` it stays and nothing is learned.
+    """
+
+    agent: PyTree
+    reward: PyTree
+    rollout: PyTree
+    key: jax.Array
+    rejected: jax.Array
+
+
+def stream(key: jax.Array, name: int, index: int | jax.Array = 0) -> jax.Array:
+    """The key of stream ``name`` at ``index``."""
+    return jax.random.fold_in(jax.random.fold_in(key, name), index)
+
+
+def acting_policy(agent: Agent, params: PyTree, *, greedy: bool = False) -> Policy:
+    """The policy function of ``agent`` at ``params``."""
+
+    def policy(carry, observation, key):
+        return agent.act(params, carry, observation, key, greedy=greedy)
+
+    return policy
+
+
+def all_finite(tree: PyTree) -> jax.Array:
+    """Whether every floating-point number of ``tree`` is finite; ``[]`` bool."""
+    leaves = [leaf.reshape(-1) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    # One look at all of them: one at each of a hundred leaves is a quarter of what there is to compile.
+    return jnp.all(jnp.isfinite(jnp.concatenate(leaves))) if leaves else jnp.bool_(True)
+
+
+def learned_part(state: PyTree) -> PyTree:
+    """A state of an agent, or of a reward chain by name, without replay buffers: what may have to be undone.
+
+    A buffer holds data, of which the environment's part is checked as it comes in; to look through it, or to keep its
+    last version, would copy it at every step.
+    """
+    if isinstance(state, dict):
+        return {name: learned_part(each) for name, each in state.items()}
+    return state._replace(replay=()) if hasattr(state, "replay") else state
+
+
+def undo_unless(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """The state ``new`` where ``condition`` holds, else ``old`` with the new data in its buffers.
+
+    An agent learns from them later. Of a reward transform they are overwritten before it learns again: what counts
+    them is undone.
+    """
+    if isinstance(new, dict):
+        return {name: undo_unless(condition, new[name], old[name]) for name in new}
+    chosen = jax.tree.map(lambda x, y: jnp.where(condition, x, y), learned_part(new), learned_part(old))
+    return chosen._replace(replay=new.replay) if hasattr(new, "replay") else chosen
+
+
+def keep_reward_if(condition: jax.Array, reward: RewardTransform, new: PyTree, old: PyTree) -> PyTree:
+    """The chain's state ``new`` where ``condition`` holds, else what its ``undo`` leaves, and ``old`` itself where even
+    what it remembers of the environments is not finite; the new data in its buffers in any case, see
+    ``undo_unless``."""
+    undone = reward.undo(old, new)
+    # Most leaves are those of the old state, which is finite.
+    leaves = zip(*map(jax.tree.leaves, (learned_part(undone), learned_part(old))), strict=True)
+    remembered = [leaf for leaf, before in leaves if leaf is not before]
+    return undo_unless(condition, new, undo_unless(all_finite(remembered), undone, old))
+
+
+def initial_state(
+    agent: Agent, reward: RewardTransform, key: jax.Array, *, warm_start: Callable[..., Any] | None = None
+) -> RunState:
+    """The state before the first iteration, without the environments.
+
+    ``warm_start(params, key) -> params`` changes the agent's parameters before the reward chain sees the policy.
+    """
+    agent_state = agent.init(stream(key, AGENT_INIT))
+    if warm_start is not None:
+        agent_state = agent_state._replace(params=warm_start(agent_state.params, stream(key, WARM_START)))
+    policy_params = agent_state.params["policy"] if "policy" in agent_state.params else None
+    reward_state = reward.init(stream(key, REWARD_INIT), policy_params=policy_params)
+    return RunState(agent_state, reward_state, (), key, jnp.zeros((), jnp.int32))
+
+
+def learn(
+    agent: Agent,
+    reward: RewardTransform,
+    state: RunState,
+    trajectory: Trajectory,
+    iteration: jax.Array,
+    annotations: PyTree = None,
+) -> tuple[RunState, dict[str, jax.Array]]:
+    """One learning step: update the reward chain (``annotations``, if any, are for it), relabel, update the agent.
+
+    A step whose new agent or reward state, or whose channels, are not finite is undone: the state stays, but for what
+    the chain remembers of the environments (``RewardTransform.undo``), and ``rejected`` counts up; a finite step sets
+    it back to 0. From ``REJECTED_LIMIT`` on every step is undone. Where the chain masked every step
+    (``group_filter``), the agent's state stays, too: an optimiser with momentum would move without any data.
+
+    Returns:
+      The next state, and metrics ``[]`` (see ``reduce_metric`` for what a name says of its reduction).
+    """
+    policy_params = state.agent.params.get("policy")
+    reward_key = stream(state.key, REWARD_UPDATE, iteration)
+    reward_state, update_metrics = reward.update(
+        state.reward, trajectory, reward_key, policy_params=policy_params, annotations=annotations
+    )
+    relabelled, apply_metrics = reward.apply(reward_state, trajectory, policy_params=policy_params)
+    update_key = stream(state.key, AGENT_UPDATE, iteration)
+    if agent.data.kind == "replay":
+        # What is kept is raw: it is relabelled by the rewards of the time when it is learned from.
+        def relabel(sampled):
+            return reward.apply(reward_state, sampled, policy_params=policy_params)[0]
+
+        agent_state, agent_metrics = agent.update(state.agent, trajectory, update_key, relabel=relabel)
+    else:
+        agent_state, agent_metrics = agent.update(state.agent, relabelled, update_key)
+    # A channel that is not finite must not pass because an estimator made zeros of it.
+    finite = all_finite((learned_part(agent_state), learned_part(reward_state), relabelled.rewards))
+    # What has stopped stays as it was, while the other members of its program go on.
+    finite &= state.rejected < REJECTED_LIMIT
+    learns = finite & jnp.any(relabelled.mask > 0)
+    agent_state = undo_unless(learns, agent_state, state.agent)
+    reward_state = keep_reward_if(finite, reward, reward_state, state.reward)
+    rejected = jnp.where(finite, 0, jnp.minimum(state.rejected + 1, REJECTED_LIMIT))
+    metrics = {f"agent/{name}": value for name, value in agent_metrics.items()}
+    metrics |= {f"reward/{name}": value for name, value in (update_metrics | apply_metrics).items()}
+    # A rejected step's figures would make every mean of the chunk non-finite.
+    metrics = {name: jnp.where(finite, value, 0.0) for name, value in metrics.items()}
+    environment_finite = all_finite((trajectory.observation, trajectory.next_observation, trajectory.rewards))
+    metrics |= {SUM_PREFIX + name: value for name, value in episode_statistics(trajectory).items()}
+    metrics[SUM_PREFIX + "rejected"] = 1 - finite.astype(jnp.int32)
+    metrics[SUM_PREFIX + "non_finite_environments"] = 1 - environment_finite.astype(jnp.int32)
+    metrics[MAX_PREFIX + "rejected"] = rejected
+    return state._replace(agent=agent_state, reward=reward_state, rejected=rejected), metrics
+
+
+def start_rollout(environment: Environment, agent: Agent, state: RunState) -> RunState:
+    """Starts the environments of an unrolling agent; does nothing for whole episodes."""
+    if agent.data.kind == "episodes":
+        return state
+    batch = agent.data.batch
+    key = stream(state.key, ENVIRONMENT_INIT)
+    return state._replace(rollout=start_unroll(environment, key, batch, agent.initial_carry(batch)))
+
+
+def collect(
+    environment: Environment, agent: Agent, state: RunState, iteration: jax.Array, *, start_states: int | None = None
+) -> tuple[RunState, Trajectory]:
+    """The data that ``agent`` wants, from a pure environment; ``start_states`` as in ``envs.rollout.unroll``."""
+    data = agent.data
+    policy = acting_policy(agent, state.agent.params)
+    key = stream(state.key, ROLLOUT, iteration)
+    carry = agent.initial_carry(data.batch)
+    if data.kind == "episodes":
+        trajectory = episodes(
+            environment,
+            policy,
+            key,
+            length=data.length,
+            batch=data.batch,
+            group_size=data.group_size,
+            initial_carry=carry,
+        )
+        return state, trajectory
+    rollout, trajectory = unroll(
+        environment,
+        policy,
+        state.rollout,
+        key,
+        length=data.length,
+        initial_carry=carry,
+        start_states=start_states,
+    )
+    return state._replace(rollout=rollout), trajectory
+
+
+def run_chunk(
+    environment: Environment,
+    agent: Agent,
+    reward: RewardTransform,
+    state: RunState,
+    first_iteration: jax.Array,
+    *,
+    iterations: int,
+    start_states: int | None = None,
+) -> tuple[RunState, dict[str, jax.Array]]:
+    """``iterations`` of collect and learn in one scan.
+
+    Returns:
+      The state, and metrics reduced over the chunk: sums under ``sum/``, means otherwise; ``max/rejected`` is the
+      longest run of rejected updates.
+    """
+
+    def step(state, offset):
+        iteration = first_iteration + offset
+        state, trajectory = collect(environment, agent, state, iteration, start_states=start_states)
+        return learn(agent, reward, state, trajectory, iteration)
+
+    state, metrics = jax.lax.scan(step, state, jnp.arange(iterations))
+    return state, {name: reduce_metric(name, values) for name, values in metrics.items()}
+
+
+def reduce_metric(name: str, values: Any) -> Any:
+    """Reduces the leading axis of a metric by what its name says: sum, maximum or mean."""
+    if name.startswith(SUM_PREFIX):
+        return values.sum(axis=0)
+    if name.startswith(MAX_PREFIX):
+        return values.max(axis=0)
+    return values.mean(axis=0)
+
+
+def evaluation_rollout(
+    environment: Environment,
+    agent: Agent,
+    params: PyTree,
+    key: jax.Array,
+    *,
+    num_episodes: int,
+    length: int,
+    greedy: bool,
+) -> Trajectory:
+    """``num_episodes`` whole episodes, each from a start state of its own; ``[T, B]``."""
+    return episodes(
+        environment,
+        acting_policy(agent, params, greedy=greedy),
+        key,
+        length=length,
+        batch=num_episodes,
+        group_size=1,
+        initial_carry=agent.initial_carry(num_episodes),
+    )
+
+
+def evaluate_episodes(
+    environment: Environment,
+    agent: Agent,
+    params: PyTree,
+    key: jax.Array,
+    *,
+    num_episodes: int,
+    length: int,
+    greedy: bool,
+) -> dict[str, jax.Array]:
+    """Means over ``num_episodes`` whole episodes, each from a start state of its own: ``return``, ``length`` and the
+    entries of the environment's ``info`` (``success``)."""
+    return episode_means(
+        evaluation_rollout(environment, agent, params, key, num_episodes=num_episodes, length=length, greedy=greedy)
+    )
+
+
+def episode_means(trajectory: Trajectory) -> dict[str, jax.Array]:
+    """``episode_statistics`` per episode that ended, without the counts."""
+    sums = episode_statistics(trajectory)
+    count = jnp.maximum(sums["episodes"], 1.0)
+    return {name: value / count for name, value in sums.items() if name not in ("episodes", "env_steps")}

@@ -1,0 +1,218 @@
+"""Trained runs read back: their configuration, members and checkpoints, and an evaluation of a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from envs.choices import nearest
+from experiments.assembly import registry
+from experiments.assembly.build import TEST_SEED, EnvironmentSource, build_environment
+from experiments.assembly.members import Member
+from experiments.assembly.ranges import validate
+from experiments.errors import UserError
+from experiments.rows import results
+from experiments.training.checkpoint import Checkpoints, Restored
+from experiments.training.drivers import drivers
+from experiments.training.learn import RunState
+from experiments.training.train import CHECKPOINT_FOLDER, program_name, restore
+
+CHOICES = ("best", "latest")
+CHANGEABLE = ("environment.", "evaluation.")
+
+
+def find_folder(run: str, runs: str) -> Path:
+    """The run folder of ``run``.
+
+    Raises:
+      UserError: if there is none, with the nearest that there is.
+    """
+    folder = Path(run)
+    if (folder / results.CONFIG_FILE).is_file():
+        return folder
+    name, _, variant = run.partition(":")
+    # A variant with overrides is no variant of the experiment's; it is looked up as it is.
+    with contextlib.suppress(UserError):
+        variant = registry.load(run).variant
+    folder = results.run_folder(runs, name, variant)
+    if (folder / results.CONFIG_FILE).is_file():
+        return folder
+    known = [path.parent for path in sorted(Path(runs).glob(f"*/*/{results.CONFIG_FILE}"))]
+    named = [f"{path.parent.name}:{path.name}" for path in known]
+    raise UserError(f"no run {run!r}: neither {run} nor {folder} holds a {results.CONFIG_FILE}{nearest(run, named)}")
+
+
+def read_run(folder: Path) -> tuple[ConfigDict, list[Member]]:
+    """The configuration and the members of a run folder.
+
+    Raises:
+      UserError: if its description cannot be read.
+    """
+    found = results.read_description(folder)
+    members = [Member(one["seed"], one["variant"], one["values"]) for one in found["members"]]
+    return registry.from_json_dict(found["config"]), members
+
+
+def read_single_run(folder: Path) -> tuple[ConfigDict, list[Member]]:
+    """The same of a run, whose members are the seeds of one variant.
+
+    Raises:
+      UserError: if it is a sweep, or its description cannot be read.
+    """
+    config, members = read_run(folder)
+    if len({member.variant for member in members}) > 1:
+        raise UserError(f"{folder} holds a sweep: expected a run, whose seeds are of one variant")
+    return config, members
+
+
+def iteration_of(checkpoints: Checkpoints, wanted: str) -> int:
+    """The iteration that ``best``, ``latest`` or a number names.
+
+    Raises:
+      UserError: if there is no checkpoint, or ``wanted`` is none of these.
+    """
+    if wanted not in CHOICES and not wanted.isdigit():
+        raise UserError(f"--checkpoint={wanted}: expected best, latest or an iteration{nearest(wanted, CHOICES)}")
+    if wanted.isdigit():
+        return int(wanted)
+    found = checkpoints.best() if wanted == "best" else checkpoints.latest()
+    if found is None:
+        raise UserError(f"no checkpoint in {checkpoints.folder}: run the experiment first")
+    return found
+
+
+def changed_config(config: ConfigDict, kind: str | None, overrides: Mapping[str, Any]) -> ConfigDict:
+    """``config`` for an evaluation: with another environment, or another number of episodes.
+
+    Args:
+      config: what was trained.
+      kind: of an environment that replaces the trained one's section; ``None`` keeps it.
+      overrides: dotted key to value; with ``kind`` those of the section environment are the new environment's
+        arguments.
+
+    Raises:
+      UserError: for a key that is unknown or of the training, or a value of another type.
+    """
+    for key in overrides:
+        if not key.startswith(CHANGEABLE):
+            raise UserError(
+                f"key {key!r} is of the training: an evaluation changes {' and '.join(f'{c}KEY' for c in CHANGEABLE)}"
+            )
+    changed = config.copy_and_resolve_references()
+    # Where the policy started from is over; a host environment would have no expert.
+    if "warm_start" in changed:
+        changed.warm_start.demonstrations = 0
+    if kind is not None:
+        given = [key.removeprefix("environment.") for key in overrides if key.startswith("environment.")]
+        with changed.unlocked():
+            # Empty fields take values of any type.
+            changed.environment = {"kind": kind} | dict.fromkeys(given)
+    changed = registry.apply_overrides(changed, overrides)
+    validate(changed)
+    return changed
+
+
+def evaluate_run(
+    folder: Path,
+    checkpoint: str = "best",
+    overrides: Mapping[str, Any] | None = None,
+    environment: str | None = None,
+    seed: int = TEST_SEED,
+) -> list[dict[str, Any]]:
+    """Evaluates every member of a run: one row per seed with ``seed``, ``variant``, ``iteration`` and the metrics.
+
+    Args:
+      folder: the run folder.
+      checkpoint: ``best``, ``latest`` or an iteration.
+      overrides, environment: for the evaluation alone, see ``changed_config``.
+      seed: of the episodes; ``EVALUATION_SEED`` repeats what the run's rows say.
+
+    Raises:
+      UserError: if there is no such checkpoint, it is of another configuration, or the changed environment has other
+        shapes or is not finite.
+    """
+    config, members = read_run(folder)
+    changed = changed_config(config, environment, overrides or {})
+    source = build_environment(config)
+    changed_source = build_environment(changed) if changed.environment != config.environment else source
+    described, wanted = source.spec.observation_template(), changed_source.spec.observation_template()
+    if described != wanted or source.spec.action_space != changed_source.spec.action_space:
+        raise UserError(
+            f"the changed environment has observations {wanted} and actions {changed_source.spec.action_space}; "
+            f"the run was trained on {described} and {source.spec.action_space}"
+        )
+    rows: list[dict[str, Any]] = []
+    for own, found in restored_programs(folder, config, source, members, checkpoint):
+        state = found.state
+        if (source.pure is None) == (changed_source.pure is None):
+            states = [state]
+        elif source.pure is None:
+            states = [_with_params(state, operator.itemgetter(None))]
+        else:
+            # Environments of a host are stepped for one member at a time.
+            states = [_with_params(state, operator.itemgetter(position)) for position in range(len(own))]
+        evaluated = _evaluated(drivers(changed, changed_source, own), states, seed)
+        for position, member in enumerate(own):
+            row = {"seed": member.seed, "variant": member.variant, "iteration": found.iteration}
+            rows.append(row | {name: float(values[position]) for name, values in evaluated.items()})
+    return rows
+
+
+def restored_programs(
+    folder: Path, config: ConfigDict, source: EnvironmentSource, members: Sequence[Member], checkpoint: str
+) -> Iterator[tuple[list[Member], Restored]]:
+    """Per program of a run: its members and its checkpoint.
+
+    Args:
+      folder: the run folder.
+      config, environment, members: what it was run with.
+      checkpoint: ``best``, ``latest`` or an iteration.
+
+    Raises:
+      UserError: if there is no such checkpoint, or it is of another configuration.
+    """
+    done = index = 0
+    while done < len(members):
+        path = folder / CHECKPOINT_FOLDER / program_name(index)
+        if not path.is_dir():
+            raise UserError(f"no checkpoint in {path}: run the experiment first")
+        checkpoints = Checkpoints(path, read_only=True)
+        try:
+            iteration = iteration_of(checkpoints, checkpoint)
+            # How many members a program has is the run's business: a sweep may have cut them up.
+            own = list(members[done : done + len(checkpoints.meta(iteration)["members"])])
+            [make] = drivers(config, source, own)
+            with contextlib.closing(make()) as driver:
+                found = restore(checkpoints, config, driver, iteration)
+        finally:
+            checkpoints.close()
+        yield own, found
+        done += len(own)
+        index += 1
+
+
+def _with_params(state: RunState, change: Callable[[Any], Any]) -> RunState:
+    return state._replace(agent=state.agent._replace(params=jax.tree.map(change, state.agent.params)))
+
+
+def _evaluated(makers: Sequence[Callable[[], Any]], states: Sequence[RunState], seed: int) -> dict[str, np.ndarray]:
+    """The metrics ``[members]`` of each driver's state, one after the other."""
+    parts: list[dict[str, np.ndarray]] = []
+    for make, state in zip(makers, states, strict=True):
+        with contextlib.closing(make()) as judge:
+            try:
+                parts.append(judge.evaluate(state, seed))
+            except FloatingPointError as error:
+                raise UserError(str(error)) from error
+    evaluated = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    for name, values in evaluated.items():
+        if not np.all(np.isfinite(values)):
+            raise UserError(f"the environment gives a {name!r} of {values.tolist()}: expected finite rewards")
+    return evaluated

@@ -1,0 +1,139 @@
+"""The scan driver: rollout and learning compiled into one scan over a chunk, vmapped over the members."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from agents.behaviour_cloning import Demonstrations
+from envs.types import NonFiniteEnvironmentError
+from experiments.assembly.build import (
+    EVALUATION_SEED,
+    EnvironmentSource,
+    build_annotation,
+    build_objectives,
+    build_parts,
+    expert_demonstrations,
+)
+from experiments.assembly.members import Member
+from experiments.evaluators.objectives import evaluate_objectives
+from experiments.training import learn
+from experiments.training.keys import evaluation_key, seed_key
+from experiments.training.learn import RunState
+
+
+class ScanDriver:
+    """Trains all members in one compiled program on a pure environment.
+
+    Args:
+      config: the configuration.
+      environment: with a pure ``environment``.
+      members: what to train; member i of a program equals the single run of member i.
+      sweep: leave an environment that is not finite to the outer loop, so that the other members go on.
+    """
+
+    resumed_exactly = True
+
+    def __init__(self, config: ConfigDict, source: EnvironmentSource, members: Sequence[Member], sweep: bool = False):
+        # The maker of drivers saw that it is not None.
+        environment: Any = source.pure
+        self.members = list(members)
+        self._config, self._environment, self._sweep = config, source, sweep
+        self._seeds = jnp.asarray([member.seed for member in members], jnp.uint32)
+        names = sorted({name for member in members for name in member.values})
+        self._values = {name: jnp.asarray([member.values[name] for member in members], jnp.float32) for name in names}
+        start_states = config.rollout.start_states
+
+        def parts(values):
+            return build_parts(config, source.spec, values)
+
+        def start(seed, values, demonstrations: Demonstrations | None):
+            agent, reward, warm_start = parts(values)
+            if demonstrations is None:
+                warm_start = None
+            if warm_start is not None:
+                warm_start = functools.partial(warm_start, demonstrations=demonstrations)
+            state = learn.initial_state(agent, reward, seed_key(seed), warm_start=warm_start)
+            return learn.start_rollout(environment, agent, state)
+
+        def chunk(state, values, first_iteration, iterations):
+            agent, reward, _ = parts(values)
+            return learn.run_chunk(
+                environment,
+                agent,
+                reward,
+                state,
+                first_iteration,
+                iterations=iterations,
+                start_states=start_states,
+            )
+
+        def evaluate(params, values, key):
+            agent, _, _ = parts(values)
+            objectives = build_objectives(config, source.spec, values)
+            settings = {
+                "num_episodes": config.evaluation.episodes,
+                "length": config.evaluation.length,
+                "greedy": config.evaluation.greedy,
+            }
+            metrics = learn.evaluate_episodes(environment, agent, params, key, **settings)
+            if objectives is not None:
+                metrics |= evaluate_objectives(environment, agent, objectives, params, key, **settings)
+            return metrics
+
+        # Built once outside jit, with the configuration's own numbers: a refusal is a message, not a traced error.
+        parts({})
+        build_annotation(config, source)
+        build_objectives(config, source.spec)
+        self._start = jax.jit(jax.vmap(start, in_axes=(0, 0, None)))
+        self._chunks: dict[int, Callable[..., Any]] = {}
+        self._make_chunk = lambda iterations: jax.jit(
+            jax.vmap(functools.partial(chunk, iterations=iterations), in_axes=(0, 0, None)), donate_argnums=0
+        )
+        self._evaluate = jax.jit(jax.vmap(evaluate, in_axes=(0, 0, None)))
+
+    def template(self) -> RunState:
+        # What the policy is cloned from does not change its shape.
+        return jax.eval_shape(self._start, self._seeds, self._values, None)
+
+    def start(self) -> RunState:
+        return self._start(self._seeds, self._values, expert_demonstrations(self._config, self._environment))
+
+    def chunk(self, state, first_iteration, iterations):
+        if iterations not in self._chunks:
+            self._chunks[iterations] = self._make_chunk(iterations)
+        state, metrics = self._chunks[iterations](state, self._values, jnp.int32(first_iteration))
+        metrics = jax.device_get(metrics)
+        if np.any(metrics["sum/non_finite_environments"] > 0) and not self._sweep:
+            seeds = [
+                m.seed for m, bad in zip(self.members, metrics["sum/non_finite_environments"], strict=True) if bad > 0
+            ]
+            raise NonFiniteEnvironmentError(
+                f"the environment returned NaN or infinity in an observation or a reward, in iterations "
+                f"{first_iteration} to "
+                f"{first_iteration + iterations - 1}, seeds {seeds}: expected finite numbers"
+            )
+        return state, metrics
+
+    def evaluate(self, state, seed=EVALUATION_SEED):
+        return jax.device_get(self._evaluate(state.agent.params, self._values, evaluation_key(seed)))
+
+    def trace(self) -> None:
+        """Traces one iteration without compiling or running it; raises what its values make it raise."""
+        jax.eval_shape(self._make_chunk(1), self.template(), self._values, jnp.int32(0))
+
+    def snapshot(self):
+        return None
+
+    def resume(self, state, snapshot, iteration):
+        del snapshot, iteration
+        return state
+
+    def close(self):
+        pass

@@ -1,0 +1,206 @@
+"""Sweeps: a grid cut into jobs, one job trained, and the points ranked."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from experiments.assembly import registry
+from experiments.assembly.build import EnvironmentSource, build_environment, builds_environment
+from experiments.assembly.checks import checked_environment, evaluation_metrics
+from experiments.assembly.members import Member, members_of, variant_name
+from experiments.errors import SIGNAL_EXIT, UserError, unknown
+from experiments.rows import results, statistics
+from experiments.training.compilation_cache import enable_compilation_cache
+from experiments.training.progress import progress
+from experiments.training.scan_driver import ScanDriver
+from experiments.training.train import PROLONGABLE, planned_steps, prepare_folder, stop_on_signals, train
+
+PREFIX = "--sweep."
+TRACED_SECTIONS = ("agent.", "credit.", "rewards.")
+RANKS = ("final", "auc")
+# What a learning step says of itself, and how long it took; its names are known once it has been traced.
+LEARNING_METRICS = ("agent/", "reward/", "annotator/", "time/")
+# A run and a sweep's point with the same values have rows of their own.
+MARK = "sweep"
+
+
+class Job(NamedTuple):
+    """One process of a sweep: a configuration, the members trained side by side, and their run folder."""
+
+    config: ConfigDict
+    members: list[Member]
+    folder: Path
+
+
+class Plan(NamedTuple):
+    """A sweep: the experiment, its jobs, and per point's variant the command that runs it alone."""
+
+    name: str
+    jobs: list[Job]
+    commands: dict[str, str]
+
+
+def grid_of(arguments: Sequence[str], default: Mapping[str, Sequence[Any]]) -> tuple[dict[str, list[Any]], list[str]]:
+    """The grid of ``--sweep.KEY=V1,V2`` arguments, or the default; and the arguments that are no such thing.
+
+    Where values have commas themselves, semicolons separate them: ``--sweep.network.hidden=64,64;128``.
+
+    Raises:
+      UserError: if an argument has no value or a key is given twice.
+    """
+    grid: dict[str, list[Any]] = {}
+    rest = []
+    for argument in arguments:
+        if not argument.startswith(PREFIX):
+            rest.append(argument)
+            continue
+        key, equals, text = argument.removeprefix(PREFIX).partition("=")
+        if not equals or not text:
+            raise UserError(f"argument {argument!r} has no value: expected {PREFIX}{key or 'KEY'}=V1,V2")
+        if key in grid:
+            raise UserError(f"key {key!r} is swept twice")
+        grid[key] = text.split(";" if ";" in text else ",")
+    return grid or {key: list(values) for key, values in default.items()}, rest
+
+
+def is_traceable(config: ConfigDict, source: EnvironmentSource, key: str, values: Sequence[Any] = ()) -> bool:
+    """Whether ``key`` may be a traced number of ``values``: floats that no factory and no learning step branches on."""
+    # One environment is shared by all members of a program.
+    if source.pure is None or not key.startswith(TRACED_SECTIONS) or builds_environment(config, key):
+        return False
+    # An optional number of which a point wants none is no number in that point's program.
+    if not all(isinstance(value, float) for value in (registry.keys(config)[key], *values)):
+        return False
+    try:
+        ScanDriver(config, source, [Member(0, "", {key: registry.keys(config)[key]})]).trace()
+    except jax.errors.ConcretizationTypeError:
+        return False
+    return True
+
+
+def plan(
+    loaded: registry.Loaded,
+    base: ConfigDict,
+    overrides: Mapping[str, str],
+    grid: Mapping[str, Sequence[Any]],
+    seeds: int | None,
+    first_seed: int,
+    runs: str,
+) -> Plan:
+    """Cuts a grid into jobs: the keys that cannot be traced are constant in a job.
+
+    Raises:
+      UserError: for an unknown key, a value of another type, or a point that cannot be built.
+    """
+    if not grid:
+        raise UserError(f"experiment {loaded.name!r} sweeps nothing: give {PREFIX}KEY=V1,V2")
+    # Every value as the configuration's type, refused before anything starts.
+    typed = {
+        key: list(dict.fromkeys(registry.keys(registry.apply_overrides(base, {key: value}))[key] for value in values))
+        for key, values in grid.items()
+    }
+    source = checked_environment(base)
+    traced = [key for key in typed if is_traceable(base, source, key, typed[key])]
+    static = [key for key in typed if key not in traced]
+    jobs, commands = [], {}
+    named = [key for key in overrides if key not in PROLONGABLE]
+    for constants in itertools.product(*(typed[key] for key in static)):
+        config = registry.apply_overrides(base, dict(zip(static, constants, strict=True)))
+        checked_environment(config)
+        members = []
+        for numbers in itertools.product(*(typed[key] for key in traced)):
+            values = dict(zip(traced, numbers, strict=True))
+            point = registry.apply_overrides(config, values)
+            # What is traced is out of reach of every check: a point is refused here, as its single run is.
+            if values:
+                checked_environment(point)
+            variant = variant_name(f"{loaded.variant}+{MARK}", [*named, *typed], point)
+            chosen = dict(overrides) | {key: registry.keys(point)[key] for key in typed}
+            commands[variant] = run_command(loaded, chosen, seeds, first_seed)
+            members += [member._replace(values=values) for member in members_of(config, variant, seeds, first_seed)]
+        keys = "+".join([loaded.variant or results.DEFAULT_VARIANT, MARK, *sorted(traced)])
+        name = variant_name(keys, [*named, *static], config)
+        jobs.append(Job(config, members, results.run_folder(runs, loaded.name, name)))
+    return Plan(loaded.name, jobs, commands)
+
+
+def run_job(made: Plan, index: int, members_per_program: int | None, fresh: bool) -> int:
+    """Trains one job in this process; returns its exit status."""
+    job = made.jobs[index]
+    enable_compilation_cache()
+    prepare_folder(job.folder, job.config, job.members, fresh=fresh)
+    title = f"{made.name} sweep, job {index + 1} of {len(made.jobs)}, {len(job.members)} members"
+    total = planned_steps(job.config, len(job.members))
+    with stop_on_signals() as stop, progress(total, title, metric=job.config.evaluation.metric) as reporter:
+        outcome = train(
+            job.config,
+            made.name,
+            job.members,
+            job.folder,
+            reporter,
+            stop,
+            members_per_program=members_per_program,
+            sweep=True,
+        )
+    return 0 if outcome.finished else SIGNAL_EXIT + (outcome.signal or 0)
+
+
+def require_metric(metric: str, config: ConfigDict) -> None:
+    """Checks, before any job, that rows of ``config`` will have ``metric``, as far as that is known without learning.
+
+    Raises:
+      UserError: with the nearest metric that they will have.
+    """
+    if metric.startswith(LEARNING_METRICS):
+        return
+    spec = build_environment(config).spec
+    training = ["return", "length", "episodes", "rejected_updates", *spec.info]
+    known = [*evaluation_metrics(config, spec), *(f"train/{name}" for name in training)]
+    if metric not in known:
+        raise unknown("metric", metric, known)
+
+
+def ranking(rows: Sequence[results.Row], metric: str, rank: str) -> list[dict[str, Any]]:
+    """The points, best first: ``variant``, ``seeds``, ``iqm``, ``low``, ``high`` of the metric's ``rank``.
+
+    A point of which seeds stopped (``stopped``, their number) is behind all others: it fails where it is run alone.
+
+    Raises:
+      UserError: if no row has the metric.
+    """
+    known = results.metrics_of(rows)
+    if metric not in known:
+        raise unknown("metric", metric, known)
+    points = []
+    for variant in results.variants_of(rows):
+        own = [row for row in rows if row["variant"] == variant]
+        curves = statistics.seed_curves(own, metric)
+        if rank == "final":
+            scores = list(statistics.final_values(own, metric))
+        else:
+            scores = [float(statistics.area_under_curve(steps, values)) for steps, values in curves.values()]
+        stopped = len({row["seed"] for row in own if row.get("train/stopped")})
+        # A point may stop before it has a value.
+        interval = statistics.stratified_bootstrap(scores) if scores else (math.nan,) * 3
+        ends = {
+            name: None if math.isnan(end) else end for name, end in zip(("iqm", "low", "high"), interval, strict=True)
+        }
+        points.append({"variant": variant, "seeds": len({row["seed"] for row in own}), "stopped": stopped} | ends)
+    return sorted(points, key=lambda point: (point["stopped"] > 0, point["iqm"] is None, -(point["iqm"] or 0.0)))
+
+
+def run_command(loaded: registry.Loaded, overrides: Mapping[str, Any], seeds: int | None, first_seed: int) -> str:
+    """The ``sagax run`` command of one point, ready for a shell."""
+    words = ["sagax", "run", f"{loaded.name}:{loaded.variant}" if loaded.variant else loaded.name]
+    words += [f"{registry.PREFIX}{key}={value}" for key, value in overrides.items()]
+    words += [] if seeds is None else [f"--seeds={seeds}"]
+    words += [f"--first-seed={first_seed}"] if first_seed else []
+    return shlex.join(words)

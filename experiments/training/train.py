@@ -1,0 +1,345 @@
+"""The outer loop of a run, plain Python: chunk, rows, evaluate, checkpoint, stop signal."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.assembly import registry
+from experiments.assembly.build import EnvironmentSource, build_environment
+from experiments.assembly.members import Member
+from experiments.disk import write_json_atomic
+from experiments.errors import UserError, reason
+from experiments.rows import results
+from experiments.rows.environment_report import note_session
+from experiments.training import learn
+from experiments.training.checkpoint import Checkpoints, Restored
+from experiments.training.drivers import Driver, drivers
+from experiments.training.learn import REJECTED_LIMIT
+from experiments.training.progress import Reporter
+from experiments.training.row_writer import RowWriter, kept_from_writers
+
+# What may differ between a run and its continuation: where it ends, and what its annotator may spend.
+PROLONGABLE = ("iterations", "annotator.max_requests", "annotator.max_cost")
+CHECKPOINT_FOLDER = "checkpoints"
+
+
+class StopRequested:
+    """Whether a signal asked the run to stop; the chunk in hand is finished and saved first."""
+
+    def __init__(self):
+        self.signal: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[StopRequested]:
+    """Turns SIGTERM and the first SIGINT into a request; a second SIGINT interrupts at once."""
+    stop = StopRequested()
+    interrupt = signal.getsignal(signal.SIGINT)
+
+    def handle(number, frame):
+        del frame
+        stop.signal = number
+        signal.signal(signal.SIGINT, interrupt)
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class Outcome(NamedTuple):
+    """How a run ended: ``finished`` or stopped by ``signal``; its rows; whether it continued an earlier one."""
+
+    finished: bool
+    signal: int | None
+    rows: list[dict[str, Any]]
+    resumed_from: int | None
+
+
+def prolongable(config: ConfigDict) -> tuple[str, ...]:
+    """The keys that may differ on resuming; an annealed learning rate depends on the number of iterations."""
+    annealed = config.agent.get("anneal", False)
+    return tuple(key for key in PROLONGABLE if not (annealed and key == "iterations"))
+
+
+def prepare_folder(folder: Path, config: ConfigDict, members: Sequence[Member], *, fresh: bool = False) -> None:
+    """Makes the run folder, or checks that what is there is the same run.
+
+    Raises:
+      UserError: if the folder holds a run of another configuration or of other members, or cannot be written, or with
+        ``fresh`` if a process is writing it.
+    """
+    path = folder / results.CONFIG_FILE
+    described = {
+        "config": registry.to_json_dict(config),
+        "members": [{"seed": m.seed, "variant": m.variant, "values": dict(m.values)} for m in members],
+    }
+    if fresh and folder.exists():
+        with kept_from_writers(folder / results.METRICS_FILE):
+            _remove(folder)
+    if path.exists():
+        found = results.read_description(folder)
+        differences = registry.difference(found["config"], described["config"], prolongable(config))
+        hint = "; give --fresh to start over, or --runs for another place"
+        if differences:
+            shown = "; ".join(str(one) for one in differences[:3])
+            raise UserError(f"{folder} holds a run of another configuration ({shown}){hint}")
+        if found["members"] != described["members"]:
+            seeds = sorted({member["seed"] for member in found["members"]})
+            raise UserError(f"{folder} holds a run of other seeds or values: {len(seeds)} seeds {seeds}{hint}")
+        if found["config"] == described["config"]:
+            return
+    write_json_atomic(path, described)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a run folder; killed on the way, it leaves nothing that looks like a run."""
+    # Two levels up: the folders beside this one are read as runs.
+    doomed = folder.parent.with_name(f".{folder.parent.name}.{folder.name}.removed")
+    try:
+        if doomed.exists():
+            shutil.rmtree(doomed)
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+    except OSError as error:
+        raise UserError(f"cannot remove {folder}: {reason(error)}") from error
+
+
+def planned_steps(config: ConfigDict, members: int) -> int:
+    """Environment steps of the whole run at most, over all members; whole episodes may take fewer."""
+    return config.iterations * config.data.length * config.data.batch * members
+
+
+def train(
+    config: ConfigDict,
+    experiment: str,
+    members: Sequence[Member],
+    folder: Path,
+    reporter: Reporter,
+    stop: StopRequested,
+    source: EnvironmentSource | None = None,
+    members_per_program: int | None = None,
+    sweep: bool = False,
+) -> Outcome:
+    """Trains ``members`` in ``folder``, from the last checkpoint where there is one.
+
+    Args:
+      config, experiment, members: what to train; ``members_per_program`` at most side by side, all if ``None``.
+      folder: from ``prepare_folder``.
+      reporter: of the progress.
+      stop: when to stop early, after the chunk in hand.
+      environment: made from ``config`` where there is none.
+      sweep: a member that diverges (``REJECTED_LIMIT`` updates in a row that are not finite, an evaluation or a pure
+        environment that is not) stops alone: a line on the standard error stream says so, it learns nothing more, and
+        its rows have ``train/stopped`` from then on. A program whose members have all stopped has ended.
+
+    Raises:
+      UserError: for a configuration that cannot be built, a disk that cannot be written, and, unless ``sweep``, for a
+        environment that returns NaN or updates that stay non-finite; the last good checkpoint is named.
+    """
+    source = build_environment(config) if source is None else source
+    makers = drivers(config, source, members, members_per_program, folder, sweep)
+    resumed_from, done_slots, noted = None, 0, False
+    slots = config.data.length * config.data.batch
+    constants = {"experiment": experiment}
+    tensorboard = folder / results.TENSORBOARD_FOLDER
+    with RowWriter(folder / results.METRICS_FILE, constants, tensorboard, by_variant=sweep) as writer:
+        for index, make in enumerate(makers):
+            driver: Driver = make()
+            run = None
+            try:
+                checkpoints = folder / CHECKPOINT_FOLDER / program_name(index)
+                run = _Run(config, driver, checkpoints, writer, sweep)
+                if run.iteration:
+                    resumed_from = run.iteration
+                    reporter.resume(done_slots + run.iteration * slots * len(driver.members))
+                if not (run.ended or noted or stop):
+                    noted = True
+                    _note_session(folder, run)
+                while not run.ended and not stop:
+                    row = run.step()
+                    done = done_slots + run.iteration * slots * len(driver.members)
+                    reporter.update(done, row)
+                if not run.ended:
+                    return Outcome(False, stop.signal, results.read_rows(writer.path), resumed_from)
+                done_slots += config.iterations * slots * len(driver.members)
+            finally:
+                if run is not None:
+                    run.close()
+                driver.close()
+    return Outcome(True, None, results.read_rows(folder / results.METRICS_FILE), resumed_from)
+
+
+def _note_session(folder: Path, run: _Run) -> None:
+    """Says whose the rows are that ``run`` is about to make, and where it is not the run that it continues."""
+    if not run.resumed_exactly:
+        print(
+            f"these environments cannot be saved: they begin new episodes at iteration {run.iteration}", file=sys.stderr
+        )
+    facts = {} if run.resumed_exactly else {"resumed_exactly": False}
+    rows = results.read_rows(folder / results.METRICS_FILE)
+    note_session(folder / results.ENVIRONMENT_FILE, len(rows), facts)
+
+
+def program_name(index: int) -> str:
+    """The folder of the checkpoints of program ``index``: all members on a pure environment, one on host
+    environments."""
+    return f"program_{index}"
+
+
+def checkpoint_identity(config: ConfigDict, members: Sequence[Member]) -> dict[str, Any]:
+    """What a checkpoint says of its origin; what it must say to be continued or evaluated."""
+    return {
+        "fingerprint": registry.fingerprint(config, prolongable(config)),
+        "members": [[member.variant, member.seed] for member in members],
+    }
+
+
+def restore(checkpoints: Checkpoints, config: ConfigDict, driver: Driver, iteration: int | None = None) -> Restored:
+    """The checkpoint of ``iteration``, or the latest, of what ``driver`` trains.
+
+    Raises:
+      UserError: if there is none, it cannot be read, or is of another configuration or of other members.
+    """
+    found = checkpoints.restore(driver.template(), iteration)
+    for key, expected in checkpoint_identity(config, driver.members).items():
+        if found.meta.get(key) != expected:
+            raise UserError(
+                f"the checkpoint {found.iteration} in {checkpoints.folder} is of another configuration: "
+                f"its {key} {found.meta.get(key)}, expected {expected}"
+            )
+    return found
+
+
+class _Run:
+    """One driver's way through its iterations."""
+
+    def __init__(self, config: ConfigDict, driver: Driver, folder: Path, writer: RowWriter, sweep: bool):
+        self._config, self._driver, self._writer, self._sweep = config, driver, writer, sweep
+        self._checkpoints = Checkpoints(folder)
+        self._identities = [(member.variant, member.seed) for member in driver.members]
+        self._env_steps = [0] * len(driver.members)
+        self.iteration, self.resumed_exactly = 0, True
+        if self._checkpoints.latest() is None:
+            self._state = self._guarded(driver.start)
+        else:
+            found = restore(self._checkpoints, config, driver)
+            self._state = self._guarded(lambda: driver.resume(found.state, found.host, found.iteration))
+            self.iteration, self._env_steps = found.iteration, list(found.meta["env_steps"])
+            self.resumed_exactly = driver.resumed_exactly
+        # Only a sweep saves members that have stopped.
+        self._stopped = np.zeros(len(driver.members), bool)
+        if self.iteration and sweep:
+            self._stopped = np.asarray(self._state.rejected).reshape(-1) >= REJECTED_LIMIT
+        writer.rewind(self.iteration, self._identities)
+
+    @property
+    def ended(self) -> bool:
+        """Whether every iteration is done, or no member is left that learns."""
+        return self.iteration >= self._config.iterations or bool(np.all(self._stopped))
+
+    def step(self) -> dict[str, Any]:
+        """One chunk with its rows, evaluation and checkpoint; returns the mean row for the display."""
+        config, driver = self._config, self._driver
+        # A run that was prolonged is evaluated where a longer one would have been.
+        size = config.evaluate_every - self.iteration % config.evaluate_every
+        size = min(size, config.iterations - self.iteration)
+        started = time.monotonic()
+        state, metrics = self._guarded(lambda: driver.chunk(self._state, self.iteration, size))
+        done = f"iterations {self.iteration} to {self.iteration + size - 1}"
+        # Of a run, the driver has refused it.
+        self._stop(metrics["sum/non_finite_environments"] > 0, "the environment returned NaN or infinity", f", {done}")
+        self._stop(
+            metrics["max/rejected"] >= REJECTED_LIMIT,
+            f"{REJECTED_LIMIT} updates in a row were not finite",
+            f", {done}: try a smaller agent.learning_rate",
+        )
+        seconds = time.monotonic() - started
+        evaluated = self._guarded(lambda: driver.evaluate(state))
+        for name, values in evaluated.items():
+            after = f"the evaluation after iteration {self.iteration + size}"
+            self._stop(~np.isfinite(values), f"{after} has a {name!r} that is not finite", ": expected finite rewards")
+        if np.any(self._stopped):
+            stopped = jnp.asarray(self._stopped).reshape(state.rejected.shape)
+            state = state._replace(rejected=jnp.where(stopped, jnp.int32(REJECTED_LIMIT), state.rejected))
+        self._state, self.iteration = state, self.iteration + size
+        rows = []
+        steps = metrics["sum/env_steps"]
+        self._env_steps = [total + int(new) for total, new in zip(self._env_steps, steps, strict=True)]
+        for index, member in enumerate(driver.members):
+            row = {"variant": member.variant, "seed": member.seed, "env_steps": self._env_steps[index]}
+            row |= {"iteration": self.iteration}
+            row |= {name: values[index] for name, values in evaluated.items()}
+            row |= _training_metrics({name: values[index] for name, values in metrics.items()})
+            row["time/steps_per_second"] = float(np.sum(steps)) / seconds
+            row |= {"train/stopped": 1} if self._stopped[index] else {}
+            rows.append(self._writer.append(row))
+        self._writer.flush()
+        going = evaluated[config.evaluation.metric][~self._stopped]
+        score = float(np.mean(going)) if len(going) else float(np.finfo(np.float32).min)
+        meta = {"env_steps": self._env_steps} | checkpoint_identity(config, driver.members)
+        self._checkpoints.save(self.iteration, self._state, meta, score, driver.snapshot())
+        numbers = [name for name, value in rows[0].items() if isinstance(value, float)]
+        shown = {name: float(np.mean([row[name] for row in rows if row[name] is not None])) for name in numbers}
+        return shown | {"iteration": self.iteration}
+
+    def _stop(self, failed: np.ndarray, what: str, where: str) -> None:
+        """Raises if a member of a run ``failed [members]``; of a sweep, says and remembers it."""
+        failed = failed & ~self._stopped
+        found = [member for member, one in zip(self._driver.members, failed, strict=True) if one]
+        if found and not self._sweep:
+            raise UserError(f"{what}, seeds {[member.seed for member in found]}{where}; {self._last_good()}")
+        for member in found:
+            print(f"stopped: {member.variant}, seed {member.seed}: {what}{where}", file=sys.stderr)
+        self._stopped = self._stopped | failed
+
+    def close(self) -> None:
+        """Ends the checkpoints' threads."""
+        self._checkpoints.close()
+
+    def _guarded(self, work: Callable[[], Any]) -> Any:
+        """``work()``; an environment that is not finite becomes a message that names the last good checkpoint."""
+        try:
+            return work()
+        except FloatingPointError as error:
+            raise UserError(f"{error}; {self._last_good()}") from error
+
+    def _last_good(self) -> str:
+        latest = self._checkpoints.latest()
+        where = "there is no checkpoint yet" if latest is None else f"{self._checkpoints.folder}, iteration {latest}"
+        return f"the last good checkpoint: {where}"
+
+
+def _training_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Chunk sums as means over the training episodes under ``train/``; learning metrics by their own names."""
+    sums = {name.removeprefix(learn.SUM_PREFIX): v for name, v in metrics.items() if name.startswith(learn.SUM_PREFIX)}
+    episodes = float(sums.pop("episodes"))
+    row: dict[str, Any] = {"train/episodes": int(episodes), "train/rejected_updates": int(sums.pop("rejected"))}
+    for name in ("env_steps", "non_finite_environments"):
+        sums.pop(name)
+    # A chunk in which no episode ended has no mean return.
+    row |= {f"train/{name}": float(value) / episodes if episodes else None for name, value in sums.items()}
+    return row | {name: value for name, value in metrics.items() if not name.startswith((learn.SUM_PREFIX, "max/"))}
+
+
+def devices() -> str:
+    """The devices in words."""
+    found = jax.devices()
+    return f"{len(found)} x {found[0].device_kind}" if len(found) > 1 else found[0].device_kind

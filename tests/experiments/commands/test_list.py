@@ -1,0 +1,56 @@
+"""The list of experiments, as text and as JSON."""
+
+import json
+
+import pytest
+
+from experiments.commands import list as list_command
+
+MODULE = """
+VARIANTS = {"grpo": "group z-score [red]", "warm": "from demonstrations"}
+REPRODUCES = "A paper, figure 1"
+
+def get_config(variant=""):
+    raise AssertionError("listing must not build configurations")
+
+def get_sweep():
+    return {"credit.weight": (0.1, 0.3)}
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    name = "configs_to_list"
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "oprl_sokoban.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return name
+
+
+def test_json_is_one_object_with_everything(package, capsys):
+    assert list_command.main(["--json"], package) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert json.loads(captured.out) == {
+        "experiments": [
+            {
+                "name": "oprl_sokoban",
+                "reproduces": "A paper, figure 1",
+                "variants": {"grpo": "group z-score [red]", "warm": "from demonstrations"},
+                "sweep": {"credit.weight": [0.1, 0.3]},
+            }
+        ]
+    }
+
+
+def test_the_table_names_each_variant(package, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    assert list_command.main([], package) == 0
+    text = capsys.readouterr().out
+    for words in ("oprl_sokoban", "A paper, figure 1", ":grpo", "group z-score [red]", ":warm", "from demonstrations"):
+        assert words in text
+
+
+def test_an_unknown_option_is_an_error(package, capsys):
+    assert list_command.main(["--jsn"], package) == 2
+    assert "--jsn" in capsys.readouterr().err

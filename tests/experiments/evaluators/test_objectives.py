@@ -1,0 +1,214 @@
+"""Objectives of a stock-augmented agent: the searched stock, what is realised, and an agent that does nothing."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agents.functionals import cvar, optimistic_cvar, target_return
+from agents.networks import NetworkConfig
+from agents.return_networks import return_network
+from envs.jax_host import JaxHost
+from envs.probes import ObservationActionReward
+from envs.stock import StockAugmented
+from experiments.assembly import build, registry
+from experiments.assembly.build import build_environment, build_objectives, build_parts
+from experiments.assembly.checks import evaluation_metrics
+from experiments.assembly.members import Member
+from experiments.errors import UserError
+from experiments.evaluators.objectives import (
+    Objectives,
+    evaluate_objectives,
+    initial_stocks,
+    objective_metrics,
+    require_units_of_stock,
+)
+from experiments.training.host_driver import HostDriver
+from experiments.training.scan_driver import ScanDriver
+
+KEY = jax.random.key(0)
+OBJECTIVES = ("target_1", "tau_50")
+
+
+def test_the_initial_stocks_by_what_the_network_predicts():
+    # G is 0, 1 or 2 with probabilities 1/4, 1/4 and 1/2 whatever is done: CVaR at 1/2 is 1/2, and the quantile is 1.
+    source = StockAugmented(ObservationActionReward(), 1.0, -3.0, 1.0)
+    plain = NetworkConfig(hidden=())
+    network = return_network(source.spec, plain, head="categorical", atoms=3, value_low=0.0, value_high=2.0)
+    params = jax.tree.map(jnp.zeros_like, network.init(KEY))
+    params["head_advantage"]["bias"] = jnp.log(jnp.array([0.25, 0.25, 0.5] * 2))
+    functionals = {"tail": cvar(0.5), "target": target_return(1.5), "best": optimistic_cvar(0.25)}
+    objectives = Objectives(functionals, network, 1.0, jnp.linspace(-3, 1, 9))
+    _, observation = jax.vmap(source.reset)(jax.random.split(KEY, 4))
+    found = jax.jit(lambda online: initial_stocks(objectives, online, observation))(params)
+    # All stocks from -2 to -1 tie for the first; the last is at minus the best quarter's quantile.
+    np.testing.assert_allclose(found, [-1.0, -1.5, -2.0])
+
+
+def test_a_range_of_stocks_that_may_be_too_narrow_is_said():
+    functionals = {
+        "tail": cvar(0.5),
+        "best": optimistic_cvar(0.5),
+        "near": target_return(-1.0),
+        "far": target_return(4.0),
+    }
+    objectives = Objectives(functionals, None, 1.0, jnp.linspace(-3.0, 1.0, 9))
+    returns = jnp.zeros((4, 2))
+
+    def edges(stocks, **changes):
+        metrics = objective_metrics(objectives._replace(**changes), jnp.array(stocks), returns)
+        return [float(metrics[f"edge/{name}"]) for name in functionals]
+
+    # A searched stock at either end could lie beyond it; one that is fixed may lie on it.
+    assert edges([1.0, -3.0, 1.0, -4.0]) == [1, 1, 0, 1]
+    assert edges([0.5, -2.5, -3.0, -3.0]) == [0, 0, 0, 0]
+    assert edges([1.0, -3.0, 1.0, -4.0], use_stock=False) == [0, 0, 0, 0]
+
+
+SCALED = {"kind": "scale", "channel": "env", "factor": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("scale", "channels", "changes", "message"),
+    [
+        (1.0, {"env": 1.0}, {}, None),
+        (20.0, {"env": 1.0}, {"env": SCALED}, None),
+        (10.0, {"env": 2.0}, {"env": SCALED}, None),
+        (400.0, {"env": 1.0}, {"first": SCALED, "second": SCALED}, None),
+        (2.0, {"env": 1.0}, {}, "agent.return_scale=2 does not undo agent.channels.env=1:.*agent.return_scale=1$"),
+        (1.0, {"env": 1.0}, {"a": SCALED}, "rewards.a.factor=0.05:.*expected agent.return_scale=20$"),
+        (1.0, {"env": -1.0}, {}, "expected factors whose product is above 0"),
+        (1.0, {"env": 0.0}, {}, "expected factors whose product is above 0"),
+        (1.0, {"env": 1.0, "curiosity": 0.1}, {}, "made of env, curiosity, the stock adds up 'env'.*'env' alone"),
+        (1.0, {"cost/x": 1.0}, {}, "made of cost/x, the stock adds up 'env'"),
+        (
+            1.0,
+            {"env": 1.0},
+            {"a": {"kind": "clip", "channel": "env"}},
+            "rewards.a: kind 'clip' changes the channel 'env'",
+        ),
+    ],
+)
+def test_predicted_returns_are_in_the_units_of_the_stock(scale, channels, changes, message):
+    agent = {"return_scale": scale, "channels": channels}
+    with contextlib.nullcontext() if message is None else pytest.raises(UserError, match=message):
+        require_units_of_stock(agent, "env", changes)
+
+
+def test_a_traced_factor_is_left_to_the_point_of_the_sweep():
+    agent = {"return_scale": 1.0, "channels": {"env": 1.0}}
+
+    def traced(factor):
+        require_units_of_stock(agent, "env", {"env": SCALED | {"factor": factor}})
+        return factor
+
+    jax.eval_shape(traced, 7.0)
+    # What a driver was given is known, and of 32 bits.
+    require_units_of_stock(agent | {"return_scale": 20.0}, "env", {"env": SCALED | {"factor": jnp.float32(0.05)}})
+
+
+@pytest.mark.parametrize(
+    ("functional", "objectives", "refused"),
+    [
+        ({"kind": "target_return", "target": 0.0}, {}, True),
+        # The stock that an objective starts with is searched among what the network predicts.
+        ({"kind": "mean"}, {"tau_50": {"kind": "cvar", "level": 0.5}}, True),
+        ({"kind": "mean"}, {}, False),
+    ],
+)
+def test_units_matter_where_a_return_is_added_to_a_stock(functional, objectives, refused):
+    config = registry.load("eta_gridworld:smoke").config.copy_and_resolve_references()
+    config.unlock()
+    config.agent.functional, config.evaluation.objectives = functional, objectives
+    config.rewards.halved = {"kind": "scale", "factor": 0.5}
+    spec = build_environment(registry.load("eta_gridworld:smoke").config).spec
+    with pytest.raises(UserError, match=r"rewards\.halved\.factor=0\.5") if refused else contextlib.nullcontext():
+        build_parts(config, spec)
+
+
+@pytest.fixture(scope="module")
+def staying():
+    """``eta_gridworld:smoke`` with a network of zeros but for a bias that prefers to stay: it never gets a reward."""
+    config = registry.load("eta_gridworld:smoke").config
+    source = build_environment(config)
+    agent = build_parts(config, source.spec).agent
+    params = jax.tree.map(jnp.zeros_like, jax.jit(agent.init)(KEY).params)
+    return config, source, agent, params
+
+
+def test_an_agent_whose_returns_are_zero_misses_every_target_by_its_size(staying):
+    config, source, agent, params = staying
+    quantiles = config.agent.quantiles
+    # Stock 0 with a return of 0 is best where it is the target; elsewhere any action ties, so that all prefer action 0.
+    bias = params["online"]["head_advantage"]["bias"]
+    params["online"]["head_advantage"]["bias"] = bias.at[quantiles:].set(-100.0)
+    objectives = build_objectives(config, source.spec)
+    metrics = jax.jit(
+        lambda params: evaluate_objectives(
+            source.pure, agent, objectives, params, KEY, num_episodes=4, length=16, greedy=True
+        )
+    )(params)
+    for target in range(-5, 6):
+        np.testing.assert_allclose(metrics[f"stock/target_{target}"], -target)
+        np.testing.assert_allclose(metrics[f"mean/target_{target}"], 0.0)
+        np.testing.assert_allclose(metrics[f"objective/target_{target}"], -abs(target))
+    np.testing.assert_allclose(metrics["objective"], -30 / 11, rtol=1e-6)
+
+
+def test_both_drivers_find_the_same_in_an_environment_without_chance(monkeypatch):
+    def host(num_envs, **arguments):
+        return JaxHost(build.PURE_ENVIRONMENTS["gridworld"](**arguments), num_envs)
+
+    monkeypatch.setitem(build.HOST_ENVIRONMENTS, "gridworld_host", host)
+    config = registry.load("eta_gridworld:smoke").config
+    config.unlock()
+    config.evaluation.objectives = {
+        "target_1": {"kind": "target_return", "target": 1.0},
+        "tau_50": {"kind": "cvar", "level": 0.5},
+    }
+    config.evaluation.episodes, config.evaluation.candidates = 3, 7
+    members = [Member(0, "")]
+    scan = ScanDriver(config, build_environment(config), members)
+    state = scan.start()
+    expected = scan.evaluate(state)
+    config.environment.kind = "gridworld_host"
+    driver = HostDriver(config, build_environment(config), members[0])
+    found = driver.evaluate(driver.start())
+    assert found.keys() == expected.keys() and "stock/tau_50" in found
+    # What may be asked for by --metric is what there is.
+    assert found.keys() == set(evaluation_metrics(config, build_environment(config).spec))
+    kinds = ("objective", "mean", "stock", "edge")
+    for name in ("objective", *(f"{kind}/{each}" for kind in kinds for each in OBJECTIVES)):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    driver.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"evaluation.objectives": {"x": {"kind": "cvr", "level": 0.1}}}, "did you mean 'cvar'"),
+        ({"evaluation.objectives": {"x": {"kind": "cvar", "level": 2.0}}}, "level"),
+        ({"evaluation.objectives": {"x": {"kind": "mean"}}}, "expected 'expectation'"),
+        (
+            {"evaluation.objectives": {"x": {"kind": "homeostasis", "set_points": (0.0, 0.0)}}},
+            "evaluation.objectives.x: homeostasis.* is for vectors of 2, the return is a number",
+        ),
+        ({"evaluation.length": 15}, "evaluation.length=15: .*up to 16 steps.*expected at least 16"),
+        ({"environment.stock": {"low": 0.0, "high": 1.0, "channels": "cost/x"}}, "the stock adds up 'cost/x'"),
+        ({"environment.stock": None}, "the environment has no stock"),
+    ],
+)
+def test_objectives_that_cannot_be_evaluated_are_refused(change, message):
+    config = registry.load("eta_gridworld:smoke").config.copy_and_resolve_references()
+    config.unlock()
+    for key, value in change.items():
+        section, name = key.split(".")
+        if value is None:
+            del config[section][name]
+        else:
+            config[section][name] = value
+    spec = build_environment(registry.load("eta_gridworld:smoke").config).spec
+    with pytest.raises(UserError, match=message):
+        build_objectives(config, spec)

@@ -19,7 +19,7 @@ import numpy as np
 
 from envs.types import Trajectory
 from experiments.errors import UserError
-from rewards.language_feedback import Annotations
+from rewards.feedback.language_feedback import Annotations
 
 Question = tuple[bytes, ...]
 """One message, or two to compare, without the zeros that fill them."""

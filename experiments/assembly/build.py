@@ -46,14 +46,14 @@ from experiments.assembly.factories import call
 from experiments.assembly.registry import LARGEST_INTEGER
 from experiments.errors import UserError, unknown
 from experiments.evaluators.objectives import JUDGED, Objectives, require_units_of_stock
-from rewards import transforms
 from rewards.base import RewardTransform, chain
-from rewards.count_bonus import count_bonus
-from rewards.icm import icm
-from rewards.implicit_prm import implicit_prm
-from rewards.language_feedback import QUESTION_SIZES, language_feedback
-from rewards.latent_prediction import byol_explore, byol_hindsight
-from rewards.rnd import rnd
+from rewards.curiosity.count_bonus import count_bonus
+from rewards.curiosity.icm import icm
+from rewards.curiosity.latent_prediction import byol_explore, byol_hindsight
+from rewards.curiosity.rnd import rnd
+from rewards.feedback.language_feedback import QUESTION_SIZES, language_feedback
+from rewards.process.implicit_prm import implicit_prm
+from rewards.shaping import transforms
 
 # Keys of everything that must not depend on a training seed. A run is evaluated with the first, which chooses its best
 # checkpoint; a checkpoint is judged with the last, far below: a host counts down from it, one per episode.

@@ -19,7 +19,7 @@ from experiments.rows import results
 from experiments.training.checkpoint_rows import row_starts
 from experiments.training.restored import read_single_run, restored_programs
 from rewards.base import RewardTransform
-from rewards.language_feedback import language_feedback
+from rewards.feedback.language_feedback import language_feedback
 
 
 def paid_for(

@@ -24,9 +24,9 @@ from experiments.training.keys import evaluation_key
 from experiments.training.progress import progress
 from experiments.training.scan_driver import ScanDriver
 from rewards.base import chain
-from rewards.count_bonus import count_bonus
-from rewards.latent_prediction import byol_explore
-from rewards.rnd import rnd
+from rewards.curiosity.count_bonus import count_bonus
+from rewards.curiosity.latent_prediction import byol_explore
+from rewards.curiosity.rnd import rnd
 from tests.experiments import corridor
 
 COMPILED = "/jax/core/compile/backend_compile_duration"

@@ -11,9 +11,9 @@ from gymnasium import spaces
 from agents.base import DataSpec
 from agents.networks import Head, NetworkConfig, network
 from envs.types import EnvironmentSpec
+from rewards.curiosity.rnd import rnd
 from rewards.moments import merge_moments, no_moments
-from rewards.rnd import rnd
-from tests.rewards.curious import KEY, arrays, assert_same, jit, obeys_the_contract, random_trajectory, started
+from tests.rewards.contract import KEY, arrays, assert_same, jit, obeys_the_contract, random_trajectory, started
 
 SPEC = EnvironmentSpec(spaces.Box(-np.inf, np.inf, (3,), np.float32), spaces.Discrete(2))
 MIXED = EnvironmentSpec(

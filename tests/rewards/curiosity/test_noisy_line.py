@@ -14,8 +14,8 @@ from envs.noisy_line import least_squared_error, next_state_entropy, noisy_line
 from envs.rollout import start_unroll, unroll
 from envs.tabular import TabularEnvironment
 from envs.wrappers import TimeLimit
-from rewards.latent_prediction import byol_explore, byol_hindsight, unit
-from tests.rewards.curious import jit
+from rewards.curiosity.latent_prediction import byol_explore, byol_hindsight, unit
+from tests.rewards.contract import jit
 
 # Its random target tells the two patterns well apart.
 KEY = jax.random.key(2)

@@ -18,7 +18,7 @@ from envs.probes import ChainRecall
 from envs.rollout import episodes
 from envs.types import EnvironmentSpec, Transition
 from experiments.training.learn import acting_policy
-from rewards.implicit_prm import LOSSES, Rollouts, _take_groups, _take_kept_groups, implicit_prm
+from rewards.process.implicit_prm import LOSSES, Rollouts, _take_groups, _take_kept_groups, implicit_prm
 
 KEY = jax.random.key(0)
 # These programs run for milliseconds; what costs is to compile them.

@@ -9,8 +9,8 @@ from gymnasium import spaces
 
 from agents.base import DataSpec
 from envs.types import EnvironmentSpec, Transition
-from rewards.count_bonus import count_bonus
-from tests.rewards.curious import KEY, jit, obeys_the_contract, random_trajectory
+from rewards.curiosity.count_bonus import count_bonus
+from tests.rewards.contract import KEY, jit, obeys_the_contract, random_trajectory
 
 LINE = EnvironmentSpec(spaces.Discrete(5), spaces.Discrete(2))
 PICTURE = EnvironmentSpec(

@@ -11,8 +11,8 @@ from gymnasium import spaces
 from agents.base import DataSpec
 from agents.networks import Head, NetworkConfig, network
 from envs.types import EnvironmentSpec, Transition
-from rewards.icm import icm
-from tests.rewards.curious import KEY, arrays, assert_same, jit, obeys_the_contract, random_trajectory, started
+from rewards.curiosity.icm import icm
+from tests.rewards.contract import KEY, arrays, assert_same, jit, obeys_the_contract, random_trajectory, started
 
 SPEC = EnvironmentSpec(spaces.Box(-np.inf, np.inf, (3,), np.float32), spaces.Discrete(2))
 CONTINUOUS = EnvironmentSpec(spaces.Box(0, 255, (3, 3, 1), np.uint8), spaces.Box(-1, 1, (2,), np.float32))

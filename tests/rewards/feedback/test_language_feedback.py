@@ -13,8 +13,8 @@ from agents.base import DataSpec
 from agents.networks import CharacterConfig, character_network
 from envs.types import EnvironmentSpec, Transition
 from rewards.base import chain
-from rewards.language_feedback import Annotations, language_feedback
-from tests.rewards.curious import KEY, assert_same, jit
+from rewards.feedback.language_feedback import Annotations, language_feedback
+from tests.rewards.contract import KEY, assert_same, jit
 
 LENGTH = 16
 SPEC = EnvironmentSpec(spaces.Discrete(2), spaces.Discrete(2), message_length=LENGTH)

@@ -11,14 +11,14 @@ from gymnasium import spaces
 from agents.base import DataSpec
 from agents.networks import NetworkConfig
 from envs.types import EnvironmentSpec
-from rewards.latent_prediction import (
+from rewards.curiosity.latent_prediction import (
     aggregate,
     byol_explore,
     byol_hindsight,
     contrastive_information,
     valid_horizons,
 )
-from tests.rewards.curious import KEY, arrays, assert_same, jit, obeys_the_contract, random_trajectory, started
+from tests.rewards.contract import KEY, arrays, assert_same, jit, obeys_the_contract, random_trajectory, started
 
 SPEC = EnvironmentSpec(spaces.Box(-np.inf, np.inf, (3,), np.float32), spaces.Discrete(2))
 PICTURE = EnvironmentSpec(

@@ -6,7 +6,7 @@ import pytest
 
 from agents.base import DataSpec
 from rewards.base import chain
-from rewards.transforms import clip, group_filter, normalise, scale
+from rewards.shaping.transforms import clip, group_filter, normalise, scale
 
 KEY = jax.random.key(0)
 

@@ -1,0 +1,1 @@
+"""Curiosity: intrinsic rewards for what is new, rare or hard to predict."""

@@ -44,32 +44,3 @@ def value_loss(
         clipped = old_values + jnp.clip(values - old_values, -clip, clip)
         loss = jnp.maximum(loss, jnp.square(clipped - targets))
     return 0.5 * loss
-
-
-def pairwise_preference(scores: jax.Array, positive: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Bradley-Terry loss over every positive x negative pair of a group, and the pairwise accuracy.
-
-    ``loss = mean over pairs of -log sigmoid(scores_+ - scores_-)``, the mean over all pairs of all groups; with
-    ``scores = beta log(pi / pi_ref)`` this is the DPO loss (Rafailov et al., 2023, equation 7). Groups of one
-    class add nothing; without any pair the loss is 0 and the accuracy 1/2. Ties count one half.
-
-    Args:
-      scores: ``[G, N]``.
-      positive: ``[G, N]`` bool.
-
-    Returns:
-      ``(loss [], accuracy [])``.
-    """
-    chex.assert_rank([scores, positive], 2)
-    pair = (positive[:, :, None] & ~positive[:, None, :]).astype(scores.dtype)
-    margin = scores[:, :, None] - scores[:, None, :]
-    count = jnp.sum(pair)
-    loss = jnp.sum(pair * jax.nn.softplus(-margin)) / jnp.maximum(count, 1.0)
-    wins = jnp.sum(pair * ((margin > 0) + 0.5 * (margin == 0)))
-    return loss, jnp.where(count > 0, wins / jnp.maximum(count, 1.0), 0.5)
-
-
-def outcome_cross_entropy(scores: jax.Array, outcome: jax.Array) -> jax.Array:
-    """``-[l log sigmoid(s) + (1 - l) log(1 - sigmoid(s))]`` per score, in logits form (Yuan et al., 2024, eq. 5)."""
-    chex.assert_equal_shape((scores, outcome))
-    return jax.nn.softplus(scores) - outcome * scores

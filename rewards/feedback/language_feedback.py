@@ -15,7 +15,6 @@ import optax
 
 from agents.base import DataSpec
 from agents.credit import masked_mean, observation_hash
-from agents.losses import outcome_cross_entropy
 from agents.networks import CharacterConfig, character_network
 from envs.choices import require_known
 from envs.types import EnvironmentSpec, PyTree, Trajectory
@@ -31,6 +30,7 @@ from rewards.moments import (
     merge_moments,
     no_moments,
 )
+from rewards.preference.losses import outcome_cross_entropy
 
 QUESTION_SIZES = {"retrieval": 1, "classification": 1, "ranking": 2}
 """How many messages a label is about, by the name of the model."""

@@ -22,12 +22,12 @@ import optax
 from agents.base import DataSpec
 from agents.credit import from_groups, masked_mean, to_groups
 from agents.distributions import distribution_for
-from agents.losses import outcome_cross_entropy, pairwise_preference
 from agents.networks import Head, NetworkConfig, network
 from agents.returns import return_to_go
 from envs.choices import require_known
 from envs.types import EnvironmentSpec, PyTree, Trajectory
 from rewards.base import RewardTransform
+from rewards.preference.losses import outcome_cross_entropy, pairwise_preference
 
 FORMS = ("policy", "residual", "centred")
 LOSSES = ("preference", "cross_entropy", "squared_error")

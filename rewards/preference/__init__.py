@@ -1,0 +1,1 @@
+"""Preferences: losses that learn from comparisons and outcome labels."""

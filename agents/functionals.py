@@ -1,4 +1,4 @@
-"""Objective functionals: what to optimise about the law of the return, the same for planners and agents.
+"""Objective functionals: what to optimise about the return distribution, the same for planners and agents.
 
 The objectives for planning are expected utilities of stock plus return, ``E f(C_0 + G)``, with a rule for the initial
 stock. The stock ``C`` is carried along, ``C_t+1 = (C_t + r_t) / discount``, so that ``C_t + G_t`` says at every step
@@ -7,12 +7,13 @@ what the whole episode comes to and one greedy step is right for a functional th
 
 Three conditions decide whether greedy steps solve the problem:
 
-* ``mixtures``: which of two laws is better does not change when both are mixed with a third one;
+* ``mixtures``: which of two distributions is better does not change when both are mixed with a third one;
 * ``homogeneous``: it does not change when both are scaled by a discount below 1 either, which
   ``f(g x) = g ** a f(x) + constant`` ensures;
-* ``lipschitz``: without time limit, laws that are close are worth about the same, so that backups come to an end.
+* ``lipschitz``: without time limit, distributions that are close are worth about the same, so that backups come to an
+  end.
 
-``require`` refuses what violates them. A law is a set of weighted particles: ``particles [..., K]``, or
+``require`` refuses what violates them. A distribution is a set of weighted particles: ``particles [..., K]``, or
 ``[..., K, m]`` where stock and return are vectors, and ``weights [..., K]`` that sum to one over ``K``.
 """
 
@@ -45,11 +46,11 @@ class Start(NamedTuple):
 
 
 class Functional(NamedTuple):
-    """An objective functional of the law of stock plus return.
+    """An objective functional of the distribution of stock plus return.
 
     Attributes:
       name: for messages.
-      value: ``(particles, weights) -> [...]``, the functional of a law; ``E f`` for an expected utility.
+      value: ``(particles, weights) -> [...]``, the functional of a distribution; ``E f`` for an expected utility.
       utility: ``f``, elementwise ``[...] -> [...]``, or ``[..., m] -> [...]``; ``None`` where there is none.
       lipschitz: constant of ``f`` for the sum norm, ``inf`` where it has none.
       mixtures: whether it is indifferent to mixtures.
@@ -122,9 +123,9 @@ def cvar(level: float) -> Functional:
 def optimistic_cvar(level: float) -> Functional:
     """The mean of the best share ``level`` of the returns: ``min_c -c + E max(c + G, 0) / level``, a saddle point.
 
-    The functional is concave in the law, so that ``min_c max_policy`` is its optimum over policies that may be drawn
-    at random before the episode (minimax theorem). The greedy policy that starts from the minimising stock alone may
-    realise less. The minimum may lie between the stocks of a grid, even where all returns are on it: on a grid the
+    The functional is concave in the distribution, so that ``min_c max_policy`` is its optimum over policies that may be
+    drawn at random before the episode (minimax theorem). The greedy policy that starts from the minimising stock alone
+    may realise less. The minimum may lie between the stocks of a grid, even where all returns are on it: on a grid the
     value is an upper bound, above the optimum by at most ``step (1 - level)``.
 
     Raises:
@@ -253,7 +254,8 @@ def exponential_utility(rate: float) -> Functional:
 
 
 def direct_cvar(level: float) -> Functional:
-    """Conditional value at risk as a statistic of the return's law, without stock: it evaluates, it does not plan.
+    """Conditional value at risk as a statistic of the return distribution, without stock: it evaluates, it does not
+    plan.
 
     It is not indifferent to mixtures, so that greedy steps with it need not lead to its optimum.
 
@@ -304,7 +306,8 @@ def require(functional: Functional, *, discount: float, dimension: int, stock: b
 
 
 def finite_utility(functional: Functional, totals: Any) -> jax.Array:
-    """The utility ``f`` of stocks plus returns ``totals``, ``[...]`` or ``[..., m]``, where laws have a mass on each.
+    """The utility ``f`` of stocks plus returns ``totals``, ``[...]`` or ``[..., m]``, where distributions have a mass
+    on each.
 
     Raises:
       ValueError: ``f`` is not finite somewhere. Times the mass 0 of what cannot happen that is NaN, and no action that
@@ -378,7 +381,7 @@ def searched_stock(functional: Functional, stocks: Any, utilities: Any) -> tuple
 
 
 def statistic(functional: Functional, particles: jax.Array, weights: jax.Array) -> jax.Array:
-    """The objective of laws of the return ``[..., K]``, whose stock is the one its rule chooses; ``[...]``, traced.
+    """The objective of return distributions ``[..., K]``, whose stock is the one its rule chooses; ``[...]``, traced.
 
     ``E f(stock + G)`` for a fixed stock. Where the stock is searched, the extremum of ``-c + scale E f(c + G)``, which
     is at ``c = -particles_i`` for one of the particles: between two of them, ``f`` being linear on either side of 0,
@@ -393,7 +396,7 @@ def statistic(functional: Functional, particles: jax.Array, weights: jax.Array) 
 
 
 def quantile(particles: Any, weights: Any, level: float) -> jax.Array:
-    """``inf {x : P(X <= x) >= level}`` of laws ``[..., K]``; ``[...]``.
+    """``inf {x : P(X <= x) >= level}`` of distributions ``[..., K]``; ``[...]``.
 
     Raises:
       ValueError: ``level`` outside (0, 1].
@@ -403,7 +406,8 @@ def quantile(particles: Any, weights: Any, level: float) -> jax.Array:
 
 
 def cvar_of(particles: Any, weights: Any, level: float) -> jax.Array:
-    """Mean of the lowest share ``level`` of the mass of laws ``[..., K]``, the mass at its edge divided; ``[...]``.
+    """Mean of the lowest share ``level`` of the mass of distributions ``[..., K]``, the mass at its edge divided;
+    ``[...]``.
 
     Raises:
       ValueError: ``level`` outside (0, 1].
@@ -413,7 +417,7 @@ def cvar_of(particles: Any, weights: Any, level: float) -> jax.Array:
 
 
 def optimistic_cvar_of(particles: Any, weights: Any, level: float) -> jax.Array:
-    """Mean of the highest share ``level`` of the mass of laws ``[..., K]``; ``[...]``.
+    """Mean of the highest share ``level`` of the mass of distributions ``[..., K]``; ``[...]``.
 
     Raises:
       ValueError: ``level`` outside (0, 1].

@@ -22,8 +22,8 @@ HEADS = ("expected", "categorical", "quantile", "implicit_quantile")
 TIE_TOLERANCE = 1e-6
 
 
-class Law(NamedTuple):
-    """Laws of the return by action: ``particles [B, A, N]`` and ``weights``, which broadcast to them."""
+class ReturnDistribution(NamedTuple):
+    """return distributions by action: ``particles [B, A, N]`` and ``weights``, which broadcast to them."""
 
     particles: jax.Array
     weights: jax.Array
@@ -36,13 +36,13 @@ class ReturnNetwork(NamedTuple):
       init: ``(key) -> params``.
       apply: ``(params, observation [B, ...], fractions [B, N] or None) -> outputs [B, A, N]``: values (N = 1), logits
         or quantiles. ``fractions`` are for an implicit head; ``None`` is the midpoints.
-      law: ``(outputs) -> Law``.
+      distribution: ``(outputs) -> ReturnDistribution``.
       atoms: ``[N]`` for a categorical head, else ``None``.
     """
 
     init: Callable[[jax.Array], PyTree]
     apply: Callable[..., jax.Array]
-    law: Callable[[jax.Array], Law]
+    distribution: Callable[[jax.Array], ReturnDistribution]
     atoms: jax.Array | None
 
 
@@ -85,10 +85,10 @@ def return_network(
     def time_major(observation):
         return jax.tree.map(lambda x: jnp.asarray(x)[None], see(observation))
 
-    def law(outputs):
+    def distribution(outputs):
         if head == "categorical":
-            return Law(jnp.broadcast_to(support, outputs.shape), jax.nn.softmax(outputs))
-        return Law(outputs, jnp.full(outputs.shape[-1], 1 / outputs.shape[-1]))
+            return ReturnDistribution(jnp.broadcast_to(support, outputs.shape), jax.nn.softmax(outputs))
+        return ReturnDistribution(outputs, jnp.full(outputs.shape[-1], 1 / outputs.shape[-1]))
 
     # Heads start near 0: a first guess of no return, for every action alike.
     if head == "implicit_quantile":
@@ -101,7 +101,7 @@ def return_network(
                 fractions = jnp.broadcast_to(midpoints(quantiles), (batch, quantiles))
             return jnp.swapaxes(implicit.apply(params, observation, fractions[None])[0], 1, 2)
 
-        return ReturnNetwork(implicit.init, apply_implicit, law, support)
+        return ReturnNetwork(implicit.init, apply_implicit, distribution, support)
 
     heads = {"advantage": Head(actions * size, scale=0.01)}
     heads |= {"value": Head(size, scale=0.01)} if dueling else {}
@@ -115,7 +115,7 @@ def return_network(
             return advantage
         return outputs["value"][0][:, None] + advantage - jnp.mean(advantage, axis=1, keepdims=True)
 
-    return ReturnNetwork(explicit.init, apply_explicit, law, support)
+    return ReturnNetwork(explicit.init, apply_explicit, distribution, support)
 
 
 def _stock_encoder(
@@ -162,25 +162,25 @@ def stock_hats(stock: jax.Array, low: np.ndarray, high: np.ndarray, count: int) 
 
 
 def utilities(
-    law: Law,
+    distribution: ReturnDistribution,
     observation: Observation,
     functional: Functional | None,
     *,
     return_scale: float | jax.Array = 1.0,
     use_stock: bool = True,
 ) -> jax.Array:
-    """What each action is worth, ``[B, A]``: the mean of its law, or the functional of stock plus return.
+    """What each action is worth, ``[B, A]``: the mean of its distribution, or the functional of stock plus return.
 
-    Without ``use_stock``: the objective of the law of the return to come alone, as if the episode began here.
+    Without ``use_stock``: the objective of the return distribution to come alone, as if the episode began here.
     """
     if functional is None:
-        return jnp.sum(law.weights * law.particles, axis=-1)
-    particles = return_scale * law.particles
+        return jnp.sum(distribution.weights * distribution.particles, axis=-1)
+    particles = return_scale * distribution.particles
     if not use_stock:
-        return statistic(functional, particles, jnp.broadcast_to(law.weights, particles.shape))
+        return statistic(functional, particles, jnp.broadcast_to(distribution.weights, particles.shape))
     if isinstance(observation, Mapping) and "stock" in observation:
         particles = particles + jnp.asarray(observation["stock"])[:, None, None]
-    return functional.value(particles, law.weights)
+    return functional.value(particles, distribution.weights)
 
 
 def best_actions(utility: jax.Array) -> jax.Array:

@@ -127,8 +127,8 @@ def value_based(
         Dabney et al., 2018a) or ``implicit_quantile`` (IQN: Dabney et al., 2018b).
       channels: the weights of the channels that make up the reward, by name; ``{"env": 1.0}`` where ``None``.
       functional: what the greedy action is greedy for, of stock plus return; ``None`` is the mean (Pires et al., 2025:
-        an environment from ``envs.stock``). With it, actions that tie are all taken, with equal probability: their laws
-        are mixed in the target. Without it, a target takes the first of the best.
+        an environment from ``envs.stock``). With it, actions that tie are all taken, with equal probability: their
+        distributions are mixed in the target. Without it, a target takes the first of the best.
       return_scale: a return of the network times this is in units of the stock: the inverse of a factor that scales
         the rewards.
       use_stock: without it the network sees no stock and the greedy rule asks the functional of the return to come
@@ -206,8 +206,10 @@ def value_based(
         return epsilon_start + (epsilon_end - epsilon_start) * done
 
     def greedy_policy(outputs, observation):
-        law = returns.law(outputs)
-        return best_actions(utilities(law, observation, functional, return_scale=return_scale, use_stock=use_stock))
+        distribution = returns.distribution(outputs)
+        return best_actions(
+            utilities(distribution, observation, functional, return_scale=return_scale, use_stock=use_stock)
+        )
 
     def act_fn(params, carry, observation, key, *, greedy=False, action=None):
         if action is None:
@@ -217,23 +219,23 @@ def value_based(
             action = jax.random.categorical(key, jnp.log(probabilities)).astype(jnp.int32)
         return action, carry, {}
 
-    def target_law(key, target_outputs, chooser_outputs, observation):
-        """The law at ``a*``, by outputs ``[B, A, N]``: particles and probabilities ``[B, N]``.
+    def target_distribution(key, target_outputs, chooser_outputs, observation):
+        """The distribution at ``a*``, by outputs ``[B, A, N]``: particles and probabilities ``[B, N]``.
 
         Where actions tie, as they do wherever a functional is flat, it is that of their uniform mixture: itself for the
         heads whose actions share their particles, and in expectation, by drawing one, for quantiles. Their loss is
-        linear in the target's law, and the particles of all actions would cost as many times the pairs.
+        linear in the target's distribution, and the particles of all actions would cost as many times the pairs.
         """
         policy = greedy_policy(chooser_outputs, observation)
         if functional is None:
             policy = jax.nn.one_hot(jnp.argmax(policy, axis=-1), actions)
         elif head not in ("expected", "categorical"):
             policy = jax.nn.one_hot(jax.random.categorical(key, jnp.log(policy)), actions)
-        law = returns.law(target_outputs)
+        distribution = returns.distribution(target_outputs)
         if head == "categorical":
-            return law.particles[:, 0], jnp.sum(policy[..., None] * law.weights, axis=1)
-        particles = jnp.sum(policy[..., None] * law.particles, axis=1)
-        return particles, jnp.broadcast_to(law.weights, particles.shape)
+            return distribution.particles[:, 0], jnp.sum(policy[..., None] * distribution.weights, axis=1)
+        particles = jnp.sum(policy[..., None] * distribution.particles, axis=1)
+        return particles, jnp.broadcast_to(distribution.weights, particles.shape)
 
     def targets_of(key, target, online, following, segment, fractions):
         """The target of each segment, in the shape that the head's loss takes, and its mean ``[B]``."""
@@ -241,7 +243,7 @@ def value_based(
         if double or fractions is not None:
             # Never chosen by the fractions that were sampled for the target: a maximum over noise is biased upwards.
             chooser_outputs = returns.apply(online if double else target, following)
-        particles, probabilities = target_law(key, target_outputs, chooser_outputs, following)
+        particles, probabilities = target_distribution(key, target_outputs, chooser_outputs, following)
         if head == "expected":
             value = segment.reward + segment.discount * particles[:, 0]
             return value, value
@@ -312,7 +314,7 @@ def value_based(
             chosen = jax.nn.one_hot(action, actions)[..., None]
             outputs = jnp.sum(chosen * outputs, axis=1)
             loss, surprise = losses_of(outputs, goal, fractions)
-            value = utilities(returns.law(outputs[:, None]), observation, None)[:, 0]
+            value = utilities(returns.distribution(outputs[:, None]), observation, None)[:, 0]
             total = jnp.sum(valid * importance * loss) / jnp.maximum(jnp.sum(valid), 1.0)
             return total, (surprise, _mean(value, valid))
 
@@ -442,7 +444,7 @@ def _validate_functional(functional, spec, head, discount, use_stock, stock_edit
     if functional is None:
         return
     if head == "expected":
-        raise ValueError(f"{functional.name}: head='expected' predicts no law, expected one of {HEADS[1:]}")
+        raise ValueError(f"{functional.name}: head='expected' predicts no distribution, expected one of {HEADS[1:]}")
     if not use_stock:
         # Greedy steps that ignore the stock optimise nothing: they are what the stock is compared with.
         if functional.dimension not in (None, 0):

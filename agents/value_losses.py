@@ -1,7 +1,7 @@
 """Losses of value learning: functions of arrays, one loss per item; means are left to the caller.
 
-A head predicts an expected return, a law on fixed atoms, or quantiles of the return; each has its own loss against a
-target that is a constant.
+A head predicts an expected return, a distribution on fixed atoms, or quantiles of the return; each has its own loss
+against a target that is a constant.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def midpoints(count: int) -> jax.Array:
 def categorical_projection(
     atoms: jax.Array, reward: jax.Array, discount: jax.Array, probabilities: jax.Array
 ) -> jax.Array:
-    """The law of ``reward + discount * Z`` on the same atoms (Bellemare, Dabney and Munos, 2017, equation 7).
+    """The distribution of ``reward + discount * Z`` on the same atoms (Bellemare, Dabney and Munos, 2017, equation 7).
 
     The probability of every shifted atom, clipped to the range, goes to its two neighbours by linear
     interpolation; one that falls on an atom goes there whole. The mean stays where nothing is clipped.
@@ -34,7 +34,7 @@ def categorical_projection(
     Args:
       atoms: ``[K]``, equally spaced, increasing.
       reward, discount: ``[...]``; a discount of 0 puts everything at the reward.
-      probabilities: ``[..., K]``, the law of ``Z``.
+      probabilities: ``[..., K]``, the distribution of ``Z``.
 
     Returns:
       ``[..., K]``.
@@ -68,7 +68,7 @@ def quantile_huber_loss(
     Args:
       quantiles: ``[..., N]``, the prediction at ``fractions``.
       fractions: ``[N]`` or ``[..., N]``, each in (0, 1).
-      targets: ``[..., M]``, samples of the target law.
+      targets: ``[..., M]``, samples of the target distribution.
       kappa: at least 0; may be traced.
 
     Returns:

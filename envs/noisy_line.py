@@ -54,7 +54,7 @@ def noisy_line(
     if not 0 <= probability <= 1:
         raise ValueError(f"probability={probability}: expected a probability from 0 to 1")
     patterns = range(2**bits)
-    law = [probability**n * (1 - probability) ** (bits - n) for n in map(int.bit_count, patterns)]
+    distribution = [probability**n * (1 - probability) ** (bits - n) for n in map(int.bit_count, patterns)]
 
     def outcomes_of(cell: int, action: int) -> list[Outcome]:
         following = min(max(cell + (0, -1, 1)[action], 0), length - 1)
@@ -65,7 +65,7 @@ def noisy_line(
             "at_end": following == length - 1,
         }[noise]
         return [
-            (law[pattern] if on else float(pattern == 0), following * 2**bits + pattern, 0.0, False)
+            (distribution[pattern] if on else float(pattern == 0), following * 2**bits + pattern, 0.0, False)
             for pattern in patterns
         ]
 

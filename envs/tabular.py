@@ -176,9 +176,9 @@ def from_outcomes(
     # Floating point, so that a next state that is no integer is seen.
     masses, next_state = np.zeros(shape), np.zeros(shape)
     rewards, ended = np.zeros((*shape, *tail)), np.zeros(shape, bool)
-    for state, laws in enumerate(merged):
-        for action, law in enumerate(laws):
-            for index, ((following, vector, ends), mass) in enumerate(law.items()):
+    for state, distributions in enumerate(merged):
+        for action, distribution in enumerate(distributions):
+            for index, ((following, vector, ends), mass) in enumerate(distribution.items()):
                 where = state, action, index
                 masses[where], next_state[where], ended[where] = mass, following, ends
                 rewards[where] = np.reshape(vector, tail)
@@ -272,14 +272,16 @@ def from_gymnasium(environment_id: str, **parameters: Any) -> TabularModel:
         environment.close()
 
 
-def one_state(reward_laws: Sequence[Sequence[tuple[Any, float]]], horizon: int | None = None) -> TabularModel:
-    """One state that never ends; action ``a`` pays a reward drawn from ``reward_laws[a]``, ``(reward, probability)``.
+def one_state(reward_distributions: Sequence[Sequence[tuple[Any, float]]], horizon: int | None = None) -> TabularModel:
+    """One state that never ends; action ``a`` pays a reward drawn from ``reward_distributions[a]``, ``(reward,
+    probability)``.
 
     Raises:
       ValueError: see ``validated``.
     """
     outcomes: list[list[Outcome]] = [
-        [(probability, 0, reward, False) for reward, probability in law] for law in reward_laws
+        [(probability, 0, reward, False) for reward, probability in distribution]
+        for distribution in reward_distributions
     ]
     return from_outcomes([outcomes], [1.0], horizon)
 

@@ -1,8 +1,8 @@
 """Distributional value iteration in NumPy, against which the planner of ``agents`` is measured.
 
 Nothing here is meant to be built on: numbers as rewards, a time limit, the lowest of the actions that tie. It is
-written to be fast: whole arrays of 32 bits, loops over time steps, rewards and outcomes alone, laws moved only where
-the chosen action needs them, and shifted by slices where the reward is a multiple of the atoms' distance.
+written to be fast: whole arrays of 32 bits, loops over time steps, rewards and outcomes alone, distributions moved only
+  where the chosen action needs them, and shifted by slices where the reward is a multiple of the atoms' distance.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.planning import TIE_TOLERANCE
+from agents.planning.dynamic_programming import TIE_TOLERANCE
 from envs.tabular import TabularModel
 
 
@@ -25,7 +25,7 @@ def value_iteration(
     discount: float,
     horizon: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The policy ``[H, S, C]``, laws ``[S, C, K]`` and ``E f(c + G)`` ``[S, C]`` at time 0.
+    """The policy ``[H, S, C]``, distributions ``[S, C, K]`` and ``E f(c + G)`` ``[S, C]`` at time 0.
 
     Args:
       model: with rewards that are numbers.
@@ -41,14 +41,14 @@ def value_iteration(
     utilities = [utility(reward + totals).astype(np.float32) for reward in rewards]
     places = [_interpolation(stocks, (stocks + reward) / discount) for reward in rewards]
     moves = [_move(atoms, reward + discount * atoms) for reward in rewards]
-    laws = np.zeros((num_states + 1, len(stocks), len(atoms)), np.float32)
-    laws[..., np.abs(atoms).argmin()] = 1
+    distributions = np.zeros((num_states + 1, len(stocks), len(atoms)), np.float32)
+    distributions[..., np.abs(atoms).argmin()] = 1
     policy = np.zeros((horizon, num_states, len(stocks)), np.int32)
     for time in reversed(range(horizon)):
-        # Rounding the stock mixes laws, and the utility of a mixture is the mixture of the utilities.
+        # Rounding the stock mixes distributions, and the utility of a mixture is the mixture of the utilities.
         following = np.stack(
             [
-                sum(weight * np.einsum("sck,ck->sc", laws[:, index], values) for index, weight in corners)
+                sum(weight * np.einsum("sck,ck->sc", distributions[:, index], values) for index, weight in corners)
                 for corners, values in zip(places, utilities, strict=True)
             ]
         )
@@ -56,18 +56,22 @@ def value_iteration(
         best = action_values.max(1, keepdims=True)
         ties = action_values >= best - np.float32(TIE_TOLERANCE) * np.maximum(1, np.abs(best))
         policy[time] = actions = ties.argmax(1)
-        earlier = np.zeros_like(laws)
-        earlier[-1] = laws[-1]
+        earlier = np.zeros_like(distributions)
+        earlier[-1] = distributions[-1]
         for outcome in range(probability.shape[2]):
             share, successor, kind = (x[states, actions, outcome] for x in (probability, following_state, group))
             for reward, (corners, move) in enumerate(zip(places, moves, strict=True)):
                 chosen, stock = np.nonzero((kind == reward) & (share > 0))
                 after = successor[chosen, stock]
-                rows = [laws[after, index[stock]] * weight[stock, None] for index, weight in corners]
+                rows = [distributions[after, index[stock]] * weight[stock, None] for index, weight in corners]
                 earlier[chosen, stock] += share[chosen, stock, None] * move(sum(rows))
-        laws = earlier
-    laws = laws[:-1]
-    return policy, laws, np.einsum("sck,ck->sc", laws, utility(stocks[:, None] + atoms).astype(np.float32))
+        distributions = earlier
+    distributions = distributions[:-1]
+    return (
+        policy,
+        distributions,
+        np.einsum("sck,ck->sc", distributions, utility(stocks[:, None] + atoms).astype(np.float32)),
+    )
 
 
 def _interpolation(points: np.ndarray, images: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -82,24 +86,25 @@ def _interpolation(points: np.ndarray, images: np.ndarray) -> list[tuple[np.ndar
 
 
 def _move(atoms: np.ndarray, images: np.ndarray) -> Callable[[Any], np.ndarray]:
-    """``laws [N, K] -> [N, K]`` where atom ``j`` moves to ``images[j]``: slices if that is a shift, else a product."""
+    """``distributions [N, K] -> [N, K]`` where atom ``j`` moves to ``images[j]``: slices if that is a shift, else a
+    product."""
     size = len(atoms)
     shift = (images[0] - atoms[0]) / (atoms[1] - atoms[0])
     if np.allclose(images - atoms, images[0] - atoms[0]) and abs(shift - round(shift)) < 1e-6:
         places = min(abs(round(shift)), size)
 
-        def slide(laws):
-            moved = np.zeros_like(laws)
+        def slide(distributions):
+            moved = np.zeros_like(distributions)
             if shift >= 0:
-                moved[:, places:] = laws[:, : size - places]
-                moved[:, -1] += laws[:, size - places :].sum(1)
+                moved[:, places:] = distributions[:, : size - places]
+                moved[:, -1] += distributions[:, size - places :].sum(1)
             else:
-                moved[:, : size - places] = laws[:, places:]
-                moved[:, 0] += laws[:, :places].sum(1)
+                moved[:, : size - places] = distributions[:, places:]
+                moved[:, 0] += distributions[:, :places].sum(1)
             return moved
 
         return slide
     matrix = np.zeros((size, size), np.float32)
     for index, weight in _interpolation(atoms, images):
         np.add.at(matrix, (np.arange(size), index), weight)
-    return lambda laws: laws @ matrix
+    return lambda distributions: distributions @ matrix

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from agents import distributional_planning
 from agents.functionals import cvar
+from agents.planning import distributional
+from agents.planning.return_distributions import Representation, StockGrid, categorical, lattice, stock_points
 from agents.replay import replay_add
-from agents.return_laws import Representation, StockGrid, categorical, lattice, stock_points
 from envs.tabular import from_gymnasium
 from experiments.assembly.build import build_environment, build_parts
 from experiments.benchmarks import numpy_planner
@@ -127,11 +127,11 @@ def gradient_steps(config: ConfigDict, steps: int, stored: int, seeds: int = 1) 
 def planner(options: Options) -> list[Comparison]:
     """distributional value iteration on gymnasium's Taxi, 256 stocks and 64 atoms, against NumPy and the memory
 
-    One piece is 10 backups of 500 states and 6 actions, once with exact laws and once with discount 0.99 and projected
-    ones. The NumPy version finds the same policy and laws, which is checked before anything is timed; unlike ours it
-    does not count what leaves the grids. ``share_of_bandwidth`` is what must move per backup, over the backup's time,
-    against a large copy: all laws are read for the action values, and those that the chosen actions lead to are read
-    and written.
+    One piece is 10 backups of 500 states and 6 actions, once with exact distributions and once with discount 0.99 and
+    projected ones. The NumPy version finds the same policy and distributions, which is checked before anything is
+    timed; unlike ours it does not count what leaves the grids. ``share_of_bandwidth`` is what must move per backup,
+    over the backup's time, against a large copy: all distributions are read for the action values, and those that the
+    chosen actions lead to are read and written.
     """
     return [planner_of(lattice(-43, 20), 1.0, options), planner_of(categorical(-43, 20, 64), 0.99, options)]
 
@@ -142,11 +142,9 @@ def planner_of(representation: Representation, discount: float, options: Options
     backups, grid = (2, StockGrid(-8, 7)) if options.tiny else (10, StockGrid(-128, 127))
     stocks, atoms, name = stock_points(grid), np.asarray(representation.particles), representation.name
 
-    def ours() -> distributional_planning.DistributionalPlan:
+    def ours() -> distributional.DistributionalPlan:
         return jax.block_until_ready(
-            distributional_planning.value_iteration(
-                model, functional, representation, grid, discount=discount, horizon=backups
-            )
+            distributional.value_iteration(model, functional, representation, grid, discount=discount, horizon=backups)
         )
 
     def theirs() -> tuple[np.ndarray, ...]:
@@ -154,9 +152,9 @@ def planner_of(representation: Representation, discount: float, options: Options
             model, lambda x: np.minimum(x, 0), stocks, atoms, discount=discount, horizon=backups
         )
 
-    plan, (policy, laws, values) = ours(), theirs()
+    plan, (policy, distributions, values) = ours(), theirs()
     np.testing.assert_array_equal(plan.policy, policy)
-    np.testing.assert_allclose(plan.laws, laws, atol=1e-5)
+    np.testing.assert_allclose(plan.distributions, distributions, atol=1e-5)
     np.testing.assert_allclose(plan.values, values, rtol=1e-5, atol=1e-5)
 
     def backups_of(plan_once: Callable[[], Any]) -> Side:
@@ -168,7 +166,7 @@ def planner_of(representation: Representation, discount: float, options: Options
 
     sides = {"house": backups_of(ours), "numpy": backups_of(theirs), "copy": large_copy(options)}
     samples = in_turns(sides, options.repeats)
-    moved = 3 * 4 * laws.size
+    moved = 3 * 4 * distributions.size
     house, copy = (statistics.median(rates(samples[side])) for side in ("house", "copy"))
     return compared(
         samples,

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict, config_dict
 # Head of the value-based agent and what it predicts, by the name of the method.
 HEADS = {
     "dqn": ("expected", "one value per action"),
-    "c51": ("categorical", "a categorical law of the return"),
+    "c51": ("categorical", "a categorical return distribution"),
     "qrdqn": ("quantile", "quantiles of the return"),
     "iqn": ("implicit_quantile", "quantiles at sampled fractions"),
 }

@@ -10,7 +10,7 @@ Command:
     sagax summary eta_gridworld --results --metric=objective
 
 Found after 64,000 environment steps, interquartile mean of 10 seeds, each on 512 episodes, beside the planner's optimum
-(``agents.distributional_planning``); returns spread over 14 (target, homeostasis) and 23 (the others), from smallest to
+(``agents.planning.distributional``); returns spread over 14 (target, homeostasis) and 23 (the others), from smallest to
 largest possible:
     target           all 11 targets hit exactly, 10 of them by every seed; planner: exactly
     cvar             tau .1: 0.38, .25: 1.32, .5: 2.47, 1: 3.94; planner 0.60, 1.43, 2.45, 3.86

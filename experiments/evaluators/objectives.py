@@ -101,8 +101,8 @@ def predicted_utilities(
         return with_start(observation, jnp.full(count, stock), 1.0)
 
     candidates = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.vmap(at)(objectives.candidates))
-    law = objectives.returns.law(objectives.returns.apply(online, candidates))
-    best = jnp.max(utilities(law, candidates, functional, return_scale=objectives.return_scale), axis=-1)
+    distribution = objectives.returns.distribution(objectives.returns.apply(online, candidates))
+    best = jnp.max(utilities(distribution, candidates, functional, return_scale=objectives.return_scale), axis=-1)
     return jnp.mean(best.reshape(-1, count), axis=1)
 
 
@@ -134,7 +134,8 @@ def objective_metrics(objectives: Objectives, stocks: jax.Array, returns: jax.Ar
     range of start stocks, may be too narrow for an agent that uses its stock: what was searched is the first or the
     last of them, or a stock that is fixed lies beyond them.
     """
-    # By the law's own best stock where it is searched: a badly chosen one is judged by what it led to, not by itself.
+    # By the distribution's own best stock where it is searched: a badly chosen one is judged by what it led to, not by
+    # itself.
     weights = jnp.full(returns.shape[1], 1 / returns.shape[1])
     functionals = objectives.functionals
     values = [statistic(each, paid, weights) for each, paid in zip(functionals.values(), returns, strict=True)]

@@ -47,7 +47,7 @@ def test_quantile_and_tail_means_by_hand(level, lower, upper, edge):
     assert quantile(PARTICLES, WEIGHTS, level) == edge
 
 
-def test_laws_are_taken_over_the_last_axis():
+def test_distributions_are_taken_over_the_last_axis():
     particles = np.stack([PARTICLES, PARTICLES + 1])
     np.testing.assert_allclose(cvar_of(particles, WEIGHTS, 0.75), [2 / 3, 5 / 3], rtol=1e-6)
     np.testing.assert_allclose(quantile(PARTICLES, np.stack([WEIGHTS] * 3), 0.75), [4, 4, 4])
@@ -99,8 +99,8 @@ def test_lipschitz_and_homogeneity_as_stated(x, factor):
             assert functional.homogeneous and scaled == pytest.approx(factor * here, abs=1e-9)
 
 
-def test_direct_cvar_changes_its_mind_when_laws_are_mixed():
-    """Alone, the risky law is better; where half of the mass is at -10 anyway, only its worst half counts."""
+def test_direct_cvar_changes_its_mind_when_distributions_are_mixed():
+    """Alone, the risky distribution is better; where half of the mass is at -10 anyway, only its worst half counts."""
     functional, support = direct_cvar(0.75), np.array([-10.0, -1.0, 1.0, 10.0])
     risky, safe, bad = np.array([[0, 0.5, 0, 0.5], [0, 0, 1, 0], [1, 0, 0, 0]])
     assert functional.value(support, risky) > functional.value(support, safe)
@@ -142,7 +142,7 @@ def test_what_is_allowed():
 
 
 @pytest.mark.parametrize("level", [0.1, 0.25, 0.6, 1.0])
-def test_the_statistic_of_a_law_is_its_value_at_its_own_best_stock(level):
+def test_the_statistic_of_a_distribution_is_its_value_at_its_own_best_stock(level):
     particles = jnp.asarray(np.random.default_rng(0).normal(size=(3, 20)), jnp.float32)
     weights = jnp.asarray(np.random.default_rng(1).dirichlet(np.ones(20), size=3), jnp.float32)
     found = [statistic(each, particles, weights) for each in (cvar(level), optimistic_cvar(level))]

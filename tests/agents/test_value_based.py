@@ -175,7 +175,8 @@ def test_what_is_sampled_is_relabelled_and_what_is_stored_is_raw():
 
 
 def test_categorical_by_hand():
-    # Atoms -1, 0 and 1. The online law of (0, 1) is uniform; at state 1 action 1 has the better target law.
+    # Atoms -1, 0 and 1. The online distribution of (0, 1) is uniform; at state 1 action 1 has the better target
+    # distribution.
     online, target = np.zeros((SIZE, ACTIONS, 3)), np.zeros((SIZE, ACTIONS, 3))
     best = np.array([0.2, 0.3, 0.5])
     target[1, 1] = np.log(best)
@@ -379,24 +380,26 @@ def test_utilities_are_of_stock_plus_scaled_return():
     network = return_network(ONE_STEP.spec, LINEAR, head="quantile", quantiles=2)
     outputs = jnp.array([[[-1.0, 3.0], [0.0, 1.0]]] * 2)
     observation = {"stock": jnp.array([0.0, -2.0])}
-    law = network.law(outputs)
-    np.testing.assert_allclose(utilities(law, observation, None), [[1, 0.5]] * 2)
-    np.testing.assert_allclose(utilities(law, observation, cvar(0.5)), [[-0.5, 0], [-1.5, -1.5]])
-    np.testing.assert_allclose(utilities(law, observation, cvar(0.5), return_scale=2.0), [[-1, 0], [-2, -1]])
+    distribution = network.distribution(outputs)
+    np.testing.assert_allclose(utilities(distribution, observation, None), [[1, 0.5]] * 2)
+    np.testing.assert_allclose(utilities(distribution, observation, cvar(0.5)), [[-0.5, 0], [-1.5, -1.5]])
+    np.testing.assert_allclose(utilities(distribution, observation, cvar(0.5), return_scale=2.0), [[-1, 0], [-2, -1]])
     categorical = return_network(ONE_STEP.spec, LINEAR, head="categorical", atoms=3, value_low=-1.0, value_high=1.0)
-    law = categorical.law(jnp.log(jnp.array([[[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]]])))
-    np.testing.assert_allclose(utilities(law, {"stock": jnp.array([0.5])}, cvar(0.5)), [[-0.25, -0.125]], rtol=1e-6)
+    distribution = categorical.distribution(jnp.log(jnp.array([[[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]]])))
+    np.testing.assert_allclose(
+        utilities(distribution, {"stock": jnp.array([0.5])}, cvar(0.5)), [[-0.25, -0.125]], rtol=1e-6
+    )
 
 
-def test_without_the_stock_the_law_of_the_return_alone_is_judged():
+def test_without_the_stock_the_distribution_of_the_return_alone_is_judged():
     network = return_network(ONE_STEP.spec, LINEAR, head="quantile", quantiles=2, use_stock=False)
     params = network.init(KEY)
     observation = {"observation": jnp.zeros((2, 1)), "stock": jnp.array([0.0, -2.0]), "time": jnp.zeros(2)}
     outputs = network.apply(params, observation)
     np.testing.assert_array_equal(outputs[0], outputs[1])
-    law = network.law(jnp.array([[[-1.0, 3.0], [0.0, 1.0]]] * 2))
+    distribution = network.distribution(jnp.array([[[-1.0, 3.0], [0.0, 1.0]]] * 2))
     for functional, expected in [(cvar(0.5), [-1, 0]), (cvar(1.0), [1, 0.5]), (target_return(1.0), [-2, -0.5])]:
-        found = utilities(law, observation, functional, use_stock=False)
+        found = utilities(distribution, observation, functional, use_stock=False)
         np.testing.assert_allclose(found, [expected] * 2, atol=1e-6)
     # A functional that needs the stock may be used without it, as what the stock is compared with.
     agent_of(ONE_STEP.spec, head="quantile", functional=cvar(0.5), use_stock=False)
@@ -558,7 +561,7 @@ def test_numbers_may_be_traced():
         ({"learning_starts": 5}, "learning_starts=5: the buffer never holds more than 1 transitions"),
         ({"stock_edits": 1}, "stock_edits=1: expected 0 but for a stock-augmented environment"),
         ({"stock_features": 4}, "stock_features=4: expected 0 but for a stock-augmented environment"),
-        ({"functional": expectation()}, "head='expected' predicts no law"),
+        ({"functional": expectation()}, "head='expected' predicts no distribution"),
         ({"functional": cvar(0.5), "head": "quantile"}, "depends on the stock"),
         ({"functional": exponential_utility(1.0), "head": "quantile"}, "not indifferent to discount=0.5"),
     ],

@@ -71,8 +71,8 @@ def greedy_return(environment, agent, params, episodes=256):
 
 
 def values_of(network, params, observation):
-    law = network.law(network.apply(params["online"], jnp.asarray(observation, jnp.float32)))
-    return np.asarray(utilities(law, observation, None))
+    distribution = network.distribution(network.apply(params["online"], jnp.asarray(observation, jnp.float32)))
+    return np.asarray(utilities(distribution, observation, None))
 
 
 @pytest.mark.parametrize(
@@ -132,8 +132,8 @@ def test_the_stock_decides_between_safe_and_risky():
     agent, network, params = train(toy(), 600, **RISK)
     stocks = jnp.linspace(-4, 0, 17)
     _, observation = jax.vmap(toy().reset_at, (None, 0))(jax.random.key(0), stocks)
-    law = network.law(network.apply(params["online"], observation))
-    value, index = initial_stock(cvar(0.25), stocks, utilities(law, observation, cvar(0.25)).max(-1))
+    distribution = network.distribution(network.apply(params["online"], observation))
+    value, index = initial_stock(cvar(0.25), stocks, utilities(distribution, observation, cvar(0.25)).max(-1))
     assert value == pytest.approx(2.0, abs=0.25) and stocks[index] == pytest.approx(-2.0, abs=0.51)
     # From -2 the certain reward twice; so deep down that everything is a loss, the mean alone counts.
     safe, risky = (greedy_return(toy(start), agent, params, 512) for start in (-2.0, -12.0))

@@ -31,7 +31,7 @@ def test_huber_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("reward", "discount", "law", "expected"),
+    ("reward", "discount", "distribution", "expected"),
     [
         # On atoms: nothing is split.
         (0.0, 1.0, [0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4]),
@@ -47,17 +47,17 @@ def test_huber_by_hand():
         (-9.0, 0.5, [0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0]),
     ],
 )
-def test_the_projection_by_hand(reward, discount, law, expected):
-    found = project(ATOMS, jnp.array([reward]), jnp.array([discount]), jnp.array([law]))
+def test_the_projection_by_hand(reward, discount, distribution, expected):
+    found = project(ATOMS, jnp.array([reward]), jnp.array([discount]), jnp.array([distribution]))
     np.testing.assert_allclose(found, [expected], atol=1e-6)
 
 
 @given(st.floats(-0.5, 0.5), st.floats(0, 0.5), st.lists(st.floats(0.01, 1), min_size=4, max_size=4))
-def test_the_projection_keeps_mass_and_inside_the_range_the_mean(reward, discount, law):
-    law = np.array(law, np.float32) / np.sum(law)
-    found = np.asarray(project(ATOMS, jnp.array([reward]), jnp.array([discount]), jnp.array([law])))[0]
+def test_the_projection_keeps_mass_and_inside_the_range_the_mean(reward, discount, distribution):
+    distribution = np.array(distribution, np.float32) / np.sum(distribution)
+    found = np.asarray(project(ATOMS, jnp.array([reward]), jnp.array([discount]), jnp.array([distribution])))[0]
     assert found.sum() == pytest.approx(1, abs=1e-5) and (found >= 0).all()
-    assert found @ np.asarray(ATOMS) == pytest.approx(reward + discount * law @ np.asarray(ATOMS), abs=1e-5)
+    assert found @ np.asarray(ATOMS) == pytest.approx(reward + discount * distribution @ np.asarray(ATOMS), abs=1e-5)
 
 
 def test_the_cross_entropy_by_hand():
@@ -123,7 +123,7 @@ def test_the_losses_agree_with_rlax():
         np.testing.assert_allclose(
             quantile_huber_loss(quantiles, midpoints(7), targets, kappa=kappa), theirs, rtol=1e-5
         )
-    law = jax.nn.softmax(targets[:4])
-    theirs = rlax.categorical_l2_project(0.3 + 0.7 * ATOMS, law, ATOMS)
-    ours = categorical_projection(ATOMS, jnp.array(0.3), jnp.array(0.7), law)
+    distribution = jax.nn.softmax(targets[:4])
+    theirs = rlax.categorical_l2_project(0.3 + 0.7 * ATOMS, distribution, ATOMS)
+    ours = categorical_projection(ATOMS, jnp.array(0.3), jnp.array(0.7), distribution)
     np.testing.assert_allclose(ours, theirs, atol=1e-6)

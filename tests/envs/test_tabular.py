@@ -136,8 +136,10 @@ def test_gridworld_by_hand():
     np.testing.assert_array_equal(model.initial, [1, 0, 0])
 
     slipping = gridworld(["S+", "#G"], slip=0.5)
-    law = slipping.probability[0, RIGHT], slipping.next_state[0, RIGHT]
-    assert {int(state): mass for mass, state in zip(*law, strict=True) if mass} == pytest.approx({1: 0.6, 0: 0.4})
+    distribution = slipping.probability[0, RIGHT], slipping.next_state[0, RIGHT]
+    assert {int(state): mass for mass, state in zip(*distribution, strict=True) if mass} == pytest.approx(
+        {1: 0.6, 0: 0.4}
+    )
 
 
 def test_gridworld_layouts_and_refusals():

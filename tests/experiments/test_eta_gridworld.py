@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents.distributional_planning import value_iteration
 from agents.functionals import FUNCTIONALS, initial_stock
-from agents.return_laws import StockGrid, lattice
+from agents.planning.distributional import value_iteration
+from agents.planning.return_distributions import StockGrid, lattice
 from envs.tabular import gridworld
 from experiments.assembly import registry
 from experiments.configs.eta_gridworld import PROBLEMS, objectives

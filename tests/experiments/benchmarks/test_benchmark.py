@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from agents.distributional_planning import value_iteration
 from agents.functionals import cvar
-from agents.return_laws import StockGrid, categorical, lattice
+from agents.planning.distributional import value_iteration
+from agents.planning.return_distributions import StockGrid, categorical, lattice
 from envs.tabular import gridworld
 from experiments.benchmarks import numpy_planner
 from experiments.benchmarks.baseline_sides import baseline, baseline_job, replay_job
@@ -342,12 +342,12 @@ def test_the_fused_loop_learns_what_the_house_learns(method):
     ("representation", "discount"),
     [(lattice(-6, 9), 1.0), (categorical(-6, 9, 16), 1.0), (categorical(-6, 9, 16), 0.9)],
 )
-def test_the_planner_in_numpy_finds_the_houses_policy_and_laws(representation, discount):
+def test_the_planner_in_numpy_finds_the_houses_policy_and_distributions(representation, discount):
     """Several outcomes, episodes that end, rewards of both signs, stocks and returns beyond their grids."""
     model = gridworld(["S-+", "+-G"], slip=0.3, horizon=4)
     model, grid = model._replace(reward=3 * model.reward - 1), StockGrid(-9, 7)
     plan = value_iteration(model, cvar(0.3), representation, grid, discount=discount)
-    policy, laws, values = numpy_planner.value_iteration(
+    policy, distributions, values = numpy_planner.value_iteration(
         model,
         lambda x: np.minimum(x, 0),
         plan.stocks,
@@ -357,7 +357,7 @@ def test_the_planner_in_numpy_finds_the_houses_policy_and_laws(representation, d
     )
     assert (plan.left_support > 0.01).any() and (plan.left_stock > 0.1).any()
     np.testing.assert_array_equal(plan.policy, policy)
-    np.testing.assert_allclose(plan.laws, laws, atol=1e-6)
+    np.testing.assert_allclose(plan.distributions, distributions, atol=1e-6)
     np.testing.assert_allclose(plan.values, values, atol=1e-5)
 
 

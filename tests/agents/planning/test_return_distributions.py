@@ -1,11 +1,11 @@
-"""Stocks along a path and on their grid, and what no law of the return can be stored as."""
+"""Stocks along a path and on their grid, and what no return distribution can be stored as."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.return_laws import StockGrid, categorical, lattice, quantiles, stock_points
+from agents.planning.return_distributions import StockGrid, categorical, lattice, quantiles, stock_points
 from envs.stock import next_stock
 
 

@@ -1,16 +1,17 @@
-"""What the tests of planned laws share: where an objective starts, and a tail mean that is worked out by a loop."""
+"""What the tests of planned distributions share: where an objective starts, and a tail mean that is worked out by a
+loop."""
 
 import jax.numpy as jnp
 import numpy as np
 
-from agents.distributional_planning import return_law
 from agents.functionals import initial_stock
+from agents.planning.distributional import return_distribution
 
 
 def start(functional, plan, model):
     """The functional's value, the initial stock, and particles and weights of the return from there."""
     value, index = initial_stock(functional, plan.stocks, jnp.asarray(model.initial, float) @ plan.values)
-    return value, plan.stocks[index], *return_law(plan, model.initial, plan.stocks[index])
+    return value, plan.stocks[index], *return_distribution(plan, model.initial, plan.stocks[index])
 
 
 def lower_mean(level):

@@ -1,4 +1,5 @@
-"""Planned laws in environments with a risk to avoid, against gymnasium's tables and against simulated episodes."""
+"""Planned distributions in environments with a risk to avoid, against gymnasium's tables and against simulated
+episodes."""
 
 from functools import partial
 
@@ -6,15 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from agents import planning
-from agents.distributional_planning import act, return_law, stock_index, value_iteration
 from agents.functionals import cvar, quantile, target_return
-from agents.return_laws import StockGrid, lattice
+from agents.planning import dynamic_programming
+from agents.planning.distributional import act, return_distribution, stock_index, value_iteration
+from agents.planning.return_distributions import StockGrid, lattice
 from envs.rollout import episodes
 from envs.stock import StockAugmented
 from envs.tabular import TabularEnvironment, from_gymnasium, gridworld, one_state
 from envs.wrappers import TimeLimit
-from tests.agents.planned import lower_mean, start
+from tests.agents.planning.planned import lower_mean, start
 
 
 def simulated(model, plan, grid, stock, count, batches=1):
@@ -76,24 +77,24 @@ def test_less_risk_costs_mean(cliff_plan):
         assert tails[-1][-1 + len(tails)] == pytest.approx(value, abs=1e-3)
     assert (np.diff(means) <= 1e-4).all() and means[0] > means[-1] + 0.1
     assert (np.diff(edges) >= 0).all() and edges[-1] > edges[0]
-    # Each law is the best at its own level.
+    # Each distribution is the best at its own level.
     assert (np.diag(tails) >= np.max(tails, axis=0) - 1e-4).all()
 
 
-def test_simulated_episodes_follow_the_planned_law(cliff_plan):
+def test_simulated_episodes_follow_the_planned_distribution(cliff_plan):
     model, grid, plan = cliff_plan
     _, stock, particles, weights = start(cvar(0.2), plan, model)
     returns = simulated(model, plan, grid, stock, 20_000)
     # Dvoretzky, Kiefer, Wolfowitz and Massart: exceeded once in a million.
     assert distance(returns, particles, weights) < np.sqrt(np.log(2e6) / (2 * len(returns)))
-    assert distance(returns, *return_law(plan, model.initial, 0.0)) > 0.05
+    assert distance(returns, *return_distribution(plan, model.initial, 0.0)) > 0.05
 
 
 def test_a_frozen_lake_is_crossed_as_often_as_classical_planning_says():
     model, representation, grid = frozen_lake()
     plan = value_iteration(model, cvar(0.9), representation, grid)
     value, stock, _, weights = start(cvar(0.9), plan, model)
-    crossed = float(planning.value_iteration(model).values[0])
+    crossed = float(dynamic_programming.value_iteration(model).values[0])
     assert stock == -1 and weights[1] == pytest.approx(crossed, abs=1e-4)
     assert value == pytest.approx((crossed - 0.1) / 0.9, abs=1e-4)
     # The numbers of notebooks/distributional_dp.ipynb; below 1 - 0.744 every policy has a tail of 0.
@@ -102,8 +103,8 @@ def test_a_frozen_lake_is_crossed_as_often_as_classical_planning_says():
 
 
 def test_slippery_cliff_walking_as_the_notebook_says():
-    """The numbers that notebooks/distributional_dp.ipynb states: one law is the best at every level, unless the worst
-    cases are the time limit itself."""
+    """The numbers that notebooks/distributional_dp.ipynb states: one distribution is the best at every level, unless
+    the worst cases are the time limit itself."""
     model, representation, grid = cliff_walking(200)
     plan = value_iteration(model, cvar(0.5), representation, grid)
     neutral = start(cvar(1.0), plan, model)[3]
@@ -131,7 +132,7 @@ STUDIED = {
 
 @pytest.mark.study
 @pytest.mark.parametrize(("make", "level"), STUDIED.values(), ids=STUDIED)
-def test_a_million_episodes_follow_the_planned_law(make, level):
+def test_a_million_episodes_follow_the_planned_distribution(make, level):
     model, representation, grid = make()
     plan = value_iteration(model, cvar(level), representation, grid)
     _, stock, particles, weights = start(cvar(level), plan, model)
@@ -140,10 +141,11 @@ def test_a_million_episodes_follow_the_planned_law(make, level):
 
 
 def test_stocks_between_grid_points_are_rounded_at_random():
-    """Rewards of 1/2 on a grid of whole stocks: the plan's law is the law of the policy that rounds."""
+    """Rewards of 1/2 on a grid of whole stocks: the plan's distribution is the distribution of the policy that
+    rounds."""
     model = one_state([[(0.5, 0.5), (0.0, 0.5)], [(2.0, 0.25), (0.0, 0.75)]], horizon=6)
     grid = StockGrid(-12, 12)
     plan = value_iteration(model, target_return(3), lattice(0, 12, 0.5), grid)
-    particles, weights = return_law(plan, 0, -3)
+    particles, weights = return_distribution(plan, 0, -3)
     returns = simulated(model, plan, grid, -3.0, 20_000)
     assert distance(returns, particles, weights) < np.sqrt(np.log(2e6) / (2 * len(returns)))

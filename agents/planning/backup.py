@@ -1,8 +1,8 @@
-"""The backup of distributional dynamic programming, compiled: laws of the return one step earlier, for every stock.
+"""The backup of distributional dynamic programming, compiled: return distributions one step earlier, for every stock.
 
     G(s, c) = sum_a policy(a | s, c) sum_o p_o (r_o + discount G(s'_o, (c + r_o) / discount))
 
-in the terms of ``agents/distributional_planning.py``, which checks what comes in and says what comes out.
+in the terms of ``agents/planning/distributional.py``, which checks what comes in and says what comes out.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from agents.functionals import Functional, finite_utility
-from agents.planning import kept_or_best, lowest_best, tied
-from agents.return_laws import Representation, StockGrid, move_particles, stock_moves, stocks_or_zero
+from agents.planning.dynamic_programming import kept_or_best, lowest_best, tied
+from agents.planning.return_distributions import Representation, StockGrid, move_particles, stock_moves, stocks_or_zero
 from envs.tabular import TabularModel
 from envs.types import PyTree
 
@@ -111,18 +111,18 @@ def _pieces(groups: np.ndarray, following: np.ndarray, num_states: int, size: in
 
 
 def _start(problem: BackupProblem) -> tuple[jax.Array, jax.Array]:
-    """Laws ``[S, C, K]`` of the return 0, and ``[S, C, 2]`` zeros: left stock, left support."""
+    """Distributions ``[S, C, K]`` of the return 0, and ``[S, C, 2]`` zeros: left stock, left support."""
     num_states, num_stocks = problem.probability.shape[0], problem.stock_index.shape[1]
-    laws = jnp.broadcast_to(problem.zero, (num_states, num_stocks, len(problem.zero)))
-    return laws, jnp.zeros((num_states, num_stocks, 2), laws.dtype)
+    distributions = jnp.broadcast_to(problem.zero, (num_states, num_stocks, len(problem.zero)))
+    return distributions, jnp.zeros((num_states, num_stocks, 2), distributions.dtype)
 
 
-def _successors(problem: BackupProblem, laws: jax.Array, left: jax.Array, transport: Callable):
-    """What follows each successor at the stock before the reward, in one pass over the laws.
+def _successors(problem: BackupProblem, distributions: jax.Array, left: jax.Array, transport: Callable):
+    """What follows each successor at the stock before the reward, in one pass over the distributions.
 
     Returns:
-      ``E f(c + r + discount G(s', c'))``, ``[N B, C]``; the laws of ``r + discount G(s', c')``, ``[N B, C, K]``; what
-      left, ``[N B, C, 2]``.
+      ``E f(c + r + discount G(s', c'))``, ``[N B, C]``; the distributions of ``r + discount G(s', c')``, ``[N B, C,
+      K]``; what left, ``[N B, C, 2]``.
     """
 
     def per_piece(part):
@@ -138,7 +138,7 @@ def _successors(problem: BackupProblem, laws: jax.Array, left: jax.Array, transp
             ),
         )
         ended = (states == problem.probability.shape[0])[:, None, None]
-        rows = jnp.where(ended, problem.zero, _moved(laws, states, index, weight))
+        rows = jnp.where(ended, problem.zero, _moved(distributions, states, index, weight))
         before = jnp.where(ended, 0.0, _moved(left, states, index, weight))
         moved, beyond = transport(operator, rows)
         # An episode that has ended needs no stock.
@@ -193,9 +193,9 @@ def _mix(problem: BackupProblem, blocks: jax.Array, policy: jax.Array) -> jax.Ar
     return jax.lax.scan(add, zeros, slots)[0]
 
 
-def _backup(problem: BackupProblem, laws: jax.Array, left: jax.Array, transport: Callable, choose: Callable):
-    """Laws and what left one step earlier, and the policy: ``choose(action values [S, A, C])``."""
-    following, blocks, gone = _successors(problem, laws, left, transport)
+def _backup(problem: BackupProblem, distributions: jax.Array, left: jax.Array, transport: Callable, choose: Callable):
+    """Distributions and what left one step earlier, and the policy: ``choose(action values [S, A, C])``."""
+    following, blocks, gone = _successors(problem, distributions, left, transport)
     policy = choose(_action_values(problem, following))
     return _mix(problem, blocks, policy), _mix(problem, gone, policy), policy
 
@@ -207,8 +207,9 @@ def optimal(
     """``length`` backups, each greedy: what is best with so many steps to go.
 
     Returns:
-      Laws ``[S, C, K]``; what left, ``[S, C, 2]``; policies, one per step or the last alone, ``[1, S, C]``, with an
-      axis of actions if ties are shared (``uniform``); laws of every step ``[length + 1, S, C, K]``, or ``None``.
+      Distributions ``[S, C, K]``; what left, ``[S, C, 2]``; policies, one per step or the last alone, ``[1, S, C]``,
+      with an axis of actions if ties are shared (``uniform``); distributions of every step ``[length + 1, S, C, K]``,
+      or ``None``.
     """
 
     def greedy(values):
@@ -218,26 +219,33 @@ def optimal(
         return jnp.moveaxis(share / share.sum(1, keepdims=True), 1, -1)
 
     def step(carry, _):
-        laws, left, policy = _backup(problem, carry[0], carry[1], transport, greedy)
-        return (laws, left, policy), (policy if keep_policies else None, laws if keep_stages else None)
+        distributions, left, policy = _backup(problem, carry[0], carry[1], transport, greedy)
+        return (distributions, left, policy), (
+            policy if keep_policies else None,
+            distributions if keep_stages else None,
+        )
 
-    laws, left = _start(problem)
-    values = jax.eval_shape(_action_values, problem, jnp.zeros((problem.states.size, laws.shape[1]), laws.dtype))
+    distributions, left = _start(problem)
+    values = jax.eval_shape(
+        _action_values, problem, jnp.zeros((problem.states.size, distributions.shape[1]), distributions.dtype)
+    )
     policy = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(greedy, values))
-    (last_laws, left, policy), (policies, stages) = jax.lax.scan(step, (laws, left, policy), length=length)
+    (last_distributions, left, policy), (policies, stages) = jax.lax.scan(
+        step, (distributions, left, policy), length=length
+    )
     if keep_stages:
-        stages = jnp.concatenate([stages[::-1], laws[None]])
-    return last_laws, left, policies[::-1] if keep_policies else policy[None], stages
+        stages = jnp.concatenate([stages[::-1], distributions[None]])
+    return last_distributions, left, policies[::-1] if keep_policies else policy[None], stages
 
 
 @jax.jit(static_argnames=("transport", "length", "finite"))
 def improve(problem: BackupProblem, policy: jax.Array, *, transport: Callable, length: int, finite: bool):
-    """Laws of ``policy [H or 1, S, C]`` after ``length`` backups, and the policy that is greedy on them.
+    """Distributions of ``policy [H or 1, S, C]`` after ``length`` backups, and the policy that is greedy on them.
 
     An action that ties with the best stays.
 
     Returns:
-      Laws ``[S, C, K]``, what left ``[S, C, 2]``, the greedy policy.
+      Distributions ``[S, C, K]``, what left ``[S, C, 2]``, the greedy policy.
     """
 
     def step(carry, actions):
@@ -247,18 +255,19 @@ def improve(problem: BackupProblem, policy: jax.Array, *, transport: Callable, l
 
     start = _start(problem)
     if finite:
-        (laws, left), improved = jax.lax.scan(step, start, policy, reverse=True)
-        return laws, left, improved
-    laws, left = jax.lax.fori_loop(0, length, lambda _, carry: step(carry, policy[0])[0], start)
-    return laws, left, step((laws, left), policy[0])[1][None]
+        (distributions, left), improved = jax.lax.scan(step, start, policy, reverse=True)
+        return distributions, left, improved
+    distributions, left = jax.lax.fori_loop(0, length, lambda _, carry: step(carry, policy[0])[0], start)
+    return distributions, left, step((distributions, left), policy[0])[1][None]
 
 
 @jax.jit(static_argnames=("transport", "length", "keep_stages"))
 def evaluate(problem: BackupProblem, policy: jax.Array, *, transport: Callable, length: int, keep_stages: bool):
-    """Laws of ``policy [H or 1, S, C]`` or ``[H or 1, S, C, A]`` after ``length`` backups.
+    """Distributions of ``policy [H or 1, S, C]`` or ``[H or 1, S, C, A]`` after ``length`` backups.
 
     Returns:
-      Laws ``[S, C, K]``; what left, ``[S, C, 2]``; laws of every step ``[length + 1, S, C, K]``, or ``None``.
+      Distributions ``[S, C, K]``; what left, ``[S, C, 2]``; distributions of every step ``[length + 1, S, C, K]``, or
+      ``None``.
     """
 
     def backup(carry, actions):
@@ -299,9 +308,11 @@ def _passes(problem: BackupProblem, policy: jax.Array, length: int, keep_stages:
 
     start = _start(problem)
     if policy.shape[0] == length:
-        (laws, left), stages = jax.lax.scan(step, start, policy, reverse=True)
+        (distributions, left), stages = jax.lax.scan(step, start, policy, reverse=True)
     else:
-        (laws, left), stages = jax.lax.scan(lambda carry, _: step(carry, policy[0]), start, length=length, reverse=True)
+        (distributions, left), stages = jax.lax.scan(
+            lambda carry, _: step(carry, policy[0]), start, length=length, reverse=True
+        )
     if keep_stages:
         stages = jnp.concatenate([stages, start[0][None]])
-    return laws, left, stages
+    return distributions, left, stages

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.planning import kept_or_best, policy_evaluation, policy_iteration, value_iteration
+from agents.planning.dynamic_programming import kept_or_best, policy_evaluation, policy_iteration, value_iteration
 from envs.tabular import TabularModel, from_gymnasium, one_state, validated
 
 SHAPE = (3, 2, 2)

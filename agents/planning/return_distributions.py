@@ -1,8 +1,9 @@
-"""Laws of the return, stored in ``K`` numbers, and the stocks a planner tells apart: how both are moved by a reward.
+"""return distributions, stored in ``K`` numbers, and the stocks a planner tells apart: how both are moved by a reward.
 
-A law of ``G`` becomes that of ``r + discount G``, a stock ``c`` becomes ``(c + r) / discount``. A ``lattice`` is exact
-for discount 1; ``categorical`` laws and ``quantiles`` are projected, with a stated error. A stock between two grid
-points is split between them with its interpolation weights, and a stock beyond the grid is moved to its edge.
+A distribution of ``G`` becomes that of ``r + discount G``, a stock ``c`` becomes ``(c + r) / discount``. A ``lattice``
+is exact for discount 1; ``categorical`` distributions and ``quantiles`` are projected, with a stated error. A stock
+between two grid points is split between them with its interpolation weights, and a stock beyond the grid is moved to
+its edge.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ ON_GRID = 1e-6
 
 
 class Representation(NamedTuple):
-    """How the law of a return is stored, in ``K`` numbers; pure functions.
+    """How the distribution of a return is stored, in ``K`` numbers; pure functions.
 
     Attributes:
       name: for messages.
       particles: ``[K]`` or ``[K, m]``, the support of a probability vector; ``None`` where the numbers are
         particles of equal weight.
       dimension: 0 for numbers, else ``m``.
-      zero: ``[K]``, the law of the return 0.
+      zero: ``[K]``, the return distribution 0.
       operators: ``(rewards [U] or [U, m], discount) -> pytree [U, ...]``, what ``transport`` needs for each reward.
-      transport: ``(operator, laws [..., K]) -> (laws [..., K], outside [...])``, the laws of ``r + discount G``, and
-        the mass that was moved to the edge of the support.
-      linear: whether the law of a mixture is the mixture of the numbers.
+      transport: ``(operator, distributions [..., K]) -> (distributions [..., K], outside [...])``, the distributions of
+        ``r + discount G``, and the mass that was moved to the edge of the support.
+      linear: whether the distribution of a mixture is the mixture of the numbers.
       error: ``(spread of the returns) -> `` bound on the 1-Wasserstein error, in the sum norm, that one backup adds
         inside the support.
       zero_error: that of ``zero``, at most the error of a backup; 0 where 0 is on the support.
@@ -189,7 +190,7 @@ def stock_points(grid: StockGrid) -> np.ndarray:
     return _points(grid_axes(*grid), 0 if np.ndim(grid.low) == 0 else len(np.ravel(grid.low)))
 
 
-# Transports. A law is reshaped to the axes of its support, and each axis is moved on its own.
+# Transports. A distribution is reshaped to the axes of its support, and each axis is moved on its own.
 
 
 class _Shift(NamedTuple):
@@ -206,14 +207,16 @@ class _Projection(NamedTuple):
     outside: jax.Array
 
 
-def _shift(operator: tuple[_Shift, ...], laws: jax.Array) -> tuple[jax.Array, jax.Array]:
-    def move(laws: jax.Array, part: _Shift, axis: int) -> tuple[jax.Array, jax.Array]:
-        size, target = laws.shape[axis], part.atoms + part.offset
-        padded = jnp.pad(laws, [(size, size) if place == axis else (0, 0) for place in range(laws.ndim)])
+def _shift(operator: tuple[_Shift, ...], distributions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def move(distributions: jax.Array, part: _Shift, axis: int) -> tuple[jax.Array, jax.Array]:
+        size, target = distributions.shape[axis], part.atoms + part.offset
+        padded = jnp.pad(
+            distributions, [(size, size) if place == axis else (0, 0) for place in range(distributions.ndim)]
+        )
         moved = jax.lax.dynamic_slice_in_dim(padded, size - part.offset, size, axis)
         # Products are several times as fast as masked sums, and writes to the two edges as a masked addition.
         beyond = [
-            jnp.tensordot(laws, outside.astype(laws.dtype), (axis, 0), precision="highest")
+            jnp.tensordot(distributions, outside.astype(distributions.dtype), (axis, 0), precision="highest")
             for outside in (target < 0, target >= size)
         ]
         ends = [(*(slice(None),) * axis, place) for place in (0, size - 1)]
@@ -221,31 +224,33 @@ def _shift(operator: tuple[_Shift, ...], laws: jax.Array) -> tuple[jax.Array, ja
             moved = moved.at[end].add(mass)
         return moved, beyond[0] + beyond[1]
 
-    return _by_axis(move, operator, [part.atoms.shape[-1] for part in operator], laws)
+    return _by_axis(move, operator, [part.atoms.shape[-1] for part in operator], distributions)
 
 
-def _project(operator: tuple[_Projection, ...], laws: jax.Array) -> tuple[jax.Array, jax.Array]:
-    def move(laws: jax.Array, part: _Projection, axis: int) -> tuple[jax.Array, jax.Array]:
-        last = jnp.moveaxis(laws, axis, -1)
+def _project(operator: tuple[_Projection, ...], distributions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def move(distributions: jax.Array, part: _Projection, axis: int) -> tuple[jax.Array, jax.Array]:
+        last = jnp.moveaxis(distributions, axis, -1)
         moved = jnp.matmul(last, part.matrix, precision="highest")
         return jnp.moveaxis(moved, -1, axis), jnp.matmul(last, part.outside, precision="highest")
 
-    return _by_axis(move, operator, [part.outside.shape[-1] for part in operator], laws)
+    return _by_axis(move, operator, [part.outside.shape[-1] for part in operator], distributions)
 
 
-def _by_axis(move: Callable, operator: tuple, sizes: list[int], laws: jax.Array) -> tuple[jax.Array, jax.Array]:
-    lead, full = laws.shape[:-1], laws.reshape(*laws.shape[:-1], *sizes)
-    outside = jnp.zeros(lead, laws.dtype)
+def _by_axis(
+    move: Callable, operator: tuple, sizes: list[int], distributions: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    lead, full = distributions.shape[:-1], distributions.reshape(*distributions.shape[:-1], *sizes)
+    outside = jnp.zeros(lead, distributions.dtype)
     for index, part in enumerate(operator):
         full, beyond = move(full, part, len(lead) + index)
         outside = outside + beyond.reshape(*lead, -1).sum(-1)
-    return full.reshape(laws.shape), outside
+    return full.reshape(distributions.shape), outside
 
 
-def move_particles(operator: tuple[jax.Array, jax.Array], laws: jax.Array) -> tuple[jax.Array, jax.Array]:
+def move_particles(operator: tuple[jax.Array, jax.Array], distributions: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The transport of particles of equal weight, ``[..., K]``; none leaves a support."""
     reward, discount = operator
-    return reward + discount * laws, jnp.zeros(laws.shape[:-1], laws.dtype)
+    return reward + discount * distributions, jnp.zeros(distributions.shape[:-1], distributions.dtype)
 
 
 # Grids.

@@ -1,6 +1,6 @@
-"""Distributional dynamic programming with stock: planning for the law of the return, not only for its mean.
+"""Distributional dynamic programming with stock: planning for the return distribution, not only for its mean.
 
-State and stock ``(s, c)`` carry the law of the return that follows. One backup is
+State and stock ``(s, c)`` carry the return distribution that follows. One backup is
 
     c' = (c + r) / discount,    G(s, c) = r + discount G(s', c'),    action = argmax_a E f(c + r + discount G(s', c'))
 
@@ -10,8 +10,8 @@ State and stock ``(s, c)`` carry the law of the return that follows. One backup 
 
 What is exact. On a ``lattice`` of returns, with discount 1 and a stock grid that holds every stock, all of it. A
 stock between two grid points is rounded up or down at random, with its interpolation weights, and a stock beyond the
-grid is moved to its edge: the laws returned are those of the greedy policy that sees these stocks. What left the grid
-or the support of the laws is counted, per start, in ``left_stock`` and ``left_support``.
+grid is moved to its edge: the distributions returned are those of the greedy policy that sees these stocks. What left
+  the grid or the support of the distributions is counted, per start, in ``left_stock`` and ``left_support``.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agents import return_backup
 from agents.functionals import Functional, finite_utility, require
-from agents.planning import resolve_length
-from agents.return_laws import (
+from agents.planning import backup
+from agents.planning.dynamic_programming import resolve_length
+from agents.planning.return_distributions import (
     ON_GRID,
     Representation,
     StockGrid,
@@ -40,28 +40,29 @@ _TIES = ("lowest", "uniform")
 
 
 class DistributionalPlan(NamedTuple):
-    """A policy over states and stocks, and the laws it leads to.
+    """A policy over states and stocks, and the distributions it leads to.
 
     Attributes:
       policy: ``int32 [H, S, C]``, the action at each time step, or probabilities ``[H, S, C, A]`` where ties are
         shared; ``H = 1``, the stationary one, without time limit.
-      laws: ``[S, C, K]``, the law of the return at time 0 in its representation.
+      distributions: ``[S, C, K]``, the return distribution at time 0 in its representation.
       values: ``[S, C]``, the functional of stock plus return at time 0; NaN where none was given.
       stocks: ``[C]`` or ``[C, m]``; one stock 0 where the policy does not depend on it.
-      particles: the support of the laws, see ``Representation``.
+      particles: the support of the distributions, see ``Representation``.
       left_stock: ``[S, C]``, probability that the stock leaves its grid, by the step before a time limit included.
-      left_support: ``[S, C]``, expected mass that was moved to the edge of the laws' support, over all backups.
+      left_support: ``[S, C]``, expected mass that was moved to the edge of the distributions' support, over all
+        backups.
       bound: on the error of ``values`` as the utility of the policies' returns where nothing left:
         ``lipschitz (discount ** n (diameter + zero_error) + sum_k<n discount ** k error)``, with the representation's
         errors of the return 0 and per backup, and diameter 0 with a horizon. It does not count how much better a
         finer stock grid would act.
-      wasserstein: the same without ``lipschitz``: a bound on the 1-Wasserstein distance of the laws.
-      stages: ``[H + 1, S, C, K]``, the laws from every time step on, or ``None``.
+      wasserstein: the same without ``lipschitz``: a bound on the 1-Wasserstein distance of the distributions.
+      stages: ``[H + 1, S, C, K]``, the distributions from every time step on, or ``None``.
       rounds: evaluations that policy iteration took, else 1.
     """
 
     policy: jax.Array
-    laws: jax.Array
+    distributions: jax.Array
     values: jax.Array
     stocks: np.ndarray
     particles: np.ndarray | None
@@ -85,10 +86,10 @@ def value_iteration(
     ties: str = "lowest",
     keep_stages: bool = False,
 ) -> DistributionalPlan:
-    """Distributional value iteration: greedy backups from the law of the return 0.
+    """Distributional value iteration: greedy backups from the return distribution 0.
 
-    Without time limit the laws are those of the policies of all iterations in turn, and ``policy`` is the last one;
-    ``policy_evaluation`` gives its own laws.
+    Without time limit the distributions are those of the policies of all iterations in turn, and ``policy`` is the last
+    one; ``policy_evaluation`` gives its own distributions.
 
     Args:
       model: the environment.
@@ -97,7 +98,7 @@ def value_iteration(
       grid: of the stock; ``None`` where the functional does not need one.
       discount, horizon, iterations: of the problem, see the module.
       ties: ``"lowest"`` action, or ``"uniform"``: all that tie (within ``1e-6 max(1, |best|)``) equally often.
-      keep_stages: returns the laws of every time step (only with a horizon).
+      keep_stages: returns the distributions of every time step (only with a horizon).
 
     Raises:
       ValueError: see ``envs.tabular.validated``, ``functionals.require``, ``functionals.finite_utility`` and
@@ -107,8 +108,8 @@ def value_iteration(
     model = validated(model)
     length, finite = _checked(model, functional, representation, grid, discount, horizon, iterations)
     require_known("ties", ties, _TIES)
-    problem = return_backup.backup_problem(model, functional, representation, grid, discount)
-    laws, left, policy, stages = return_backup.optimal(
+    problem = backup.backup_problem(model, functional, representation, grid, discount)
+    distributions, left, policy, stages = backup.optimal(
         problem,
         transport=representation.transport,
         length=length,
@@ -116,7 +117,9 @@ def value_iteration(
         keep_policies=finite,
         keep_stages=keep_stages and finite,
     )
-    return _plan(model, functional, representation, grid, discount, length, finite, policy, laws, left, stages, 1)
+    return _plan(
+        model, functional, representation, grid, discount, length, finite, policy, distributions, left, stages, 1
+    )
 
 
 def policy_iteration(
@@ -130,7 +133,7 @@ def policy_iteration(
     iterations: int | None = None,
     rounds: int = 1000,
 ) -> DistributionalPlan:
-    """Distributional policy iteration: evaluates a policy, acts greedily on its laws, until no action changes.
+    """Distributional policy iteration: evaluates a policy, acts greedily on its distributions, until no action changes.
 
     It starts with action 0 everywhere and changes an action only for a better one. With a horizon one backward pass
     evaluates and improves, and at most ``H + 1`` passes are needed; without, an evaluation takes ``iterations``
@@ -146,16 +149,27 @@ def policy_iteration(
     """
     model = validated(model)
     length, finite = _checked(model, functional, representation, grid, discount, horizon, iterations)
-    problem = return_backup.backup_problem(model, functional, representation, grid, discount)
+    problem = backup.backup_problem(model, functional, representation, grid, discount)
     num_stocks = problem.stock_index.shape[1]
     policy = jnp.zeros((length if finite else 1, model.num_states, num_stocks), jnp.int32)
     for count in range(1, rounds + 1):
-        laws, left, improved = return_backup.improve(
+        distributions, left, improved = backup.improve(
             problem, policy, transport=representation.transport, length=length, finite=finite
         )
         if bool((improved == policy).all()):
             return _plan(
-                model, functional, representation, grid, discount, length, finite, policy, laws, left, None, count
+                model,
+                functional,
+                representation,
+                grid,
+                discount,
+                length,
+                finite,
+                policy,
+                distributions,
+                left,
+                None,
+                count,
             )
         policy = improved
     raise RuntimeError(
@@ -175,7 +189,7 @@ def policy_evaluation(
     iterations: int | None = None,
     keep_stages: bool = False,
 ) -> DistributionalPlan:
-    """The law of the return of a policy, from every state and stock.
+    """The return distribution of a policy, from every state and stock.
 
     Args:
       model: the environment.
@@ -183,9 +197,9 @@ def policy_evaluation(
         leading axis ``[H]`` gives one per time step.
       representation: ``lattice``, ``categorical`` or ``quantiles``.
       grid: of the stock; ``None`` for a policy that does not depend on it.
-      functional: fills ``values``, any functional of the law of stock plus return.
+      functional: fills ``values``, any functional of the distribution of stock plus return.
       discount, horizon, iterations: of the problem, see the module.
-      keep_stages: returns the laws of every time step (only with a horizon).
+      keep_stages: returns the distributions of every time step (only with a horizon).
 
     Raises:
       ValueError: see ``envs.tabular.validated``, ``planning.resolve_length`` and ``functionals.finite_utility``; a
@@ -199,10 +213,10 @@ def policy_evaluation(
         raise ValueError(f"{functional.name} does not fit rewards of dimension {model.reward_dimension} (0: numbers)")
     if functional is not None:
         _check_utility(model, functional, representation, grid)
-    problem = return_backup.backup_problem(model, None, representation, grid, discount)
+    problem = backup.backup_problem(model, None, representation, grid, discount)
     stages = _stages(policy, model, problem.stock_index.shape[1], grid is not None, length, finite)
     if representation.linear:
-        laws, left, kept = return_backup.evaluate(
+        distributions, left, kept = backup.evaluate(
             problem, stages, transport=representation.transport, length=length, keep_stages=keep_stages and finite
         )
     else:
@@ -210,14 +224,16 @@ def policy_evaluation(
             raise ValueError(
                 "quantiles: a stock falls between two grid points; expected categorical(...) or lattice(...)"
             )
-        laws, left, kept = return_backup.evaluate_particles(
+        distributions, left, kept = backup.evaluate_particles(
             problem, stages, length=length, keep_stages=keep_stages and finite
         )
-    return _plan(model, functional, representation, grid, discount, length, finite, stages, laws, left, kept, 1)
+    return _plan(
+        model, functional, representation, grid, discount, length, finite, stages, distributions, left, kept, 1
+    )
 
 
-def return_law(plan: DistributionalPlan, state: Any, stock: Any = None) -> tuple[np.ndarray, np.ndarray]:
-    """The law of the return from time 0 as particles ``[K]`` (or ``[K, m]``) and weights ``[K]``.
+def return_distribution(plan: DistributionalPlan, state: Any, stock: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """The return distribution from time 0 as particles ``[K]`` (or ``[K, m]``) and weights ``[K]``.
 
     Args:
       plan: from a planner.
@@ -227,23 +243,25 @@ def return_law(plan: DistributionalPlan, state: Any, stock: Any = None) -> tuple
     Raises:
       ValueError: a state that is none, shares that are no distribution, or a stock off the grid.
     """
-    laws = np.asarray(plan.laws)[:, stock_index(plan, stock)]
+    distributions = np.asarray(plan.distributions)[:, stock_index(plan, stock)]
     if np.ndim(state) == 0:
-        if not 0 <= state < len(laws):
-            raise ValueError(f"state={state}: expected a state from 0 to {len(laws) - 1}")
-        shares = np.eye(len(laws))[int(state)]
+        if not 0 <= state < len(distributions):
+            raise ValueError(f"state={state}: expected a state from 0 to {len(distributions) - 1}")
+        shares = np.eye(len(distributions))[int(state)]
     else:
         shares = np.asarray(state, np.float64)
-        if shares.shape != (len(laws),):
-            raise ValueError(f"state has shape {shares.shape}, expected an index or a distribution ({len(laws)},)")
+        if shares.shape != (len(distributions),):
+            raise ValueError(
+                f"state has shape {shares.shape}, expected an index or a distribution ({len(distributions)},)"
+            )
         if not (shares >= 0).all() or not abs(shares.sum() - 1) <= 1e-5:
             raise ValueError(
                 f"state sums to {shares.sum():.6g} with minimum {shares.min():.6g}: expected a distribution over states"
             )
     if plan.particles is not None:
-        return plan.particles, shares @ laws
+        return plan.particles, shares @ distributions
     chosen = shares > 0
-    return laws[chosen].ravel(), np.repeat(shares[chosen], laws.shape[-1]) / laws.shape[-1]
+    return distributions[chosen].ravel(), np.repeat(shares[chosen], distributions.shape[-1]) / distributions.shape[-1]
 
 
 def stock_index(plan: DistributionalPlan, stock: Any = None) -> int:
@@ -370,19 +388,19 @@ def _plan(
     length: int,
     finite: bool,
     policy: jax.Array,
-    laws: jax.Array,
+    distributions: jax.Array,
     left: jax.Array,
     stages: jax.Array | None,
     rounds: int,
 ) -> DistributionalPlan:
     stocks = stocks_or_zero(grid, model.reward_dimension)
     if functional is None:
-        values = jnp.full(laws.shape[:2], jnp.nan)
+        values = jnp.full(distributions.shape[:2], jnp.nan)
     elif representation.particles is None:
-        weights = jnp.full(laws.shape[-1], 1 / laws.shape[-1])
-        values = functional.value(jnp.asarray(stocks, float)[:, None] + laws, weights)
+        weights = jnp.full(distributions.shape[-1], 1 / distributions.shape[-1])
+        values = functional.value(jnp.asarray(stocks, float)[:, None] + distributions, weights)
     else:
-        values = functional.value(jnp.asarray(_totals(model, representation.particles, grid), float), laws)
+        values = functional.value(jnp.asarray(_totals(model, representation.particles, grid), float), distributions)
     possible = model.reward[model.probability > 0].reshape(-1, max(model.reward_dimension, 1))
     steps = length if discount == 1 else (1 - discount**length) / (1 - discount)
     spread = float((np.maximum(possible.max(0), 0) - np.minimum(possible.min(0), 0)).sum()) * steps
@@ -392,7 +410,7 @@ def _plan(
     lipschitz = math.nan if functional is None else functional.lipschitz
     return DistributionalPlan(
         policy,
-        laws,
+        distributions,
         values,
         stocks,
         representation.particles,

@@ -11,15 +11,6 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from scipy.stats import wasserstein_distance
 
-from agents import planning
-from agents.distributional_planning import (
-    act,
-    policy_evaluation,
-    policy_iteration,
-    return_law,
-    stock_index,
-    value_iteration,
-)
 from agents.functionals import (
     cvar,
     cvar_of,
@@ -33,9 +24,18 @@ from agents.functionals import (
     soft_constraints,
     target_return,
 )
-from agents.return_laws import StockGrid, categorical, lattice, quantiles
+from agents.planning import dynamic_programming
+from agents.planning.distributional import (
+    act,
+    policy_evaluation,
+    policy_iteration,
+    return_distribution,
+    stock_index,
+    value_iteration,
+)
+from agents.planning.return_distributions import StockGrid, categorical, lattice, quantiles
 from envs.tabular import TabularModel, gridworld, one_state, validated
-from tests.agents.planned import lower_mean, start
+from tests.agents.planning.planned import lower_mean, start
 
 # Action 0 is safe, 1 has the best mean, 2 the best chance of much.
 TOY = [[(1, 1.0)], [(4, 0.5), (-1, 0.5)], [(10, 0.2), (-1, 0.8)]]
@@ -48,49 +48,52 @@ def toy(horizon):
     return one_state(TOY, horizon), lattice(-horizon, 10 * horizon), StockGrid(-11 * horizon, 11 * horizon)
 
 
-def history_laws(model, steps, discount=1.0, state=0):
-    """The law ``{return: probability}`` of every deterministic policy that knows its whole past."""
+def history_distributions(model, steps, discount=1.0, state=0):
+    """The distribution ``{return: probability}`` of every deterministic policy that knows its whole past."""
     zero = (0.0,) * max(model.reward_dimension, 1)
     if steps == 0:
         return [{zero: 1.0}]
-    laws = []
+    distributions = []
     for action in range(model.num_actions):
         row = [index for index in range(model.probability.shape[2]) if model.probability[state, action, index] > 0]
         later = [
             [{zero: 1.0}]
             if model.terminated[state, action, index]
-            else history_laws(model, steps - 1, discount, model.next_state[state, action, index])
+            else history_distributions(model, steps - 1, discount, model.next_state[state, action, index])
             for index in row
         ]
         for choice in itertools.product(*later):
-            law: dict = {}
+            distribution: dict = {}
             for index, part in zip(row, choice, strict=True):
                 reward = np.atleast_1d(model.reward[state, action, index])
                 for particle, mass in part.items():
                     total = tuple((reward + discount * np.array(particle)).tolist())
-                    law[total] = law.get(total, 0.0) + mass * model.probability[state, action, index]
-            laws.append(law)
-    return laws
+                    distribution[total] = distribution.get(total, 0.0) + mass * model.probability[state, action, index]
+            distributions.append(distribution)
+    return distributions
 
 
-def markov_law(model, policy, steps, discount=1.0, state=0):
-    """The law of the return of a policy ``[S, A]``."""
+def markov_distribution(model, policy, steps, discount=1.0, state=0):
+    """The return distribution of a policy ``[S, A]``."""
     if steps == 0:
         return {0.0: 1.0}
-    law: dict = {}
+    distribution: dict = {}
     for action, index in np.ndindex(model.probability.shape[1:]):
         mass = policy[state, action] * model.probability[state, action, index]
         ends, following = model.terminated[state, action, index], model.next_state[state, action, index]
-        part = {0.0: 1.0} if ends else markov_law(model, policy, steps - 1, discount, following)
+        part = {0.0: 1.0} if ends else markov_distribution(model, policy, steps - 1, discount, following)
         for particle, share in part.items():
             total = float(model.reward[state, action, index] + discount * particle)
-            law[total] = law.get(total, 0.0) + mass * share
-    return law
+            distribution[total] = distribution.get(total, 0.0) + mass * share
+    return distribution
 
 
-def best(laws, score):
-    """The largest ``score(particles, weights)`` over laws of numbers."""
-    return max(float(score(np.array([x[0] for x in law]), np.array(list(law.values())))) for law in laws)
+def best(distributions, score):
+    """The largest ``score(particles, weights)`` over distributions of numbers."""
+    return max(
+        float(score(np.array([x[0] for x in distribution]), np.array(list(distribution.values()))))
+        for distribution in distributions
+    )
 
 
 @st.composite
@@ -162,16 +165,16 @@ def test_target_returns_of_the_toy():
 def test_no_history_dependent_policy_does_better(level):
     model, representation, grid = toy(2)
     value, *_ = start(cvar(level), value_iteration(model, cvar(level), representation, grid), model)
-    assert value == pytest.approx(best(history_laws(model, 2), lower_mean(level)), abs=1e-5)
+    assert value == pytest.approx(best(history_distributions(model, 2), lower_mean(level)), abs=1e-5)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_optimistic_cvar_is_the_optimum_over_mixed_policies(level):
     """``max sum_x x q(x)`` with ``q <= P_mix / level`` and ``sum q = 1``, over mixtures of all policies."""
     model, representation, grid = toy(2)
-    laws = history_laws(model, 2)
-    support = sorted({x[0] for law in laws for x in law})
-    masses = np.array([[law.get((x,), 0.0) for law in laws] for x in support])
+    distributions = history_distributions(model, 2)
+    support = sorted({x[0] for distribution in distributions for x in distribution})
+    masses = np.array([[distribution.get((x,), 0.0) for distribution in distributions] for x in support])
     size, count = masses.shape
     program = linprog(
         c=np.concatenate([-np.array(support), np.zeros(count)]),
@@ -197,7 +200,7 @@ def test_optimistic_cvar_is_the_optimum_over_mixed_policies(level):
 @given(model=small_models(), level=st.sampled_from([0.2, 0.5, 0.7]), target=st.sampled_from([-1, 1, 4]))
 def test_value_iteration_policy_iteration_and_enumeration_agree(model, level, target):
     representation, grid = lattice(-3, 6), StockGrid(-12, 12)
-    laws = history_laws(model, 3)
+    distributions = history_distributions(model, 3)
     scores = {
         cvar(level): lower_mean(level),
         target_return(target): lambda x, w: -(w @ np.abs(x - target)),
@@ -209,11 +212,11 @@ def test_value_iteration_policy_iteration_and_enumeration_agree(model, level, ta
             again = policy_iteration(model, functional, representation, grid)
             found, _, particles, weights = start(functional, plan, model)
             # Ties within 1e-6 may be broken in favour of the worse one, at each of three steps.
-            assert found == pytest.approx(best(laws, score), abs=1e-4)
+            assert found == pytest.approx(best(distributions, score), abs=1e-4)
             assert score(particles, weights) == pytest.approx(found, abs=1e-9)
             np.testing.assert_allclose(again.values, plan.values, atol=1e-4)
             evaluated = policy_evaluation(model, plan.policy, representation, grid, functional=functional)
-            np.testing.assert_allclose(evaluated.laws, plan.laws, atol=1e-12)
+            np.testing.assert_allclose(evaluated.distributions, plan.distributions, atol=1e-12)
             np.testing.assert_allclose(evaluated.values, plan.values, atol=1e-12)
 
 
@@ -225,8 +228,8 @@ def test_discounted_stocks(model, level):
     with jax.enable_x64(True):
         plan = value_iteration(model, cvar(level), representation, grid, discount=0.5)
         found, stock, particles, weights = start(cvar(level), plan, model)
-        laws = history_laws(model, 3, 0.5)
-        assert found == pytest.approx(best(laws, lower_mean(level)), abs=1e-4)
+        distributions = history_distributions(model, 3, 0.5)
+        assert found == pytest.approx(best(distributions, lower_mean(level)), abs=1e-4)
         assert cvar_of(particles, weights, level) == pytest.approx(found, abs=1e-9)
         assert plan.left_support[0, stock_index(plan, stock)] == 0
 
@@ -238,37 +241,39 @@ def test_expectation_is_classical_dynamic_programming(model):
     wide = categorical(-10, 20, 61)
     with jax.enable_x64(True):
         plan = value_iteration(model, expectation(), lattice(-3, 6))
-        classical = planning.value_iteration(model)
+        classical = dynamic_programming.value_iteration(model)
         np.testing.assert_allclose(plan.values[:, 0], classical.values, atol=1e-12)
         np.testing.assert_array_equal(plan.policy[..., 0], classical.policy)
         for problem in ({"discount": 0.9}, {"discount": 0.9, "iterations": 40}):
             plan = value_iteration(model, expectation(), wide, **problem)
-            np.testing.assert_allclose(plan.values[:, 0], planning.value_iteration(model, **problem).values, atol=1e-6)
+            np.testing.assert_allclose(
+                plan.values[:, 0], dynamic_programming.value_iteration(model, **problem).values, atol=1e-6
+            )
             # The projection keeps the mean where nothing leaves the support.
             result = policy_evaluation(model, policy, wide, **problem)
             assert float(result.left_support.max()) == 0
-            expected = planning.policy_evaluation(model, policy, **problem).values
-            np.testing.assert_allclose(result.laws[:, 0] @ result.particles, expected, atol=1e-12)
+            expected = dynamic_programming.policy_evaluation(model, policy, **problem).values
+            np.testing.assert_allclose(result.distributions[:, 0] @ result.particles, expected, atol=1e-12)
 
 
 @settings(max_examples=6)
 @given(model=small_models())
-def test_projected_laws_stay_within_the_stated_distance(model):
+def test_projected_distributions_stay_within_the_stated_distance(model):
     policy = np.array([[0.3, 0.7], [0.5, 0.5]])
     for horizon in (1, 3):
-        law = markov_law(model, policy, horizon, 0.9)
+        distribution = markov_distribution(model, policy, horizon, 0.9)
         # With 60 atoms 0 is none of them.
         for representation in (categorical(-10, 20, 61), categorical(-10, 20, 60), quantiles(16)):
             result = policy_evaluation(model, policy, representation, discount=0.9, horizon=horizon)
-            particles, weights = return_law(result, 0)
-            distance = wasserstein_distance(list(law), particles, list(law.values()), weights)
+            particles, weights = return_distribution(result, 0)
+            distance = wasserstein_distance(list(distribution), particles, list(distribution.values()), weights)
             assert distance <= result.wasserstein
             # One step onto atoms from an atom is exact.
             assert distance > 0 or horizon == 1
     exact = policy_evaluation(model, policy, lattice(-3, 6))
-    law = markov_law(model, policy, 3)
-    particles, weights = return_law(exact, 0)
-    assert wasserstein_distance(list(law), particles, list(law.values()), weights) < 1e-6
+    distribution = markov_distribution(model, policy, 3)
+    particles, weights = return_distribution(exact, 0)
+    assert wasserstein_distance(list(distribution), particles, list(distribution.values()), weights) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -285,7 +290,7 @@ def test_what_0_is_off_the_atoms_is_part_of_the_stated_distance(reward, discount
     model, representation = one_state([[(reward, 1.0)]], horizon=1), categorical(*support)
     half_step = (support[1] - support[0]) / (support[2] - 1) / 2
     result = policy_evaluation(model, [0], representation, discount=discount)
-    particles, weights = return_law(result, 0)
+    particles, weights = return_distribution(result, 0)
     found = wasserstein_distance([reward], particles, [1.0], weights)
     assert found == pytest.approx(distance, abs=1e-4) and float(result.left_support.max()) == 0
     assert found <= result.wasserstein == pytest.approx(half_step * (1 + discount))
@@ -310,22 +315,24 @@ def test_vector_stocks(functional, utility):
     plan = value_iteration(model, functional, representation, StockGrid((-2, -5), (6, 5), (1, 1)))
     value, stock, particles, weights = start(functional, plan, model)
 
-    def score(law):
-        totals = np.array(list(law)) + np.array(functional.start.stock)
-        return utility(totals) @ np.array(list(law.values()))
+    def score(distribution):
+        totals = np.array(list(distribution)) + np.array(functional.start.stock)
+        return utility(totals) @ np.array(list(distribution.values()))
 
-    assert value == pytest.approx(max(score(law) for law in history_laws(model, 3)), abs=1e-5)
+    assert value == pytest.approx(
+        max(score(distribution) for distribution in history_distributions(model, 3)), abs=1e-5
+    )
     assert functional.value(stock + particles, weights) == pytest.approx(value, abs=1e-5)
     assert float(plan.left_stock[0, stock_index(plan, stock)]) == 0
 
 
-def test_vector_laws_on_atoms_are_the_lattice_laws():
+def test_vector_distributions_on_atoms_are_the_lattice_distributions():
     model, policy = one_state(PAIRS, horizon=3), np.full((1, 3), 1 / 3)
     exact = policy_evaluation(model, policy, lattice((0, -3), (6, 3)))
     projected = policy_evaluation(model, policy, categorical((0, -3), (6, 3), (7, 7)))
-    np.testing.assert_allclose(projected.laws, exact.laws, atol=1e-6)
-    mean = np.mean([np.sum([np.multiply(*part) for part in law], axis=0) for law in PAIRS], axis=0)
-    np.testing.assert_allclose(exact.laws[0, 0] @ exact.particles, 3 * mean, atol=1e-5)
+    np.testing.assert_allclose(projected.distributions, exact.distributions, atol=1e-6)
+    mean = np.mean([np.sum([np.multiply(*part) for part in distribution], axis=0) for distribution in PAIRS], axis=0)
+    np.testing.assert_allclose(exact.distributions[0, 0] @ exact.particles, 3 * mean, atol=1e-5)
 
 
 # The infinite horizon.
@@ -351,12 +358,12 @@ def test_ties_are_the_lowest_action_or_shared():
     arguments = model, cvar(0.5), lattice(-9, 2), StockGrid(-5, 5)
     lowest, shared = value_iteration(*arguments), value_iteration(*arguments, ties="uniform")
     # From stock 5 the first two actions end above 0, where the utility is flat.
-    assert dict(zip(*return_law(lowest, 0, 5), strict=True))[1] == 1
-    law = dict(zip(*return_law(shared, 0, 5), strict=True))
-    assert law[1] == law[2] == 0.5
+    assert dict(zip(*return_distribution(lowest, 0, 5), strict=True))[1] == 1
+    distribution = dict(zip(*return_distribution(shared, 0, 5), strict=True))
+    assert distribution[1] == distribution[2] == 0.5
     np.testing.assert_allclose(shared.policy[0, 0, -1], [0.5, 0.5, 0])
     again = policy_evaluation(model, shared.policy, *arguments[2:])
-    np.testing.assert_allclose(again.laws, shared.laws, atol=1e-7)
+    np.testing.assert_allclose(again.distributions, shared.distributions, atol=1e-7)
     acting = jax.jit(jax.vmap(partial(act, shared, arguments[3], 0, 0, 5.0)))
     actions = acting(jax.random.split(jax.random.key(0), 200))
     assert set(actions.tolist()) == {0, 1}
@@ -370,17 +377,17 @@ def test_what_leaves_the_grids_is_counted():
     assert plan.left_stock[0, stock_index(plan, 1)] == 0.5
     # Of the returns -2, 3, 3 and 8 the last is moved to 4.
     np.testing.assert_allclose(plan.left_support[0], 0.25)
-    assert dict(zip(*return_law(plan, 0, 0), strict=True))[4] == 0.25
+    assert dict(zip(*return_distribution(plan, 0, 0), strict=True))[4] == 0.25
     ended = model._replace(terminated=np.ones_like(model.terminated))
     plan = value_iteration(ended, cvar(0.5), lattice(-2, 4), StockGrid(-4, 4))
     assert not plan.left_stock.any() and not plan.left_support.any()
 
 
-def test_laws_of_every_time_step():
+def test_distributions_of_every_time_step():
     model, representation, grid = toy(2)
     plan = value_iteration(model, cvar(0.8), representation, grid, keep_stages=True)
     assert plan.stages.shape == (3, 1, 45, 23)
-    np.testing.assert_array_equal(plan.stages[0], plan.laws)
+    np.testing.assert_array_equal(plan.stages[0], plan.distributions)
     assert (plan.stages[2] @ plan.particles == 0).all()
     again = policy_evaluation(model, plan.policy, representation, grid, keep_stages=True)
     np.testing.assert_allclose(again.stages, plan.stages, atol=1e-6)
@@ -392,7 +399,7 @@ def test_evaluation_with_any_functional():
     for kind in (representation, quantiles(400)):
         result = policy_evaluation(model, np.array([1]), kind, functional=direct_cvar(0.25))
         assert result.values[0, 0] == pytest.approx(-2, abs=1e-5)
-        particles, weights = return_law(result, [1.0])
+        particles, weights = return_distribution(result, [1.0])
         assert weights.sum() == pytest.approx(1) and weights @ particles == pytest.approx(3, abs=0.05)
 
 
@@ -486,11 +493,11 @@ def test_what_evaluation_and_look_ups_refuse():
         policy_evaluation(model, np.zeros((1, 2), int), quantiles(5), StockGrid(0, 2, 2))
     plan = value_iteration(model, cvar(0.5), representation, grid)
     with pytest.raises(ValueError, match=r"stock 0\.4 is not on the grid; the nearest is 0\.0"):
-        return_law(plan, 0, 0.4)
+        return_distribution(plan, 0, 0.4)
     with pytest.raises(ValueError, match="the plan has 45 stocks"):
-        return_law(plan, 0)
+        return_distribution(plan, 0)
     for shares, message in (([2.0], "sums to 2 with minimum 2"), ([np.nan], "sums to nan"), ([1, 0], "has shape")):
         with pytest.raises(ValueError, match=f"state {message}"):
-            return_law(plan, shares, 0)
+            return_distribution(plan, shares, 0)
     with pytest.raises(ValueError, match="state=1: expected a state from 0 to 0"):
-        return_law(plan, 1, 0)
+        return_distribution(plan, 1, 0)

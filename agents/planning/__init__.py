@@ -1,0 +1,1 @@
+"""Dynamic programming on known models, for the expected return and for functionals of the return distribution."""

@@ -13,10 +13,11 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from agents.base import Agent, DataSpec
-from agents.credit import WHITENINGS, Credit, assign, masked_mean, masked_std, whiten
+from agents.credit import WHITENINGS, Credit, assign, require_groups
 from agents.distributions import Distribution, distribution_for
 from agents.losses import clipped_surrogate, value_loss
 from agents.networks import Head, Network, NetworkConfig, network
+from agents.statistics import masked_mean, masked_std, whiten
 from envs.choices import require_known
 from envs.types import EnvironmentSpec, PyTree, Trajectory
 
@@ -328,6 +329,7 @@ def _validate(credit, data, surrogate, reduction, epochs, minibatches):
     if credit.grouped and data.kind != "episodes":
         names = [name for name, entry in credit.entries.items() if entry.estimator.grouped]
         raise ValueError(f"credit {names} needs whole episodes: data.kind={data.kind!r}, expected 'episodes'")
+    require_groups(credit, data.group_size)
 
 
 def _validate_minibatches(minibatches, items):

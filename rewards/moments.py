@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from agents.base import DataSpec
-from agents.credit import masked_mean
+from agents.statistics import masked_mean
 from envs.types import Trajectory
 
 # Counts that a transform may keep in all: 64 MiB.

@@ -20,7 +20,8 @@ from ml_collections import ConfigDict
 
 from agents.base import Agent, DataSpec
 from agents.behaviour_cloning import Demonstrations, behaviour_cloning
-from agents.credit import ESTIMATORS, Credit, Entry
+from agents.credit import Credit, Entry
+from agents.estimators import ESTIMATORS
 from agents.functionals import FUNCTIONALS, Functional
 from agents.networks import NetworkConfig
 from agents.policy_gradient import policy_gradient, policy_network

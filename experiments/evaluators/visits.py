@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from agents.credit import masked_mean
+from agents.statistics import masked_mean
 from envs.maze import NO_OP, visits
 from experiments.assembly.build import build_environment, build_parts
 from experiments.errors import UserError

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from agents.base import DataSpec
-from agents.credit import masked_mean, observation_hash
 from agents.networks import observation_features, space_leaves
+from agents.observation_hash import observation_hash
+from agents.statistics import masked_mean
 from envs.choices import require_known
 from envs.types import EnvironmentSpec, PyTree, Trajectory
 from rewards.base import RewardTransform

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 
 from agents.base import DataSpec
-from agents.credit import masked_mean
 from agents.networks import Head, NetworkConfig, network, space_leaves
+from agents.statistics import masked_mean
 from envs.types import EnvironmentSpec, PyTree
 from rewards.base import RewardTransform
 from rewards.fitting import check_fit, random_parts

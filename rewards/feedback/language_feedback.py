@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import optax
 
 from agents.base import DataSpec
-from agents.credit import masked_mean, observation_hash
 from agents.networks import CharacterConfig, character_network
+from agents.observation_hash import observation_hash
+from agents.statistics import masked_mean
 from envs.choices import require_known
 from envs.types import EnvironmentSpec, PyTree, Trajectory
 from rewards.base import Metrics, RewardTransform

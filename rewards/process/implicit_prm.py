@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import optax
 
 from agents.base import DataSpec
-from agents.credit import from_groups, masked_mean, to_groups
 from agents.distributions import distribution_for
 from agents.networks import Head, NetworkConfig, network
 from agents.returns import return_to_go
+from agents.statistics import from_groups, masked_mean, to_groups
 from envs.choices import require_known
 from envs.types import EnvironmentSpec, PyTree, Trajectory
 from rewards.base import RewardTransform

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from agents.base import DataSpec
-from agents.credit import from_groups, to_groups
+from agents.statistics import from_groups, to_groups
 from envs.types import Trajectory
 from rewards.base import RewardTransform, stateless
 from rewards.moments import merge_moments, no_moments

@@ -10,7 +10,8 @@ import pytest
 from gymnasium import spaces
 
 from agents.base import DataSpec
-from agents.credit import Credit, Entry, gae, group_outcome, group_steps, other_steps, plain_return
+from agents.credit import Credit, Entry
+from agents.estimators import gae, group_outcome, group_steps, other_steps, plain_return
 from agents.networks import NetworkConfig
 from agents.policy_gradient import policy_gradient
 from envs.probes import ObservationActionReward, TruncationProbe
@@ -494,6 +495,13 @@ def test_seeds_under_vmap_are_the_single_runs(small_run):
         (
             {"credit": Credit({"env": Entry("env", group_outcome())}), "data": DataSpec("unroll", 3, 4)},
             r"credit \['env'\] needs whole episodes: data.kind='unroll', expected 'episodes'",
+        ),
+        (
+            {
+                "credit": Credit({"a": Entry("env", gae()), "b": Entry("env", group_outcome())}),
+                "data": DataSpec("episodes", 3, 4),
+            },
+            "credit 'b' compares the rollouts of a group: group_size=1, expected at least 2",
         ),
         (
             {

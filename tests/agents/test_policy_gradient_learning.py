@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from agents.base import DataSpec
-from agents.credit import Credit, Entry, gae, group_outcome, whitened_return
+from agents.credit import Credit, Entry
+from agents.estimators import gae, group_outcome, whitened_return
 from agents.networks import NetworkConfig
 from agents.policy_gradient import policy_gradient
 from envs import probes

@@ -6,7 +6,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from agents.credit import ESTIMATORS
+from agents.estimators import ESTIMATORS
 from agents.policy_gradient import policy_gradient
 from agents.value_based import value_based
 from experiments.assembly import registry

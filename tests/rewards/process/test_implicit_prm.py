@@ -11,7 +11,8 @@ import pytest
 from gymnasium import spaces
 
 from agents.base import DataSpec
-from agents.credit import Credit, Entry, group_outcome
+from agents.credit import Credit, Entry
+from agents.estimators import group_outcome
 from agents.networks import Head, NetworkConfig, network
 from agents.policy_gradient import policy_gradient
 from envs.probes import ChainRecall

@@ -23,23 +23,21 @@ CORE = [
     "matplotlib>=3.10",
 ]
 
-BOX2D = ["gymnasium[box2d]>=1.4"]
-NOTEBOOKS = ["nbclient", "nbformat", "jupytext", "ipykernel"]
-
 EXTRAS = {
-    "text": ["textworld", "textarena", "minigrid", "tokenizers"],
-    "mo": ["mo-gymnasium", "moocore"],
+    "minigrid": ["minigrid"],
     "fast": ["envpool"],
     # Under the GPL, and therefore never in the core.
     "atari": ["ale-py", "opencv-python-headless"],
-    "box2d": BOX2D,
+    "box2d": ["gymnasium[box2d]>=1.4"],
+    "mujoco": ["gymnasium[mujoco]>=1.4"],
     "sweep": ["submitit", "ray"],
-    "notebooks": NOTEBOOKS,
-    "bilevel": ["optimistix"],
+    "notebooks": ["nbclient", "nbformat", "jupytext", "ipykernel"],
     "gpu": ["jax[cuda13]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
-    "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", *BOX2D, *NOTEBOOKS],
 }
+# The tests use every extra that runs on a CPU, so that none of them is skipped for a missing package.
+CPU_EXTRAS = [package for name, packages in EXTRAS.items() if name not in ("gpu", "tpu") for package in packages]
+EXTRAS["test"] = ["pytest", "pytest-cov", "pytest-xdist", "hypothesis", "ruff", "mypy", *CPU_EXTRAS]
 
 setup(
     name="sagax",

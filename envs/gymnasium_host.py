@@ -24,7 +24,7 @@ from envs.types import Action, Array, EnvironmentSpec, Observation, PyTree, Time
 
 _SUCCESS_KEYS = ("is_success", "success")
 # Packages that register these identifiers when they are installed, by the extra of sagax that installs them.
-_EXTRAS = {"ALE/": "atari", "MiniGrid-": "text", "BabyAI-": "text"}
+_EXTRAS = {"ALE/": "atari", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}
 
 
 class _Report(gymnasium.Wrapper):

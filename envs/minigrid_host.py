@@ -1,4 +1,4 @@
-"""MiniGrid's environments as a ``VectorHost`` (extra ``text``), with messages about what happened and noise on demand.
+"""MiniGrid's environments as a ``VectorHost`` (extra ``minigrid``): messages about what happened, noise on demand.
 
 gymnasium runs the environments (``GymnasiumHost``). Two wrappers around each of them add what MiniGrid does not have:
 a line of text for every event, such as "You picked up the yellow key", and a layer of random bits. The mission is
@@ -381,5 +381,5 @@ def _import_minigrid() -> None:
         importlib.import_module("minigrid")
     except ImportError as error:
         raise ImportError(
-            f"MiniGrid is missing ({error}); it comes with the extra 'text': pip install -e '.[text]'"
+            f"MiniGrid is missing ({error}); it comes with the extra 'minigrid': pip install -e '.[minigrid]'"
         ) from error

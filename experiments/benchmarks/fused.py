@@ -74,7 +74,7 @@ def fused_chunk(config: ConfigDict) -> Callable[..., tuple[FusedState, jax.Array
         raise ValueError("the fused loops are written for oprl_sokoban:ppo and :grpo alone, symbolic observations")
     ppo = estimator == "gae"
     # The time limit's inner room: a frozen dataclass that mypy knows as an Environment only.
-    source: Any = build_environment(config).pure
+    limited: Any = build_environment(config).pure
     length, batch, group_size = data.length, data.batch, data.group_size
     items, minibatches = length * batch, agent.minibatches
 
@@ -123,7 +123,7 @@ def fused_chunk(config: ConfigDict) -> Callable[..., tuple[FusedState, jax.Array
         rollout_key = stream(key, ROLLOUT, index)
         act_key = jax.random.fold_in(rollout_key, ACT)
         keys = jax.random.split(jax.random.fold_in(rollout_key, RESET), batch // group_size)
-        rooms = jax.vmap(source.pure.reset)(keys)[0]
+        rooms = jax.vmap(limited.environment.reset)(keys)[0]
         wall, target, box, player = (jnp.repeat(x, group_size, axis=0) for x in rooms)
 
         def step(carry, t):

@@ -67,7 +67,7 @@ def curiosity(options: Options) -> list[Comparison]:
 
 
 def minigrid(options: Options) -> list[Comparison]:
-    """every curiosity and every model of language feedback on MiniGrid against plain PPO there; extra text
+    """every curiosity and every model of language feedback on MiniGrid against plain PPO there; extra minigrid
 
     Whole loops on host environments of KeyCorridorS3R3; labels come from a script, at once.
     """
@@ -108,7 +108,7 @@ def _against_ppo(samples: dict[str, list[Sample]], experiment: str, method: str,
 
 
 def annotator(options: Options) -> list[Comparison]:
-    """oni_minigrid with an annotator that takes a second per reply, against one that answers at once; extra text
+    """oni_minigrid with an annotator that takes a second per reply, against one that answers at once; extra minigrid
 
     The annotator is a server in a process of its own that always has a next request to answer; on the other side a
     script answers in no time. Both learn from one label per update at most, with one gradient step: what is measured

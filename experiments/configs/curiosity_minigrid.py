@@ -14,8 +14,8 @@ Expected on KeyCorridorS3R3, share of training episodes that succeed, from resul
     ppo        0.000 [0.000, 0.001]: chance succeeds in 3 of 1000 episodes, and ppo is still chance at the end
 Nothing was tuned for either. No other method, task or noise has rows yet.
 
-The extra text installs MiniGrid. Time: 5 minutes a seed of episodic, 3.5 of ppo, on one of two busy cores. Steps of the
-whole loop per second as a share of plain PPO's, by the clock and by processor time (``sagax benchmark
+The extra minigrid installs MiniGrid. Time: 5 minutes a seed of episodic, 3.5 of ppo, on one of two busy cores. Steps
+of the whole loop per second as a share of plain PPO's, by the clock and by processor time (``sagax benchmark
 minigrid``): hindsight 0.72 and 0.67, explore 0.71 and 0.68, icm 0.79 and 0.75, rnd 0.85 and 0.81, count 0.90 and 0.85,
 episodic 0.95 and 0.92.
 """

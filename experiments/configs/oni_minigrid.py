@@ -12,7 +12,7 @@ Command:
     sagax ratings runs/oni_minigrid/MODEL,partial --append --out=results/oni_minigrid_ratings.jsonl
     SAGAX_ANNOTATOR_URL=http://localhost:8000/v1 SAGAX_ANNOTATOR_MODEL=NAME sagax run oni_minigrid:http
 
-The extra text installs MiniGrid. With http, SAGAX_ANNOTATOR_KEY is sent where it is set; labels are kept in
+The extra minigrid installs MiniGrid. With http, SAGAX_ANNOTATOR_KEY is sent where it is set; labels are kept in
 annotations.jsonl in the run folder, or where annotator.cache says. The seeds of a run share that file and what may be
 spent: a later one has at once what an earlier one asked. Seeds that are compared want a --first-seed and a cache each.
 

@@ -84,7 +84,11 @@ def changed_sessions(report: Mapping[str, Any], keys: Sequence[str]) -> list[dic
 
 
 def _command_line() -> list[str]:
+    """The words of the command that runs, as a user would type them: ``sagax`` and its arguments, or the script's."""
     specification = getattr(sys.modules.get("__main__"), "__spec__", None)
+    ours = specification is not None and specification.name == "experiments.__main__"
+    if ours or Path(sys.argv[0]).name == "sagax":
+        return ["sagax", *sys.argv[1:]]
     start = ["python", "-m", specification.name] if specification is not None else ["python", sys.argv[0]]
     return [*start, *sys.argv[1:]]
 

@@ -74,23 +74,23 @@ def test_keys_are_those_of_the_docstring_and_ended_environments_alone_are_reset(
     actions = np.array([[0, 0, 1], [0, 1, 0], [0, 0, 1], [1, 0, 0]])
     observation = host.reset(40)
     steps = [host.step(action) for action in actions]
-    for environment in range(3):
-        environment_key, episode, t = jax.random.key(40 + environment), 0, 0
+    for index in range(3):
+        environment_key, episode, t = jax.random.key(40 + index), 0, 0
         episode_key = jax.random.fold_in(environment_key, 0)
         state, expected = environment.reset(jax.random.fold_in(episode_key, 0))
-        np.testing.assert_array_equal(observation[environment], expected)
-        for action, step in zip(actions[:, environment], steps, strict=True):
+        np.testing.assert_array_equal(observation[index], expected)
+        for action, step in zip(actions[:, index], steps, strict=True):
             state, expected = environment.step(jax.random.fold_in(episode_key, t + 1), state, action)
             t += 1
-            np.testing.assert_allclose(step.final_observation[environment], expected.observation, rtol=1e-6)
-            np.testing.assert_allclose(step.reward[environment], expected.reward, rtol=1e-6)
-            assert step.terminated[environment] == (action == 1) == bool(step.info["success"][environment])
+            np.testing.assert_allclose(step.final_observation[index], expected.observation, rtol=1e-6)
+            np.testing.assert_allclose(step.reward[index], expected.reward, rtol=1e-6)
+            assert step.terminated[index] == (action == 1) == bool(step.info["success"][index])
             following = expected.observation
             if action == 1:
                 episode, t = episode + 1, 0
                 episode_key = jax.random.fold_in(environment_key, episode)
                 state, following = environment.reset(jax.random.fold_in(episode_key, 0))
-            np.testing.assert_allclose(step.observation[environment], following, rtol=1e-6)
+            np.testing.assert_allclose(step.observation[index], following, rtol=1e-6)
 
 
 def test_returns_numpy(host):

@@ -36,7 +36,8 @@ def test_missing_minigrid_names_the_extra(monkeypatch):
         raise ModuleNotFoundError(f"No module named {name!r}")
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(ImportError, match=r"No module named 'minigrid'.*extra 'text': pip install -e '\.\[text\]'"):
+    message = r"No module named 'minigrid'.*extra 'minigrid': pip install -e '\.\[minigrid\]'"
+    with pytest.raises(ImportError, match=message):
         MiniGridHost(2)
 
 

@@ -25,9 +25,9 @@ VARIANTS = [f"{name}:{token}" for name in NAMES for token in ("", *registry.modu
 NEEDED = {
     "qrdqn_lunarlander": ("Box2D", "box2d"),
     "eta_pong": ("ale_py", "atari"),
-    "curiosity_minigrid": ("minigrid", "text"),
+    "curiosity_minigrid": ("minigrid", "minigrid"),
     "curiosity_montezuma": ("ale_py", "atari"),
-    "oni_minigrid": ("minigrid", "text"),
+    "oni_minigrid": ("minigrid", "minigrid"),
 }
 
 

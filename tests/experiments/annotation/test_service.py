@@ -334,7 +334,7 @@ def test_a_pure_environment_with_messages_has_nobody_to_ask():
     with pytest.raises(
         UserError, match=r"rewards.language: a pure environment has nobody to ask; expected a host environment"
     ):
-        build_annotation(config, source._replace(environment=corridor.Corridor()))
+        build_annotation(config, source._replace(pure=corridor.Corridor()))
 
 
 @pytest.mark.parametrize("variant", ["", "ranking,delay_100,door_key,noisy,partial", "classification,http,multi_room"])

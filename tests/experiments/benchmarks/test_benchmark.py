@@ -282,7 +282,7 @@ def test_a_tiny_curiosity_is_timed_beside_ppo_and_beside_another(capsys):
 
 
 def test_tiny_minigrids_compare_with_ppo_in_the_same_rooms(capsys):
-    pytest.importorskip("minigrid", reason="the extra text is not installed")
+    pytest.importorskip("minigrid", reason="the extra minigrid is not installed")
     assert benchmark.main(["minigrid", "--tiny", "--json", "--repeats=1"]) == 0
     found = json.loads(capsys.readouterr().out)["comparisons"]
     assert [one["name"] for one in found] == ["episodic", "ranking"]
@@ -291,7 +291,7 @@ def test_tiny_minigrids_compare_with_ppo_in_the_same_rooms(capsys):
 
 
 def test_a_tiny_annotator_is_asked(capsys):
-    pytest.importorskip("minigrid", reason="the extra text is not installed")
+    pytest.importorskip("minigrid", reason="the extra minigrid is not installed")
     assert benchmark.main(["annotator", "--tiny", "--json", "--repeats=1"]) == 0
     [found] = json.loads(capsys.readouterr().out)["comparisons"]
     assert found["name"] == "waiting" and found["target"] == 0.95 and found["ratio"] > 0

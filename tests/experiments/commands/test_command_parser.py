@@ -4,11 +4,10 @@ import argparse
 
 import pytest
 
-from experiments.commands import collect, evaluate, run, sweep
+from experiments.commands import collect, evaluate, figures, run, summary, sweep
 from experiments.commands import list as list_command
 from experiments.commands.command_parser import CommandParser
 from experiments.errors import UserError
-from experiments.rows import figures, summary
 
 NAME = "oprl_sokoban"
 

@@ -45,10 +45,24 @@ def test_json_is_one_object_with_everything(package, capsys):
 
 def test_the_table_names_each_variant(package, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
-    assert list_command.main([], package) == 0
+    assert list_command.main(["oprl_sokoban"], package) == 0
     text = capsys.readouterr().out
     for words in ("oprl_sokoban", "A paper, figure 1", ":grpo", "group z-score [red]", ":warm", "from demonstrations"):
         assert words in text
+
+
+def test_without_a_name_each_experiment_is_one_line(package, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    assert list_command.main([], package) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["oprl_sokoban", "A", "paper,", "figure", "1"] and not any(
+        "grpo" in line for line in lines
+    )
+
+
+def test_an_unknown_experiment_is_refused_with_the_nearest(package, capsys):
+    assert list_command.main(["oprl_sokobn"], package) == 2
+    assert "unknown experiment 'oprl_sokobn', did you mean 'oprl_sokoban'" in capsys.readouterr().err
 
 
 def test_an_unknown_option_is_an_error(package, capsys):

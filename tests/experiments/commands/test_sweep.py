@@ -78,7 +78,7 @@ def corridor_sweep(monkeypatch, tmp_path, capsys):
     config.iterations = 6
     loaded = corridor.loaded(config)._replace(module=SimpleNamespace(get_sweep=dict))
     monkeypatch.setattr(registry, "load", lambda name: loaded)
-    monkeypatch.setattr(sweep, "enable_compilation_cache", lambda: None)
+    monkeypatch.setattr(sweeps, "enable_compilation_cache", lambda: None)
 
     def command(*arguments):
         capsys.readouterr()

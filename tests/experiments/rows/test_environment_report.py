@@ -8,7 +8,7 @@ from experiments.rows.environment_report import changed_sessions, environment_re
 
 
 def test_environment_report_names_versions_device_and_command():
-    report = environment_report(["python", "-m", "experiments.run", "a b"])
+    report = environment_report(["sagax", "run", "a b"])
     assert report["command"] == "sagax run 'a b'"
     assert {"python", "jax", "jaxlib", "flax", "optax", "numpy", "gymnasium"} <= report["versions"].keys()
     assert report["platform"] in ("cpu", "gpu", "tpu") and report["device"]

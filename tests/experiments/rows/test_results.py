@@ -6,9 +6,10 @@ import pytest
 
 from experiments.assembly import registry
 from experiments.commands import collect as collect_command
+from experiments.commands import figures, summary
 from experiments.disk import read_json, write_json_atomic
 from experiments.errors import UserError
-from experiments.rows import figures, results, summary
+from experiments.rows import results
 from experiments.training.row_writer import RowWriter
 
 

@@ -130,7 +130,7 @@ class Server:
         # JAX's own cache would be written by the attempts alone: this process compiles nothing.
         root = Path(__file__).resolve().parents[3]
         environment = os.environ | {"PYTHONPATH": os.fspath(root)}
-        command = [sys.executable, "-c", "from tests.experiments import test_kills; test_kills.serve()"]
+        command = [sys.executable, "-c", "from tests.experiments.training import test_kills; test_kills.serve()"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=root
         )

@@ -5,7 +5,7 @@
     A = sum_k weight_k * credit_weight_k * A_k(channel_k),        optionally whitened over the batch,
 
 where ``credit_weight_k`` is 1 unless a transform or a learned multiplier wrote one into the trajectory's
-``extras["credit_weight"]``. Two entries may read the same channel (GiGPO does).
+``extras["credit_weight"]`` under the name of entry ``k``. Two entries may read the same channel (GiGPO does).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from agents.channels import credit_weights, read_channel, require_step_shape
 from agents.estimators import Context, Estimator
 from agents.statistics import whiten
 from envs.types import Trajectory
@@ -35,9 +36,10 @@ class Credit(NamedTuple):
     """How channels become one advantage.
 
     Attributes:
-      entries: by name; an entry's critic head has its name.
-      whiten: ``none``, ``batch`` (masked mean 0 and deviation 1 over the batch, after mixing) or
-        ``minibatch`` (the same, left to the learner).
+      entries: by name. An entry whose estimator needs a critic gets a value head of its name, and
+        ``extras["credit_weight"]`` names the entries that it weighs.
+      whiten: ``none``, ``batch`` (the mixed advantage gets masked mean 0 and standard deviation 1 over the batch) or
+        ``minibatch`` (the learner does the same over every minibatch).
     """
 
     entries: Mapping[str, Entry]
@@ -81,30 +83,29 @@ def assign(
     values: Mapping[str, jax.Array],
     next_values: Mapping[str, jax.Array],
 ) -> Assigned:
-    """Turns the channels of ``trajectory`` into one advantage.
+    """Turns the channels of ``trajectory`` into one advantage, by the equation at the head of this module.
 
     Args:
       credit: the entries.
-      trajectory: ``[T, B]``.
-      group_size: ``N``.
-      values, next_values: by critic head, ``[T, B]``.
+      trajectory: ``[T, B]``; ``extras["credit_weight"]`` may hold a weight ``[T, B]`` by name of an entry.
+      group_size: ``N``, rollouts per group; ``B`` is a multiple of it.
+      values: by critic head, ``[T, B]``: the value of each observation.
+      next_values: by critic head, ``[T, B]``: the value of what followed, before any reset.
 
     Raises:
-      KeyError: at trace time, if an entry names a channel that the trajectory does not carry.
-      ValueError: at trace time, see ``require_groups``.
+      ValueError: at trace time: an entry reads a channel that the trajectory does not carry; a channel, an estimator's
+        advantage or a credit weight is not ``[T, B]``; a credit weight names no entry; groups are too small.
     """
     require_groups(credit, group_size)
     mixed, targets, parts = jnp.zeros_like(trajectory.mask), {}, {}
-    learned = trajectory.extras.get("credit_weight", {})
+    learned = credit_weights(trajectory, credit.entries)
     for name, entry in credit.entries.items():
-        if entry.channel not in trajectory.rewards:
-            raise KeyError(
-                f"credit {name!r} reads the channel {entry.channel!r}; the trajectory has {sorted(trajectory.rewards)}"
-            )
+        rewards = read_channel(trajectory, entry.channel, f"credit {name!r}")
         context = Context(trajectory, group_size, values.get(name), next_values.get(name))
-        estimate = entry.estimator.estimate(trajectory.rewards[entry.channel], context)
+        estimate = entry.estimator.estimate(rewards, context)
+        require_step_shape(f"the advantage of credit {name!r}", estimate.advantage, trajectory)
         parts[name] = estimate.advantage
-        mixed += entry.weight * learned.get(entry.channel, 1.0) * estimate.advantage
+        mixed += entry.weight * learned.get(name, 1.0) * estimate.advantage
         if estimate.value_target is not None:
             targets[name] = estimate.value_target
     if credit.whiten == "batch":

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from agents.channels import read_channel
 from agents.priority_tree import PriorityTree, tree_draw, tree_init, tree_set
 from envs.types import Trajectory
 
@@ -62,26 +63,25 @@ def replay_init(template: Trajectory, *, capacity: int, batch: int, prioritised:
 def replay_add(state: ReplayState, trajectory: Trajectory) -> ReplayState:
     """Writes ``trajectory [T, B]`` over the oldest rows.
 
-    Channels and extras that the template lacks are not kept. Where ``extras["episode_start"]`` says that the first
-    row begins an episode although the newest row in the buffer ended none (environments that were started anew after a
-    resume), that row is marked truncated: what follows it now is another episode.
+    Channels and extras that the template lacks are not kept. After a resume, environments may have been started anew
+    although the newest stored row ended no episode; ``extras["episode_start"]`` is then set in the first new row, and
+    the newest stored row is marked truncated, because what follows it now is another episode.
 
     Raises:
-      ValueError: if the trajectory is longer than the buffer or lacks a channel.
+      ValueError: the trajectory is longer than the buffer, or lacks a channel or carries it in another shape than
+        ``[T, B]``.
     """
     old: Any = state.transitions
     rows, length = old.mask.shape[0], trajectory.mask.shape[0]
     if length > rows:
         raise ValueError(f"a trajectory of {length} rows does not fit a buffer of {rows}: expected a larger capacity")
-    missing = sorted(set(old.rewards) - set(trajectory.rewards))
-    if missing:
-        raise ValueError(f"reward channels {missing} are stored; the trajectory has {sorted(trajectory.rewards)}")
+    rewards = {name: read_channel(trajectory, name, "the replay buffer") for name in old.rewards}
     start = trajectory.extras.get("episode_start")
     if start is not None:
         newest = (state.cursor - 1) % rows
         cut = old.truncated[newest] | (jnp.asarray(start)[0] & ~old.terminated[newest])
         old = old._replace(truncated=old.truncated.at[newest].set(cut))
-    kept = trajectory._replace(rewards={name: trajectory.rewards[name] for name in old.rewards}, extras={})
+    kept = trajectory._replace(rewards=rewards, extras={})
     at = (state.cursor + jnp.arange(length)) % rows
     transitions = jax.tree.map(
         lambda buffer, new: buffer.at[at].set(jnp.asarray(new, buffer.dtype), unique_indices=True), old, kept

@@ -16,10 +16,12 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from agents.base import Agent, DataSpec
+from agents.channels import credit_weights, read_channel
 from agents.functionals import Functional, require
 from agents.networks import NetworkConfig
 from agents.replay import ReplayState, importance_weights, replay_add, replay_init, replay_prioritise, replay_sample
 from agents.return_networks import HEADS, best_actions, return_network, utilities
+from agents.statistics import masked_mean
 from agents.value_losses import (
     categorical_cross_entropy,
     categorical_projection,
@@ -27,7 +29,6 @@ from agents.value_losses import (
     midpoints,
     quantile_huber_loss,
 )
-from envs.choices import require_known
 from envs.stock import is_augmented, with_start
 from envs.types import EnvironmentSpec, PyTree, Trajectory, Transition
 
@@ -291,7 +292,7 @@ def value_based(
         replay = replay._replace(priority=priority, largest=largest)
         rows, index, probability = sample(replay, key) if sampled is None else sampled
         rows = rows if relabel is None else relabel(rows)
-        segment = n_step_return(_reward(rows, weights), rows.terminated, rows.truncated, rows.mask, discount)
+        segment = n_step_return(weighted_reward(rows, weights), rows.terminated, rows.truncated, rows.mask, discount)
         columns = jnp.arange(batch_size)
         observation = jax.tree.map(lambda x: x[0], rows.observation)
         following = jax.tree.map(lambda x: x[segment.last, columns], rows.next_observation)
@@ -316,7 +317,7 @@ def value_based(
             loss, surprise = losses_of(outputs, goal, fractions)
             value = utilities(returns.distribution(outputs[:, None]), observation, None)[:, 0]
             total = jnp.sum(valid * importance * loss) / jnp.maximum(jnp.sum(valid), 1.0)
-            return total, (surprise, _mean(value, valid))
+            return total, (surprise, masked_mean(value, valid))
 
         (loss, (surprise, value)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
         change, optimiser_state = optimiser.update(gradient, optimiser_state, params)
@@ -331,7 +332,7 @@ def value_based(
         metrics = {
             "loss": loss,
             "value": value,
-            "target": _mean(goal_mean, valid),
+            "target": masked_mean(goal_mean, valid),
             "gradient_norm": optax.tree.norm(ravel_pytree(gradient)[0]),
         }
         return (params, target, optimiser_state, count, replay.priority, replay.largest), metrics
@@ -366,7 +367,9 @@ def value_based(
         (online, target, optimiser_state, count, priority, largest), metrics = jax.lax.cond(ready, learn, wait, learner)
         metrics |= {"epsilon": epsilon_at(environment_steps), "stored": stored.astype(jnp.float32)}
         if stocked:
-            metrics["stock_outside"] = _mean(outside_start(spec, trajectory.observation["stock"]), trajectory.mask)
+            metrics["stock_outside"] = masked_mean(
+                outside_start(spec, trajectory.observation["stock"]), trajectory.mask
+            )
         state = ValueBasedState(
             params={"online": online, "steps": environment_steps},
             target=target,
@@ -386,14 +389,21 @@ def outside_start(spec: EnvironmentSpec, stock: jax.Array) -> jax.Array:
     return jnp.any(outside.reshape(*outside.shape[: outside.ndim - len(space.shape)], -1), axis=-1)
 
 
-def _mean(x, weight):
-    return jnp.sum(weight * x) / jnp.maximum(jnp.sum(weight), 1.0)
+def weighted_reward(trajectory: Trajectory, weights: Mapping[str, float]) -> jax.Array:
+    """``sum_c weights_c * credit_weight_c * rewards_c`` over the channels in ``weights``, ``[T, B]``.
 
+    ``credit_weight_c`` is 1 unless a reward transform wrote ``extras["credit_weight"]``: the value-based family has one
+    credit entry per channel, of the channel's name.
 
-def _reward(trajectory, weights):
-    for name in weights:
-        require_known("reward channel", name, sorted(trajectory.rewards), "in channels")
-    return sum(weight * trajectory.rewards[name] for name, weight in weights.items())
+    Raises:
+      ValueError: at trace time, a channel that is missing or not ``[T, B]``, or a credit weight of no channel.
+    """
+    learned = credit_weights(trajectory, weights)
+    parts = (
+        weight * learned.get(name, 1.0) * read_channel(trajectory, name, "agent.channels")
+        for name, weight in weights.items()
+    )
+    return sum(parts, jnp.zeros_like(trajectory.mask))
 
 
 def _transition_template(spec):

@@ -96,6 +96,7 @@ def implicit_prm(
     outcome_threshold: float = 0.0,
     tolerance: float = 1e-5,
     channel: str = "implicit_prm",
+    credit_entry: str | None = None,
 ) -> RewardTransform:
     """Builds the process-reward transform; it writes ``channel`` from the rollout outcomes of ``env``.
 
@@ -127,7 +128,7 @@ def implicit_prm(
         update (single forward: PRIME and the released iStar code).
       scale: ``max`` divides all rewards by the largest absolute value of the batch (released iStar code), ``return`` by
         the largest absolute return-to-go (released PRIME code), so that process and outcome are of one size.
-      calibrated: multiply the channel's ``credit_weight`` by ``clip(2 accuracy - 1, 0, 1)`` with the pairwise
+      calibrated: multiply the ``credit_weight`` of ``credit_entry`` by ``clip(2 accuracy - 1, 0, 1)`` with the pairwise
         accuracy on fresh rollouts before the update.
       calibration_smoothing: weight of the past in the running accuracy, in [0, 1).
       fading: exponent of a further factor ``(1 - success rate of the batch)^fading`` of ``credit_weight``: a reward
@@ -136,6 +137,8 @@ def implicit_prm(
       tolerance: if no log-ratio of the batch exceeds it, all rewards are set to 0: a normaliser after this one
         must not blow rounding noise up to unit scale.
       channel: name of the channel.
+      credit_entry: the entry of the agent's credit whose advantages ``calibrated`` and ``fading`` scale; ``None`` for
+        the entry that has the channel's name.
 
     Raises:
       ValueError: an unknown choice, data without groups, ``residual`` or ``centred`` with a frozen reference, or
@@ -166,6 +169,9 @@ def implicit_prm(
     if replay == 0 and drawn > fresh_groups:
         raise ValueError(f"implicit_prm: groups_per_update={drawn}: expected at most the {fresh_groups} fresh groups")
     subset = replay > 0 or drawn < fresh_groups
+    entry = channel if credit_entry is None else credit_entry
+    # A weight that is always 1 is not written: it would demand an entry of this name.
+    weighs = calibrated or isinstance(fading, jax.core.Tracer) or fading != 0
 
     distribution = distribution_for(spec.action_space, continuous=continuous)
     # A residual starts at exactly nothing; a policy as the policy does.
@@ -282,8 +288,9 @@ def implicit_prm(
         weight = (1.0 - masked_mean(outcome, jnp.any(trajectory.mask > 0, axis=0))) ** fading
         if calibrated:
             weight *= jnp.clip(2.0 * state.accuracy - 1.0, 0.0, 1.0)
-        weights = extras.get("credit_weight", {}) | {channel: jnp.broadcast_to(weight, trajectory.mask.shape)}
-        extras = extras | {"credit_weight": weights}
+        if weighs:
+            own = {entry: jnp.broadcast_to(weight, trajectory.mask.shape)}
+            extras = extras | {"credit_weight": extras.get("credit_weight", {}) | own}
         metrics["credit_weight"] = weight
         rewards = trajectory.rewards | {channel: step_rewards}
         return trajectory._replace(rewards=rewards, extras=extras), metrics

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from agents.credit import Credit, Entry, assign
-from agents.estimators import gae, group_outcome, plain_return
+from agents.estimators import Estimate, Estimator, gae, group_outcome, plain_return
 from tests.agents.columns import assert_columns
 
 
@@ -26,6 +26,37 @@ def test_entries_are_mixed_by_weight_and_learned_weight(make_trajectory):
     assert mixed.value_targets == {}
     learned = trajectory._replace(extras={"credit_weight": {"bonus": jnp.full((2, 2), 3.0)}})
     assert_columns(assign(credit, learned, 1, {}, {}).advantage, [[22, 36], [54]])
+
+
+def test_a_learned_weight_is_of_one_entry_where_two_read_the_same_channel(make_trajectory):
+    trajectory = make_trajectory([[1, 2], [3]])
+    weight = {"again": jnp.array([[2.0, 1.0], [0.5, 1.0]])}
+    credit = Credit({"outcome": Entry("env", plain_return()), "again": Entry("env", plain_return(0.0), 10.0)})
+    mixed = assign(credit, trajectory._replace(extras={"credit_weight": weight}), 1, {}, {})
+    # Column 0: (3, 2) + 10 (2, 0.5) (1, 2).
+    assert_columns(mixed.advantage, [[23, 12], [33]])
+    # The parts are unweighted.
+    assert_columns(mixed.parts["again"], [[1, 2], [3]])
+
+
+def test_a_learned_weight_for_no_entry_is_refused(make_trajectory):
+    # The name of the channel is not the name of the entry.
+    trajectory = make_trajectory([[1.0]])._replace(extras={"credit_weight": {"env": jnp.ones((1, 1))}})
+    with pytest.raises(ValueError, match=r"unknown credit entry 'env' in .*known: outcome"):
+        assign(Credit({"outcome": Entry("env", plain_return())}), trajectory, 1, {}, {})
+
+
+def test_what_is_not_one_number_per_step_is_refused(make_trajectory):
+    trajectory, credit = make_trajectory([[1, 2], [3]]), Credit({"outcome": Entry("env", plain_return())})
+    rewards = trajectory._replace(rewards={"env": jnp.ones(2)})
+    with pytest.raises(ValueError, match=r"channel 'env', read by credit 'outcome', has shape \(2,\).* = \(2, 2\)"):
+        assign(credit, rewards, 1, {}, {})
+    weights = trajectory._replace(extras={"credit_weight": {"outcome": jnp.ones(2)}})
+    with pytest.raises(ValueError, match=r"the credit weight of 'outcome' has shape \(2,\)"):
+        assign(credit, weights, 1, {}, {})
+    summed = Credit({"sum": Entry("env", Estimator(lambda rewards, context: Estimate(rewards.sum(0))))})
+    with pytest.raises(ValueError, match=r"the advantage of credit 'sum' has shape \(2,\)"):
+        assign(summed, trajectory, 1, {}, {})
 
 
 def test_whitening_is_over_the_mixture_of_valid_steps(make_trajectory):
@@ -53,9 +84,7 @@ def test_every_critic_gets_its_own_values_and_target(make_trajectory):
 
 def test_an_unknown_channel_is_refused_with_the_known_ones(make_trajectory):
     credit = Credit({"entry": Entry("implicit_prn", plain_return())})
-    with pytest.raises(
-        KeyError, match=r"credit 'entry' reads the channel 'implicit_prn'; the trajectory has \['env'\]"
-    ):
+    with pytest.raises(ValueError, match=r"unknown reward channel 'implicit_prn' in credit 'entry', .*known: env"):
         assign(credit, make_trajectory([[1.0]]), 1, {}, {})
 
 

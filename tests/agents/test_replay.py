@@ -190,7 +190,14 @@ def test_a_member_of_a_vmap_is_the_single_buffer():
     [
         (lambda: empty(capacity=1), "capacity=1: expected at least one row of batch=2"),
         (lambda: replay_add(empty(), rows(0, 8)), "8 rows does not fit a buffer of 7"),
-        (lambda: replay_add(empty(), rows(0, 2)._replace(rewards={"other": 0})), r"\['env'\] are stored"),
+        (
+            lambda: replay_add(empty(), rows(0, 2)._replace(rewards={"other": 0})),
+            "unknown reward channel 'env' in the replay buffer",
+        ),
+        (
+            lambda: replay_add(empty(), rows(0, 2)._replace(rewards={"env": jnp.zeros(2)})),
+            r"channel 'env', read by the replay buffer, has shape \(2,\): expected",
+        ),
         (lambda: replay_prioritise(empty(), jnp.arange(2), jnp.ones(2)), "prioritised=True"),
     ],
 )

@@ -15,7 +15,7 @@ from agents.networks import Head, NetworkConfig, implicit_quantile_network
 from agents.priority_tree import tree_init, tree_set, tree_weights
 from agents.replay import replay_sample
 from agents.return_networks import best_actions, return_network, stock_hats, utilities
-from agents.value_based import n_step_return, outside_start, value_based
+from agents.value_based import n_step_return, outside_start, value_based, weighted_reward
 from agents.value_losses import midpoints
 from envs.probes import ContinuousTarget, ObservationActionReward
 from envs.rollout import start_unroll, unroll
@@ -160,16 +160,30 @@ def test_a_masked_row_is_not_learned_from():
     assert not change.any() and metrics["loss"] == 0
 
 
+def test_the_reward_is_the_sum_of_channels_by_their_weights_and_learned_weights():
+    rows = trajectory_of(actions=(1, 0), rewards=(2.0, 3.0), terminated=(0, 0), truncated=(0, 0), heat=(5.0, 7.0))
+    weights = {"env": 2.0, "cost/heat": -1.0}
+    np.testing.assert_array_equal(weighted_reward(rows, weights), [[2 * 2 - 5], [2 * 3 - 7]])
+    learned = rows._replace(extras={"credit_weight": {"cost/heat": jnp.array([[0.0], [10.0]])}})
+    np.testing.assert_array_equal(weighted_reward(learned, weights), [[2 * 2], [2 * 3 - 70]])
+    with pytest.raises(ValueError, match=r"unknown credit entry 'cost/heat' .*known: env\)"):
+        weighted_reward(learned, {"env": 1.0})
+    with pytest.raises(ValueError, match=r"channel 'env', read by agent.channels, has shape \(2,\): expected"):
+        weighted_reward(rows._replace(rewards={"env": jnp.ones(2)}), {"env": 1.0})
+
+
 def test_what_is_sampled_is_relabelled_and_what_is_stored_is_raw():
     agent = agent_of(huber=100.0, channels={"process": 1.0})
 
     def relabel(rows):
-        return rows._replace(rewards=rows.rewards | {"process": 10 * rows.rewards["env"]})
+        weight = {"process": jnp.full(rows.mask.shape, 0.25)}
+        rewards = rows.rewards | {"process": 40 * rows.rewards["env"]}
+        return rows._replace(rewards=rewards, extras={"credit_weight": weight})
 
     _, metrics = table_change(agent, trajectory_of(), ONLINE, TARGET, jit(partial(agent.update, relabel=relabel)))
-    np.testing.assert_allclose(metrics["target"], 10 * 2 + 0.5 * 4)
+    np.testing.assert_allclose(metrics["target"], 0.25 * 40 * 2 + 0.5 * 4)
     with pytest.raises(
-        ValueError, match=r"unknown reward channel 'process' in channels, did you.*known: cost/heat, env\)"
+        ValueError, match=r"unknown reward channel 'process' in agent.channels, did you.*known: cost/heat, env\)"
     ):
         table_change(agent, trajectory_of(), ONLINE, TARGET)
 

@@ -502,7 +502,6 @@ def test_a_nan_is_not_taken_for_noise(four):
 @pytest.mark.parametrize(
     ("arguments", "accuracy", "weight"),
     [
-        ({}, 0.9, 1.0),
         ({"calibrated": True}, 0.2, 0.0),
         ({"calibrated": True}, 0.75, 0.5),
         ({"calibrated": True}, 1.0, 1.0),
@@ -511,7 +510,7 @@ def test_a_nan_is_not_taken_for_noise(four):
         ({"fading": 1.0, "calibrated": True}, 0.75, 1 / 8),
     ],
 )
-def test_the_weight_of_the_channel(four, arguments, accuracy, weight):
+def test_the_credit_weight(four, arguments, accuracy, weight):
     transform = make(channel="process", outcome_threshold=1.0, **arguments)
     given = four._replace(extras=four.extras | {"credit_weight": {"env": jnp.full((3, 4), 2.0)}})
     relabelled, metrics = transform.apply(drawn(transform)._replace(accuracy=jnp.float32(accuracy)), given)
@@ -519,6 +518,18 @@ def test_the_weight_of_the_channel(four, arguments, accuracy, weight):
     np.testing.assert_array_equal(relabelled.extras["credit_weight"]["env"], np.full((3, 4), 2.0))
     np.testing.assert_allclose(metrics["credit_weight"], weight)
     assert set(relabelled.rewards) == {"env", "process"}
+
+
+def test_the_credit_weight_is_of_the_entry_that_is_named(four):
+    transform = make(channel="process", credit_entry="steps", calibrated=True, outcome_threshold=1.0)
+    relabelled, _ = transform.apply(drawn(transform)._replace(accuracy=jnp.float32(0.75)), four)
+    np.testing.assert_allclose(relabelled.extras["credit_weight"]["steps"], np.full((3, 4), 0.5))
+    assert set(relabelled.extras["credit_weight"]) == {"steps"} and set(relabelled.rewards) == {"env", "process"}
+
+
+def test_a_weight_that_is_always_one_is_not_written(four):
+    relabelled, metrics = (lambda t: t.apply(drawn(t), four))(make())
+    assert "credit_weight" not in relabelled.extras and metrics["credit_weight"] == 1.0
 
 
 def test_without_fading_a_batch_of_successes_keeps_its_weight(four):

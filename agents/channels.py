@@ -1,0 +1,53 @@
+"""Reading named reward channels and credit weights from a trajectory, checked while a program is traced.
+
+Without these checks an array ``[B]`` would broadcast against ``[T, B]`` and train on wrong numbers without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import jax
+
+from envs.choices import unknown
+from envs.types import Trajectory
+
+
+def require_step_shape(what: str, array: jax.Array, trajectory: Trajectory) -> None:
+    """Refuses an ``array`` that does not hold one number per step of ``trajectory``, ``[T, B]``.
+
+    Raises:
+      ValueError: ``what`` the array is, its shape, and the shape expected.
+    """
+    if array.shape != trajectory.mask.shape:
+        raise ValueError(f"{what} has shape {array.shape}: expected [T, B] = {trajectory.mask.shape}")
+
+
+def read_channel(trajectory: Trajectory, channel: str, reader: str) -> jax.Array:
+    """The rewards ``[T, B]`` of ``channel``; ``reader``, such as ``"credit 'env'"``, is named in errors.
+
+    Raises:
+      ValueError: the trajectory does not carry the channel, or carries it in another shape than ``[T, B]``.
+    """
+    if channel not in trajectory.rewards:
+        raise ValueError(unknown("reward channel", channel, sorted(trajectory.rewards), f"in {reader}"))
+    rewards = trajectory.rewards[channel]
+    require_step_shape(f"the reward channel {channel!r}, read by {reader},", rewards, trajectory)
+    return rewards
+
+
+def credit_weights(trajectory: Trajectory, entries: Iterable[str]) -> dict[str, jax.Array]:
+    """The learned weights ``[T, B]`` in ``extras["credit_weight"]``, by the name of the entry that they multiply.
+
+    An entry without one has weight 1. Reward transforms and multipliers write these weights.
+
+    Raises:
+      ValueError: a weight for something that is none of ``entries``, or of another shape than ``[T, B]``.
+    """
+    weights = trajectory.extras.get("credit_weight", {})
+    known = tuple(entries)
+    for name, weight in weights.items():
+        if name not in known:
+            raise ValueError(unknown("credit entry", name, known, 'in extras["credit_weight"]'))
+        require_step_shape(f"the credit weight of {name!r}", weight, trajectory)
+    return weights

@@ -14,7 +14,7 @@ from experiments.assembly import registry
 from experiments.benchmarks.cases import CASES
 from experiments.disk import write_json_atomic
 from experiments.errors import UserError
-from experiments.rows import figures, results
+from experiments.rows import figures, reading, run_folders
 from experiments.training import sweeps
 from tests.experiments import corridor
 
@@ -144,11 +144,11 @@ def test_the_tour_loses_no_committed_row(tmp_path, monkeypatch, capsys):
     assert collecting
     for words in collecting:
         for folder in (Path(word) for word in words[2:] if not word.startswith("-")):
-            for file in (results.CONFIG_FILE, results.ENVIRONMENT_FILE):
+            for file in (run_folders.CONFIG_FILE, run_folders.ENVIRONMENT_FILE):
                 write_json_atomic(folder / file, {})
             rows = [{"experiment": folder.parts[1], "variant": folder.parts[2], "seed": seed} for seed in range(3)]
-            lines = [results.encode_line(row | {"env_steps": 1, "success": 0.5}) for row in rows]
-            (folder / results.METRICS_FILE).write_bytes(b"".join(lines))
+            lines = [reading.encode_line(row | {"env_steps": 1, "success": 0.5}) for row in rows]
+            (folder / run_folders.METRICS_FILE).write_bytes(b"".join(lines))
         assert main(words[1:]) == 0, capsys.readouterr().err
     assert {name: (tmp_path / "results" / name).read_bytes() for name in before} == before
 

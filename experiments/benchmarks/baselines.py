@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from experiments.assembly import registry
 from experiments.disk import read_json_object, write_json_atomic
 from experiments.errors import UserError, reason, unknown
-from experiments.rows import results
+from experiments.rows import reading, run_folders
 from experiments.training.sweeps import MARK
 
 SCRIPT = Path(__file__).with_name("baseline_learning.py")
@@ -58,17 +58,19 @@ def points(loaded: registry.Loaded, baseline: str, sweep: bool, runs: str) -> li
         chosen = dict(zip(grid, values, strict=True))
         described = [f"{key}={chosen[key]}" for key in sorted(chosen)]
         variant = "+".join([baseline, *([MARK, *described] if sweep else [])])
-        found.append(Point(variant, {**baselines[baseline], **chosen}, results.run_folder(runs, loaded.name, variant)))
+        found.append(
+            Point(variant, {**baselines[baseline], **chosen}, run_folders.run_folder(runs, loaded.name, variant))
+        )
     return found
 
 
-def prepare(point: Point, job: Mapping[str, Any]) -> list[results.Row]:
+def prepare(point: Point, job: Mapping[str, Any]) -> list[reading.Row]:
     """Makes the run folder, or reads the rows of the seeds that it holds.
 
     Raises:
       UserError: if the folder holds a run of another job.
     """
-    path = point.folder / results.CONFIG_FILE
+    path = point.folder / run_folders.CONFIG_FILE
     described = registry.to_json_dict({key: value for key, value in job.items() if key != "seed"})
     if path.exists():
         differences = registry.difference(read_json_object(path), described)
@@ -77,8 +79,8 @@ def prepare(point: Point, job: Mapping[str, Any]) -> list[results.Row]:
             raise UserError(f"{point.folder} holds a run of another baseline ({shown}); give --runs for another place")
     else:
         write_json_atomic(path, described)
-    rows = point.folder / results.METRICS_FILE
-    return results.read_rows(rows) if rows.exists() else []
+    rows = point.folder / run_folders.METRICS_FILE
+    return reading.read_rows(rows) if rows.exists() else []
 
 
 def train(python: str, job: Mapping[str, Any]) -> tuple[dict[str, str], list[dict[str, Any]]]:

@@ -23,7 +23,7 @@ from experiments.benchmarks.baselines import Point, environment_id, points, prep
 from experiments.commands.command_parser import CommandParser
 from experiments.disk import write_atomic, write_json_atomic
 from experiments.errors import UserError, command
-from experiments.rows import results
+from experiments.rows import reading, run_folders
 from experiments.rows.environment_report import environment_report
 
 
@@ -36,7 +36,7 @@ def parser() -> CommandParser:
     made.add_argument("--sweep", action="store_true", help="run the baselines' grid in place of the settings")
     made.add_argument("--limit", type=int, help="start at most so many seeds; the same command goes on with the others")
     made.add_argument("--jobs", type=int, default=1, help="processes at a time (default: 1)")
-    made.add_argument("--runs", default=results.RUNS_FOLDER, help="where run folders are (default: runs)")
+    made.add_argument("--runs", default=run_folders.RUNS_FOLDER, help="where run folders are (default: runs)")
     return made
 
 
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     slots = config.data.length * config.data.batch
     evaluation = config.evaluation
     waiting: list[tuple[Point, dict[str, Any]]] = []
-    kept: dict[Path, list[results.Row]] = {}
+    kept: dict[Path, list[reading.Row]] = {}
     for point in points(loaded, baseline, arguments.sweep, arguments.runs):
         job = {
             "baseline": baseline.partition(",")[0],
@@ -87,9 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 identity = {"experiment": loaded.name, "variant": point.variant, "seed": job["seed"]}
                 kept[point.folder] += [identity | row for row in rows]
                 report = environment_report() | {"versions": versions}
-                write_json_atomic(point.folder / results.ENVIRONMENT_FILE, report)
-                lines = [results.encode_line(row) for row in kept[point.folder]]
-                write_atomic(point.folder / results.METRICS_FILE, b"".join(lines))
+                write_json_atomic(point.folder / run_folders.ENVIRONMENT_FILE, report)
+                lines = [reading.encode_line(row) for row in kept[point.folder]]
+                write_atomic(point.folder / run_folders.METRICS_FILE, b"".join(lines))
                 print(f"{point.variant}, seed {job['seed']}: return {rows[-1]['return']:g}", flush=True)
         finally:
             executor.shutdown(cancel_futures=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from experiments.commands.command_parser import CommandParser
 from experiments.commands.options import add_destination_options
 from experiments.disk import require_writable
-from experiments.rows import results
+from experiments.rows import collecting, reading, run_folders
 from experiments.training.compilation_cache import enable_compilation_cache
 from experiments.training.restored import find_folder
 
@@ -18,14 +18,14 @@ def rows_parser(name: str, description: str) -> CommandParser:
     """The arguments of the command ``name``: runs, which of their checkpoints, and the file to write."""
     made = CommandParser(prog=f"sagax {name}", description=description)
     made.add_argument("run", nargs="+", metavar="RUN", help="run folders, or NAME[:variant]")
-    made.add_argument("--runs", default=results.RUNS_FOLDER, help="where run folders are (default: runs)")
+    made.add_argument("--runs", default=run_folders.RUNS_FOLDER, help="where run folders are (default: runs)")
     made.add_argument("--checkpoint", default="latest", help="best, latest (the default) or an iteration")
     made.add_argument("--out", required=True, help=f"the file to write, such as results/NAME_{name}.jsonl")
     add_destination_options(made)
     return made
 
 
-def write_rows(arguments: argparse.Namespace, section_of: Callable[[Path], results.Section]) -> None:
+def write_rows(arguments: argparse.Namespace, section_of: Callable[[Path], reading.Section]) -> None:
     """Writes the sections of all runs that were asked for; nothing before the last is made.
 
     Args:
@@ -39,7 +39,7 @@ def write_rows(arguments: argparse.Namespace, section_of: Callable[[Path], resul
     folders = [find_folder(run, arguments.runs) for run in arguments.run]
     choices = arguments.out, arguments.append, arguments.replace
     # A run has at least as many rows as are made of its seeds: what is refused of them would be after the work, too.
-    results.kept_sections([results.run_section(folder) for folder in folders], *choices)
+    collecting.kept_sections([collecting.run_section(folder) for folder in folders], *choices)
     enable_compilation_cache()
     sections = [section_of(folder) for folder in folders]
-    print(f"{arguments.out}: {results.write_sections(sections, *choices)} rows")
+    print(f"{arguments.out}: {collecting.write_sections(sections, *choices)} rows")

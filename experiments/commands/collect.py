@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from experiments.commands.command_parser import CommandParser
 from experiments.commands.options import add_destination_options
 from experiments.errors import command
-from experiments.rows.results import collect
+from experiments.rows.collecting import collect
 
 
 @command

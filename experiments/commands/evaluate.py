@@ -23,7 +23,7 @@ from rich.table import Table
 from experiments.assembly import registry
 from experiments.commands.command_parser import CommandParser
 from experiments.errors import UserError, command
-from experiments.rows import results, statistics
+from experiments.rows import run_folders, statistics
 from experiments.training.compilation_cache import enable_compilation_cache
 from experiments.training.restored import evaluate_run, find_folder
 
@@ -31,7 +31,7 @@ from experiments.training.restored import evaluate_run, find_folder
 def parser() -> CommandParser:
     made = CommandParser(prog="sagax evaluate", description=__doc__.split("\n")[0])
     made.add_argument("run", help="a run folder, or NAME[:variant]")
-    made.add_argument("--runs", default=results.RUNS_FOLDER, help="where run folders are (default: runs)")
+    made.add_argument("--runs", default=run_folders.RUNS_FOLDER, help="where run folders are (default: runs)")
     made.add_argument("--checkpoint", default="best", help="best of all seeds (the default), latest or an iteration")
     made.add_argument(
         "--environment", metavar="KIND", help="another kind of environment, its arguments as --config keys"
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     several = ["variant"] if len(answer) > 1 else []
     table = Table(*several, "seed", "iteration", *metrics)
     for variant, summary in answer.items():
-        shown = [variant or results.DEFAULT_VARIANT] if several else []
+        shown = [variant or run_folders.DEFAULT_VARIANT] if several else []
         for row in (row for row in rows if row["variant"] == variant):
             table.add_row(*shown, str(row["seed"]), str(row["iteration"]), *(f"{row[name]:.4g}" for name in metrics))
         table.add_section()

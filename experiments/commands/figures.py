@@ -10,7 +10,7 @@ from experiments.assembly import registry
 from experiments.commands.command_parser import CommandParser
 from experiments.commands.options import add_source_options, rows_of
 from experiments.errors import UserError, command, unknown
-from experiments.rows import results
+from experiments.rows import reading
 from experiments.rows.figures import draw, experiments_of, save
 
 
@@ -25,21 +25,21 @@ def main(argv: Sequence[str] | None = None, package: str = registry.PACKAGE) -> 
     parser.add_argument("--out", help="the PNG file (NAME.png)")
     add_source_options(parser)
     options = parser.parse_args(argv)
-    found: dict[str, list[results.Row]] = {}
+    found: dict[str, list[reading.Row]] = {}
     sources: dict[str, str] = {}
     # Rows of an experiment that is not installed here can still be drawn from the file given.
     asked = [options.name] if options.results else experiments_of(options.name, package)
     for name in asked:
         try:
             rows, source = rows_of(argparse.Namespace(**{**vars(options), "name": name}), package)
-        except results.NoRowsError:
+        except reading.NoRowsError:
             if len(asked) == 1:
                 raise
             continue
         found[name], sources[name] = rows, source
     if not found:
         raise UserError(f"no rows of {', '.join(asked)}: run one first, `sagax run {asked[0]}`")
-    metrics = {name: results.metrics_of(rows) for name, rows in found.items()}
+    metrics = {name: reading.metrics_of(rows) for name, rows in found.items()}
     lacking = [name for name, known in metrics.items() if options.metric not in known]
     if len(lacking) == len(found):
         every = list(dict.fromkeys(itertools.chain.from_iterable(metrics.values())))
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None, package: str = registry.PACKAGE) -> 
         del found[name], sources[name]
     if options.variants:
         chosen = {
-            name: results.select_variants(options.variants, results.variants_of(rows)) for name, rows in found.items()
+            name: reading.select_variants(options.variants, reading.variants_of(rows)) for name, rows in found.items()
         }
     else:
         chosen = None

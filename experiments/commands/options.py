@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from experiments.assembly import registry
-from experiments.rows import results
+from experiments.rows import reading, run_folders
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def rows_of(options: argparse.Namespace, package: str = registry.PACKAGE) -> tuple[list[results.Row], str]:
+def rows_of(options: argparse.Namespace, package: str = registry.PACKAGE) -> tuple[list[reading.Row], str]:
     """The rows that ``--runs`` and ``--results`` ask for, and where they are from.
 
     Raises:
@@ -25,11 +25,11 @@ def rows_of(options: argparse.Namespace, package: str = registry.PACKAGE) -> tup
     """
     committed = options.results
     if committed == "":
-        committed = results.committed_file(options.name)
+        committed = run_folders.committed_file(options.name)
         # Before the file, whose name is made of it: who mistypes the one has not asked for the other.
         if options.name not in registry.names(package) or not committed.is_file():
-            results.refuse_without_rows(options.name, str(committed), package)
-    return results.find_rows(options.name, options.runs, committed, package)
+            reading.refuse_without_rows(options.name, str(committed), package)
+    return reading.find_rows(options.name, options.runs, committed, package)
 
 
 def add_destination_options(parser: argparse.ArgumentParser) -> None:

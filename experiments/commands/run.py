@@ -16,7 +16,7 @@ from experiments.assembly.checks import checked_environment
 from experiments.assembly.members import members_of, variant_name
 from experiments.commands.command_parser import CommandParser
 from experiments.errors import SIGNAL_EXIT, command
-from experiments.rows import figures, results
+from experiments.rows import figures, reading, run_folders
 from experiments.training.compilation_cache import enable_compilation_cache
 from experiments.training.progress import progress, result_table
 from experiments.training.train import (
@@ -38,7 +38,7 @@ def parser() -> CommandParser:
     made.add_argument("name", help="NAME or NAME:variant,variant; see sagax list")
     made.add_argument("--seeds", type=int, help="how many seeds, counted from --first-seed (default: the config's)")
     made.add_argument("--first-seed", type=int, default=0)
-    made.add_argument("--runs", default=results.RUNS_FOLDER, help="where run folders are (default: runs)")
+    made.add_argument("--runs", default=run_folders.RUNS_FOLDER, help="where run folders are (default: runs)")
     made.add_argument("--fresh", action="store_true", help="delete what an earlier run left and start over")
     made.add_argument("--figure", help="also write the learning curve to this PNG file")
     made.add_argument("--json", action="store_true", help="print the result as one JSON object")
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     members = members_of(config, loaded.variant, arguments.seeds, arguments.first_seed)
     variant = variant_name(loaded.variant, overrides.keys() - set(PROLONGABLE), config)
     members = [member._replace(variant=variant) for member in members]
-    folder = results.run_folder(arguments.runs, loaded.name, variant)
+    folder = run_folders.run_folder(arguments.runs, loaded.name, variant)
     enable_compilation_cache()
     prepare_folder(folder, config, members, fresh=arguments.fresh)
     title = f"{loaded.name}:{variant}" if variant else loaded.name
@@ -78,7 +78,7 @@ def _report(outcome: Outcome, loaded_name: str, config, folder: Path, arguments:
     metrics = [config.evaluation.metric, "return", "length"]
     metrics = list(dict.fromkeys(name for name in metrics if any(name in row for row in outcome.rows)))
     final = [row for row in outcome.rows if row["iteration"] == outcome.rows[-1]["iteration"]]
-    found = [name for name in results.metrics_of(final) if name.startswith(NARROW)]
+    found = [name for name in reading.metrics_of(final) if name.startswith(NARROW)]
     metrics += [name for name in found if any(row.get(name) for row in final)]
     if arguments.figure and outcome.rows:
         figures.save(figures.draw({loaded_name: outcome.rows}, config.evaluation.metric), arguments.figure)

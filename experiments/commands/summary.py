@@ -13,7 +13,7 @@ from rich.text import Text
 from experiments.commands.command_parser import CommandParser
 from experiments.commands.options import add_source_options, rows_of
 from experiments.errors import UserError, command
-from experiments.rows import results, statistics
+from experiments.rows import reading, run_folders, statistics
 from experiments.rows.summary import NOT_REACHED, summarise
 
 # Characters of a name per line at least, however narrow the terminal is.
@@ -40,11 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--variants={options.variants} beside {options.name}:{variant}: expected one of the two")
     options.variants = variant or options.variants
     rows, source = rows_of(options)
-    known = results.variants_of(rows)
+    known = reading.variants_of(rows)
     baseline = None
     if options.baseline is not None:
         baseline = _one_variant(options.baseline, known)
-    variants = results.select_variants(options.variants, known) if options.variants else None
+    variants = reading.select_variants(options.variants, known) if options.variants else None
     summary = summarise(
         rows, options.metric, options.threshold, variants, baseline, options.smoothing, options.confidence
     )
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "threshold": options.threshold,
         "smoothing": options.smoothing,
         "confidence": options.confidence,
-        "baseline": None if baseline is None else baseline or results.DEFAULT_VARIANT,
+        "baseline": None if baseline is None else baseline or run_folders.DEFAULT_VARIANT,
     }
     if options.json:
         print(json.dumps({**heading, "variants": summary}, indent=2, allow_nan=False))
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _one_variant(requested: str, known: Sequence[str]) -> str:
-    found = results.select_variants(requested, known)
+    found = reading.select_variants(requested, known)
     if len(found) != 1:
         raise UserError(f"baseline {requested!r} names {len(found)} variants, expected one")
     return found[0]

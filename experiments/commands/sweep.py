@@ -22,7 +22,7 @@ from rich.table import Table
 from experiments.assembly import registry
 from experiments.commands.command_parser import CommandParser
 from experiments.errors import SIGNAL_EXIT, UserError, command
-from experiments.rows import results
+from experiments.rows import reading, run_folders
 from experiments.training.launchers import LAUNCHER_PREFIX, LAUNCHERS, Launch, launcher_options
 from experiments.training.sweeps import PREFIX, RANKS, Plan, grid_of, plan, ranking, require_metric, run_job
 
@@ -35,7 +35,7 @@ def parser() -> CommandParser:
     made.add_argument("--launcher", choices=sorted(LAUNCHERS), default="local")
     made.add_argument("--jobs", type=int, default=1, help="processes at a time (launchers local and submitit)")
     made.add_argument("--members-per-program", type=int, help="seeds and points in one program at most (default: all)")
-    made.add_argument("--runs", default=results.RUNS_FOLDER, help="where run folders are (default: runs)")
+    made.add_argument("--runs", default=run_folders.RUNS_FOLDER, help="where run folders are (default: runs)")
     made.add_argument("--fresh", action="store_true", help="delete what an earlier sweep left and start over")
     made.add_argument("--metric", help="what to rank by (default: the config's evaluation.metric)")
     made.add_argument("--rank", choices=RANKS, default="final", help="final value or area under the curve")
@@ -87,8 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [
         row
         for job in made.jobs
-        if (job.folder / results.METRICS_FILE).is_file()
-        for row in results.read_rows(job.folder / results.METRICS_FILE)
+        if (job.folder / run_folders.METRICS_FILE).is_file()
+        for row in reading.read_rows(job.folder / run_folders.METRICS_FILE)
     ]
     if rows:
         _report(made, ranking(rows, arguments.metric or base.evaluation.metric, arguments.rank), arguments)

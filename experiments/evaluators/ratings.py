@@ -15,7 +15,7 @@ from envs.types import PyTree, Transition
 from experiments.annotation.service import Scripted, as_text, remembered_messages
 from experiments.assembly.build import build_environment, build_parts
 from experiments.errors import UserError
-from experiments.rows import results
+from experiments.rows import reading
 from experiments.training.checkpoint_rows import row_starts
 from experiments.training.restored import read_single_run, restored_programs
 from rewards.base import RewardTransform
@@ -54,7 +54,7 @@ def paid_for(
     return np.asarray(relabelled.rewards[channel]).reshape(-1)[: len(messages)]
 
 
-def rate(folder: Path, checkpoint: str = "latest") -> results.Section:
+def rate(folder: Path, checkpoint: str = "latest") -> reading.Section:
     """One row per seed of a run, see the module.
 
     Raises:
@@ -81,7 +81,7 @@ def rate(folder: Path, checkpoint: str = "latest") -> results.Section:
                 "withheld": [script.withholds((message,)) for message in messages],
             }
         )
-    return results.Section(header, rows)
+    return reading.Section(header, rows)
 
 
 def _channel(config: ConfigDict) -> str:

@@ -13,14 +13,14 @@ from agents.statistics import masked_mean
 from envs.maze import NO_OP, visits
 from experiments.assembly.build import build_environment, build_parts
 from experiments.errors import UserError
-from experiments.rows import results
+from experiments.rows import reading
 from experiments.training import learn
 from experiments.training.checkpoint_rows import row_starts
 from experiments.training.keys import evaluation_key
 from experiments.training.restored import read_single_run, restored_programs
 
 
-def count_visits(folder: Path, checkpoint: str = "latest", episodes: int | None = None) -> results.Section:
+def count_visits(folder: Path, checkpoint: str = "latest", episodes: int | None = None) -> reading.Section:
     """One row per seed of a run: ``visits [H][W]`` and ``no_op``, over all steps of ``episodes`` sampled episodes.
 
     Raises:
@@ -59,4 +59,4 @@ def count_visits(folder: Path, checkpoint: str = "latest", episodes: int | None 
                     "visits": np.asarray(visits(trajectory)).tolist(),
                 }
             )
-    return results.Section(header, rows)
+    return reading.Section(header, rows)

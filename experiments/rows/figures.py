@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from experiments.assembly import registry
 from experiments.disk import require_writable, write_atomic
 from experiments.errors import UserError, unknown
-from experiments.rows import results, statistics
+from experiments.rows import reading, run_folders, statistics
 
 # Okabe and Ito's palette, which readers with any common colour blindness can tell apart, with grey for its yellow,
 # which is too pale for a line.
@@ -38,7 +38,7 @@ WIDTH, HEIGHT = 6.0, 1.0
 
 def plot_curves(
     axes: Axes,
-    rows: Sequence[results.Row],
+    rows: Sequence[reading.Row],
     metric: str,
     variants: Sequence[str] | None = None,
     *,
@@ -70,16 +70,16 @@ def plot_curves(
     Raises:
       UserError: if no row has the metric, or a variant has no value of it.
     """
-    known = results.metrics_of(rows)
+    known = reading.metrics_of(rows)
     if metric not in known:
         raise unknown("metric", metric, known)
-    chosen = list(variants) if variants is not None else results.variants_of(rows)
+    chosen = list(variants) if variants is not None else reading.variants_of(rows)
     curves: dict[str, statistics.Curve] = {}
     by_order = dict(zip(chosen, _looks(len(chosen)), strict=True))
     for variant in chosen:
         colour, style = (looks or by_order)[variant]
         own = [row for row in rows if row.get("variant", "") == variant]
-        shown = variant or results.DEFAULT_VARIANT
+        shown = variant or run_folders.DEFAULT_VARIANT
         try:
             curve = statistics.curve(own, metric, smoothing, repetitions, confidence)
         except ValueError as error:
@@ -133,7 +133,7 @@ def looks_of(variants: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def draw(
-    experiments: Mapping[str, Sequence[results.Row]],
+    experiments: Mapping[str, Sequence[reading.Row]],
     metric: str,
     variants: Mapping[str, Sequence[str]] | None = None,
     smoothing: int = 1,
@@ -148,7 +148,7 @@ def draw(
     """
     drawn = []
     for name, rows in experiments.items():
-        chosen = (variants or {}).get(name) or results.variants_of(rows)
+        chosen = (variants or {}).get(name) or reading.variants_of(rows)
         split = panels(chosen)
         looks = looks_of(chosen) if len(split) > 1 else None
         for setting, members in split.items():

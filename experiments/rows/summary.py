@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.errors import UserError, unknown
-from experiments.rows import results, statistics
+from experiments.rows import reading, run_folders, statistics
 from experiments.rows.statistics import Interval
 
 NOT_REACHED = "not reached"
 
 
 def summarise(
-    rows: Sequence[results.Row],
+    rows: Sequence[reading.Row],
     metric: str,
     threshold: float,
     variants: Sequence[str] | None = None,
@@ -42,12 +42,12 @@ def summarise(
     Raises:
       UserError: if no row has the metric, a variant has no value of it, or fewer evaluations than ``smoothing``.
     """
-    known = results.metrics_of(rows)
+    known = reading.metrics_of(rows)
     if metric not in known:
         raise unknown("metric", metric, known)
     if smoothing < 1:
         raise UserError(f"smoothing={smoothing}: expected at least 1 evaluation")
-    chosen = list(variants) if variants is not None else results.variants_of(rows)
+    chosen = list(variants) if variants is not None else reading.variants_of(rows)
     by_variant = {
         variant: [row for row in rows if row.get("variant", "") == variant]
         for variant in dict.fromkeys([*chosen, *([] if baseline is None else [baseline])])
@@ -60,7 +60,7 @@ def summarise(
     for variant in chosen:
         own = by_variant[variant]
         curves = statistics.seed_curves(own, metric)
-        shown = variant or results.DEFAULT_VARIANT
+        shown = variant or run_folders.DEFAULT_VARIANT
         if not curves:
             raise UserError(f"variant {shown!r} has no value of {metric!r}")
         fewest = min(len(values) for _, values in curves.values())

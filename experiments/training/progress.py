@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from experiments.rows import results, statistics
+from experiments.rows import reading, statistics
 
 PLAIN_SECONDS = 10.0
 
@@ -159,7 +159,7 @@ def duration(seconds: float) -> str:
 
 
 def result_table(
-    rows: Sequence[results.Row], metrics: Sequence[str] | None = None, console: Console | None = None
+    rows: Sequence[reading.Row], metrics: Sequence[str] | None = None, console: Console | None = None
 ) -> None:
     """Prints the last evaluation of one variant's rows: per metric the interquartile mean over the seeds, its
     interval, the lowest and the highest seed.
@@ -169,7 +169,7 @@ def result_table(
       metrics: which, in this order; all of the rows if none. A metric without any value is left out.
       console: standard output if none.
     """
-    chosen = list(metrics) if metrics is not None else results.metrics_of(rows)
+    chosen = list(metrics) if metrics is not None else reading.metrics_of(rows)
     seeds = len({row["seed"] for row in rows})
     steps = max(row["env_steps"] for row in rows)
     title = f"after {steps:,} environment steps, {seeds} seed{'s' if seeds != 1 else ''}"

@@ -18,7 +18,7 @@ from experiments.assembly.build import TEST_SEED, EnvironmentSource, build_envir
 from experiments.assembly.members import Member
 from experiments.assembly.ranges import validate
 from experiments.errors import UserError
-from experiments.rows import results
+from experiments.rows import run_folders
 from experiments.training.checkpoint import Checkpoints, Restored
 from experiments.training.drivers import drivers
 from experiments.training.learn import RunState
@@ -35,18 +35,20 @@ def find_folder(run: str, runs: str) -> Path:
       UserError: if there is none, with the nearest that there is.
     """
     folder = Path(run)
-    if (folder / results.CONFIG_FILE).is_file():
+    if (folder / run_folders.CONFIG_FILE).is_file():
         return folder
     name, _, variant = run.partition(":")
     # A variant with overrides is no variant of the experiment's; it is looked up as it is.
     with contextlib.suppress(UserError):
         variant = registry.load(run).variant
-    folder = results.run_folder(runs, name, variant)
-    if (folder / results.CONFIG_FILE).is_file():
+    folder = run_folders.run_folder(runs, name, variant)
+    if (folder / run_folders.CONFIG_FILE).is_file():
         return folder
-    known = [path.parent for path in sorted(Path(runs).glob(f"*/*/{results.CONFIG_FILE}"))]
+    known = [path.parent for path in sorted(Path(runs).glob(f"*/*/{run_folders.CONFIG_FILE}"))]
     named = [f"{path.parent.name}:{path.name}" for path in known]
-    raise UserError(f"no run {run!r}: neither {run} nor {folder} holds a {results.CONFIG_FILE}{nearest(run, named)}")
+    raise UserError(
+        f"no run {run!r}: neither {run} nor {folder} holds a {run_folders.CONFIG_FILE}{nearest(run, named)}"
+    )
 
 
 def read_run(folder: Path) -> tuple[ConfigDict, list[Member]]:
@@ -55,7 +57,7 @@ def read_run(folder: Path) -> tuple[ConfigDict, list[Member]]:
     Raises:
       UserError: if its description cannot be read.
     """
-    found = results.read_description(folder)
+    found = run_folders.read_description(folder)
     members = [Member(one["seed"], one["variant"], one["values"]) for one in found["members"]]
     return registry.from_json_dict(found["config"]), members
 

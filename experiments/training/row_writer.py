@@ -20,7 +20,8 @@ from tensorboardX.summary import scalar
 
 from experiments.disk import write_atomic
 from experiments.errors import UserError, cannot_read, cannot_write
-from experiments.rows.results import NOT_METRICS, Row, encode_line, parse_lines, run_folder
+from experiments.rows.reading import NOT_METRICS, Row, encode_line, parse_lines
+from experiments.rows.run_folders import run_folder
 
 PROGRESS = ("seed", "env_steps", "iteration")
 

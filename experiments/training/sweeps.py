@@ -17,7 +17,7 @@ from experiments.assembly.build import EnvironmentSource, build_environment, bui
 from experiments.assembly.checks import checked_environment, evaluation_metrics
 from experiments.assembly.members import Member, members_of, variant_name
 from experiments.errors import SIGNAL_EXIT, UserError, unknown
-from experiments.rows import results, statistics
+from experiments.rows import reading, run_folders, statistics
 from experiments.training.compilation_cache import enable_compilation_cache
 from experiments.training.progress import progress
 from experiments.training.scan_driver import ScanDriver
@@ -126,9 +126,9 @@ def plan(
             chosen = dict(overrides) | {key: registry.keys(point)[key] for key in typed}
             commands[variant] = run_command(loaded, chosen, seeds, first_seed)
             members += [member._replace(values=values) for member in members_of(config, variant, seeds, first_seed)]
-        keys = "+".join([loaded.variant or results.DEFAULT_VARIANT, MARK, *sorted(traced)])
+        keys = "+".join([loaded.variant or run_folders.DEFAULT_VARIANT, MARK, *sorted(traced)])
         name = variant_name(keys, [*named, *static], config)
-        jobs.append(Job(config, members, results.run_folder(runs, loaded.name, name)))
+        jobs.append(Job(config, members, run_folders.run_folder(runs, loaded.name, name)))
     return Plan(loaded.name, jobs, commands)
 
 
@@ -168,7 +168,7 @@ def require_metric(metric: str, config: ConfigDict) -> None:
         raise unknown("metric", metric, known)
 
 
-def ranking(rows: Sequence[results.Row], metric: str, rank: str) -> list[dict[str, Any]]:
+def ranking(rows: Sequence[reading.Row], metric: str, rank: str) -> list[dict[str, Any]]:
     """The points, best first: ``variant``, ``seeds``, ``iqm``, ``low``, ``high`` of the metric's ``rank``.
 
     A point of which seeds stopped (``stopped``, their number) is behind all others: it fails where it is run alone.
@@ -176,11 +176,11 @@ def ranking(rows: Sequence[results.Row], metric: str, rank: str) -> list[dict[st
     Raises:
       UserError: if no row has the metric.
     """
-    known = results.metrics_of(rows)
+    known = reading.metrics_of(rows)
     if metric not in known:
         raise unknown("metric", metric, known)
     points = []
-    for variant in results.variants_of(rows):
+    for variant in reading.variants_of(rows):
         own = [row for row in rows if row["variant"] == variant]
         curves = statistics.seed_curves(own, metric)
         if rank == "final":

@@ -21,7 +21,7 @@ from experiments.assembly.build import EnvironmentSource, build_environment
 from experiments.assembly.members import Member
 from experiments.disk import write_json_atomic
 from experiments.errors import UserError, reason
-from experiments.rows import results
+from experiments.rows import reading, run_folders
 from experiments.rows.environment_report import note_session
 from experiments.training import learn
 from experiments.training.checkpoint import Checkpoints, Restored
@@ -86,16 +86,16 @@ def prepare_folder(folder: Path, config: ConfigDict, members: Sequence[Member], 
       UserError: if the folder holds a run of another configuration or of other members, or cannot be written, or with
         ``fresh`` if a process is writing it.
     """
-    path = folder / results.CONFIG_FILE
+    path = folder / run_folders.CONFIG_FILE
     described = {
         "config": registry.to_json_dict(config),
         "members": [{"seed": m.seed, "variant": m.variant, "values": dict(m.values)} for m in members],
     }
     if fresh and folder.exists():
-        with kept_from_writers(folder / results.METRICS_FILE):
+        with kept_from_writers(folder / run_folders.METRICS_FILE):
             _remove(folder)
     if path.exists():
-        found = results.read_description(folder)
+        found = run_folders.read_description(folder)
         differences = registry.difference(found["config"], described["config"], prolongable(config))
         hint = "; give --fresh to start over, or --runs for another place"
         if differences:
@@ -159,8 +159,8 @@ def train(
     resumed_from, done_slots, noted = None, 0, False
     slots = config.data.length * config.data.batch
     constants = {"experiment": experiment}
-    tensorboard = folder / results.TENSORBOARD_FOLDER
-    with RowWriter(folder / results.METRICS_FILE, constants, tensorboard, by_variant=sweep) as writer:
+    tensorboard = folder / run_folders.TENSORBOARD_FOLDER
+    with RowWriter(folder / run_folders.METRICS_FILE, constants, tensorboard, by_variant=sweep) as writer:
         for index, make in enumerate(makers):
             driver: Driver = make()
             run = None
@@ -178,13 +178,13 @@ def train(
                     done = done_slots + run.iteration * slots * len(driver.members)
                     reporter.update(done, row)
                 if not run.ended:
-                    return Outcome(False, stop.signal, results.read_rows(writer.path), resumed_from)
+                    return Outcome(False, stop.signal, reading.read_rows(writer.path), resumed_from)
                 done_slots += config.iterations * slots * len(driver.members)
             finally:
                 if run is not None:
                     run.close()
                 driver.close()
-    return Outcome(True, None, results.read_rows(folder / results.METRICS_FILE), resumed_from)
+    return Outcome(True, None, reading.read_rows(folder / run_folders.METRICS_FILE), resumed_from)
 
 
 def _note_session(folder: Path, run: _Run) -> None:
@@ -194,8 +194,8 @@ def _note_session(folder: Path, run: _Run) -> None:
             f"these environments cannot be saved: they begin new episodes at iteration {run.iteration}", file=sys.stderr
         )
     facts = {} if run.resumed_exactly else {"resumed_exactly": False}
-    rows = results.read_rows(folder / results.METRICS_FILE)
-    note_session(folder / results.ENVIRONMENT_FILE, len(rows), facts)
+    rows = reading.read_rows(folder / run_folders.METRICS_FILE)
+    note_session(folder / run_folders.ENVIRONMENT_FILE, len(rows), facts)
 
 
 def program_name(index: int) -> str:

@@ -21,7 +21,7 @@ from experiments.assembly import build, registry
 from experiments.assembly.members import Member
 from experiments.configs._common import entry, policy_gradient_config, value_based_config
 from experiments.configs.oprl_sokoban import process_reward
-from experiments.rows import results
+from experiments.rows import reading, run_folders
 from experiments.training.checkpoint import Checkpoints
 
 
@@ -162,7 +162,7 @@ def assert_same_arrays(found, expected) -> None:
 
 def rows_of(folder: Path) -> list[dict]:
     """The rows without what the clock says; refuses duplicates."""
-    rows = results.read_rows(folder / results.METRICS_FILE)
+    rows = reading.read_rows(folder / run_folders.METRICS_FILE)
     return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
 
 

@@ -14,7 +14,7 @@ from experiments.assembly.checks import checked_environment
 from experiments.commands.list import main as list_main
 from experiments.commands.run import main
 from experiments.configs import _common, dqn_cartpole, oprl_sokoban
-from experiments.rows import results
+from experiments.rows import reading, run_folders
 from experiments.training import learn
 from experiments.training.sweeps import ranking
 
@@ -98,7 +98,7 @@ def test_every_smoke_variant_runs_to_the_end(name, tmp_path, capsys):
     answer = json.loads(capsys.readouterr().out)
     config = registry.load(f"{name}:smoke").config
     assert answer["finished"] and [one["iteration"] for one in answer["seeds"]] == [config.iterations]
-    rows = results.read_runs(tmp_path, name)
+    rows = reading.read_runs(tmp_path, name)
     assert [row["iteration"] for row in rows] == [2, 4]
     for row in rows:
         assert np.isfinite(row[config.evaluation.metric])
@@ -165,10 +165,10 @@ def test_every_method_learns_from_mixed_outcomes(method, source):
 
 def best_point(experiment, variant, metric, rank="auc", *, points):
     """The keys and values of the best of a committed sweep's ``points`` points, two seeds each."""
-    rows = results.read_rows(results.committed_file(f"{experiment}_tuning"))
+    rows = reading.read_rows(run_folders.committed_file(f"{experiment}_tuning"))
     swept = [row for row in rows if row["variant"].startswith(f"{variant}+sweep+")]
     best = ranking(swept, metric, rank)[0]
-    assert best["seeds"] == 2 and len(results.variants_of(swept)) == points
+    assert best["seeds"] == 2 and len(reading.variants_of(swept)) == points
     return best["variant"].split("+sweep+")[1]
 
 

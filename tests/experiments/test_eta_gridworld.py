@@ -11,7 +11,7 @@ from envs.tabular import gridworld
 from experiments.assembly import registry
 from experiments.configs.eta_gridworld import PROBLEMS, objectives
 from experiments.errors import UserError
-from experiments.rows import results
+from experiments.rows import reading, run_folders
 from experiments.rows.statistics import interquartile_mean
 
 HORIZON = 16
@@ -20,7 +20,7 @@ HORIZON = 16
 @pytest.fixture(scope="module")
 def finals():
     """``{variant: {metric: [values of the last evaluation by seed]}}`` of the committed rows."""
-    rows = results.read_rows(results.committed_file("eta_gridworld"))
+    rows = reading.read_rows(run_folders.committed_file("eta_gridworld"))
     found: dict = {}
     for variant in {row["variant"] for row in rows}:
         own = [row for row in rows if row["variant"] == variant]

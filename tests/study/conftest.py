@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.commands import run
-from experiments.rows import results, summary
+from experiments.rows import reading, summary
 
 
 @pytest.fixture
@@ -12,7 +12,7 @@ def final_value(tmp_path):
 
     def train(experiment, metric, *overrides):
         assert run.main([experiment, "--seeds=2", f"--runs={tmp_path}", *overrides]) == 0
-        [answer] = summary.summarise(results.read_runs(tmp_path, experiment.partition(":")[0]), metric, threshold=0.0)
+        [answer] = summary.summarise(reading.read_runs(tmp_path, experiment.partition(":")[0]), metric, threshold=0.0)
         assert answer["seeds"] == 2
         return answer["final"]["iqm"]
 

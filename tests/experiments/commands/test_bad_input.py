@@ -15,7 +15,7 @@ import pytest
 from experiments import disk
 from experiments.assembly import build
 from experiments.commands.run import main
-from experiments.rows import results
+from experiments.rows import reading, run_folders
 from experiments.training import train
 from tests.experiments.corridor import Corridor
 
@@ -353,7 +353,7 @@ def test_a_folder_of_other_seeds_or_another_length_is_refused(run_again, capsys)
 
 def test_a_folder_of_another_configuration_is_refused_until_fresh_starts_over(run_again, capsys):
     runs, folder = run_again
-    path = folder / results.CONFIG_FILE
+    path = folder / run_folders.CONFIG_FILE
     described = json.loads(path.read_text())
     described["config"]["agent"]["learning_rate"] = 0.5
     path.write_text(json.dumps(described))
@@ -364,7 +364,7 @@ def test_a_folder_of_another_configuration_is_refused_until_fresh_starts_over(ru
     answer = json.loads(capsys.readouterr().out)
     assert answer["resumed_from"] is None and answer["finished"]
     assert json.loads(path.read_text())["config"]["agent"]["learning_rate"] == 0.0025
-    assert [row["iteration"] for row in results.read_rows(folder / results.METRICS_FILE)] == [1, 2]
+    assert [row["iteration"] for row in reading.read_rows(folder / run_folders.METRICS_FILE)] == [1, 2]
     assert [child.name for child in runs.iterdir()] == ["ppo_cartpole"]
 
 
@@ -382,7 +382,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(run_again, tmp_path_fa
     assert main([*arguments, f"--runs={runs}"]) == 2
     message, _ = last_message(capsys)
     assert "checkpoint 2" in message and str(other) in message and "another configuration" in message
-    assert results.read_rows(other / results.METRICS_FILE) == []
+    assert reading.read_rows(other / run_folders.METRICS_FILE) == []
 
 
 def test_a_checkpoint_of_another_network_is_refused(run_again, tmp_path_factory, capsys):
@@ -395,7 +395,7 @@ def test_a_checkpoint_of_another_network_is_refused(run_again, tmp_path_factory,
     assert main([*arguments, f"--runs={runs}"]) == 2
     message, _ = last_message(capsys)
     assert "another configuration" in message and "float32[" in message
-    assert results.read_rows(other / results.METRICS_FILE) == []
+    assert reading.read_rows(other / run_folders.METRICS_FILE) == []
 
 
 def test_a_disk_that_is_full_from_the_start(tmp_path, capsys, monkeypatch):
@@ -421,7 +421,7 @@ def test_a_disk_that_fills_up_during_the_run_leaves_a_run_that_continues(tmp_pat
     # Its first checkpoint was never written: the row before it is not trusted but written anew.
     assert answer["resumed_from"] is None
     [folder] = (tmp_path / "ppo_cartpole").iterdir()
-    assert [row["iteration"] for row in results.read_rows(folder / results.METRICS_FILE)] == [1, 2]
+    assert [row["iteration"] for row in reading.read_rows(folder / run_folders.METRICS_FILE)] == [1, 2]
 
 
 def test_a_runs_folder_that_is_a_file(tmp_path, capsys):
@@ -478,7 +478,7 @@ def test_a_host_environment_that_is_not_finite(tmp_path, capsys):
         assert "SagaxBroken-v0: environment 0, step 3" in message and "nan" in message
         assert "there is no checkpoint yet" in message
     [folder] = (tmp_path / "ppo_cartpole").iterdir()
-    assert results.read_rows(folder / results.METRICS_FILE) == []
+    assert reading.read_rows(folder / run_folders.METRICS_FILE) == []
 
 
 def test_a_pure_environment_that_is_not_finite(tmp_path, capsys, monkeypatch):
@@ -487,4 +487,4 @@ def test_a_pure_environment_that_is_not_finite(tmp_path, capsys, monkeypatch):
     message, _ = last_message(capsys)
     assert "NaN or infinity" in message and "seeds [0, 1]" in message and "there is no checkpoint yet" in message
     [folder] = (tmp_path / "ppo_cartpole").iterdir()
-    assert results.read_rows(folder / results.METRICS_FILE) == []
+    assert reading.read_rows(folder / run_folders.METRICS_FILE) == []

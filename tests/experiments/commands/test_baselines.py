@@ -18,7 +18,7 @@ from experiments.benchmarks import baselines as library_agents
 from experiments.benchmarks.baseline_learning import evaluate
 from experiments.commands import baselines as baselines
 from experiments.errors import UserError
-from experiments.rows import results, summary
+from experiments.rows import collecting, reading, run_folders, summary
 
 # In place of a baseline: it answers with what it was told and adds the seed to a file, or fails at seed 9.
 STAND_IN = """#!{python}
@@ -59,7 +59,7 @@ def test_a_baseline_gets_the_experiments_steps_and_its_own_settings(stand_in):
     assert job["evaluate_every"] == 2048
     assert job["episodes"] == config.evaluation.episodes and job["length"] == 500
     assert job["settings"]["n_quantiles"] == 10 and job["settings"]["net_arch"] == [256, 256]
-    rows = results.read_runs(stand_in.runs, "dqn_cartpole")
+    rows = reading.read_runs(stand_in.runs, "dqn_cartpole")
     assert [row["env_steps"] for row in rows] == list(range(2048, 49_153, 2048))
     assert {row["variant"] for row in rows} == {"sb3_qrdqn"}
     environment = json.loads((stand_in.runs / "dqn_cartpole" / "sb3_qrdqn" / "environment.json").read_text())
@@ -72,7 +72,7 @@ def test_other_settings_of_a_baseline_are_filed_apart(stand_in):
     documented = registry.module_of("dqn_cartpole").BASELINES["sb3_dqn"]
     assert job["baseline"] == "sb3_dqn"
     assert job["settings"] == registry.to_json_dict(documented | {"n_steps": 10})
-    assert {row["variant"] for row in results.read_runs(stand_in.runs, "dqn_cartpole")} == {"sb3_dqn,tuned"}
+    assert {row["variant"] for row in reading.read_runs(stand_in.runs, "dqn_cartpole")} == {"sb3_dqn,tuned"}
 
 
 def test_the_same_command_runs_the_seeds_that_are_missing(stand_in, tmp_path):
@@ -81,8 +81,8 @@ def test_the_same_command_runs_the_seeds_that_are_missing(stand_in, tmp_path):
     assert stand_in("dqn_cartpole:sb3_dqn", "--seeds=3") == 0
     assert [job["seed"] for job in stand_in.jobs()][2:] == [2]
     out = tmp_path / "rows.jsonl"
-    assert results.collect([stand_in.runs / "dqn_cartpole" / "sb3_dqn"], out) == 3 * 24
-    [answer] = summary.summarise(results.read_rows(out), "return", threshold=4096.0)
+    assert collecting.collect([stand_in.runs / "dqn_cartpole" / "sb3_dqn"], out) == 3 * 24
+    [answer] = summary.summarise(reading.read_rows(out), "return", threshold=4096.0)
     assert answer["seeds"] == 3 and answer["final"]["iqm"] == 49_152 + 1
     # Linear from 2048 + seed to 4096 + seed: the threshold is passed as many steps earlier as the seed says.
     assert answer["steps_to_threshold"]["iqm"] == 4096 - 1
@@ -94,7 +94,7 @@ def test_the_grid_is_filed_point_by_point(stand_in):
     points = {(job["settings"]["learning_rate"], job["settings"]["n_steps"]) for job in stand_in.jobs()}
     assert points == {(rate, steps) for rate in grid["learning_rate"] for steps in grid["n_steps"]}
     assert {job["seed"] for job in stand_in.jobs()} == {100}
-    variants = results.variants_of(results.read_runs(stand_in.runs, "dqn_cartpole"))
+    variants = reading.variants_of(reading.read_runs(stand_in.runs, "dqn_cartpole"))
     assert "sb3_dqn+sweep+learning_rate=0.001+n_steps=10" in variants and len(variants) == len(points)
 
 
@@ -140,7 +140,7 @@ def test_an_interpreter_that_answers_something_else_is_one_line(answer, tmp_path
     message = refused(capsys, baselines.main(arguments))
     said = answer.splitlines()[0] if answer else ""
     assert f"{python} answered {said!r}: expected the interpreter that has 'sb3_dqn' installed" in message
-    assert not list(tmp_path.rglob(results.METRICS_FILE))
+    assert not list(tmp_path.rglob(run_folders.METRICS_FILE))
 
 
 def test_an_experiment_without_a_grid_for_baselines(stand_in, capsys, monkeypatch):

@@ -12,7 +12,7 @@ from experiments.assembly.build import EVALUATION_SEED, TEST_SEED
 from experiments.commands import evaluate, run, sweep
 from experiments.disk import read_json, write_json_atomic
 from experiments.errors import UserError
-from experiments.rows import results
+from experiments.rows import reading, run_folders
 from experiments.training import host_driver, restored, train
 
 TINY = ["--config.data.batch=16", "--config.evaluation.episodes=16", "--config.network.hidden=8"]
@@ -34,7 +34,7 @@ def answer_of(capsys, *arguments):
 
 def test_the_latest_checkpoint_gives_the_last_row(trained):
     found = restored.evaluate_run(trained, "latest", seed=EVALUATION_SEED)
-    rows = [row for row in results.read_rows(trained / results.METRICS_FILE) if row["iteration"] == 4]
+    rows = [row for row in reading.read_rows(trained / run_folders.METRICS_FILE) if row["iteration"] == 4]
     assert len(rows) == len(found) == 2
     for row, seed in zip(rows, found, strict=True):
         for key in ("seed", "variant", "iteration", "success", "length", "return"):
@@ -44,7 +44,7 @@ def test_the_latest_checkpoint_gives_the_last_row(trained):
 def test_a_checkpoint_is_not_judged_by_the_episodes_that_chose_it(trained, capsys):
     answer = answer_of(capsys, str(trained), "--checkpoint=latest")
     assert answer["seeds"] == restored.evaluate_run(trained, "latest", seed=TEST_SEED)
-    rows = [row for row in results.read_rows(trained / results.METRICS_FILE) if row["iteration"] == 4]
+    rows = [row for row in reading.read_rows(trained / run_folders.METRICS_FILE) if row["iteration"] == 4]
     assert [seed["length"] for seed in answer["seeds"]] != pytest.approx([row["length"] for row in rows], rel=1e-6)
 
 
@@ -104,7 +104,7 @@ def swept(tmp_path_factory):
 def test_a_sweep_is_evaluated_point_by_point(swept, capsys):
     assert {path.name for path in (swept / "checkpoints").iterdir()} == {"program_0", "program_1"}
     found = restored.evaluate_run(swept, "latest", seed=EVALUATION_SEED)
-    last = [row for row in results.read_rows(swept / results.METRICS_FILE) if row["iteration"] == 4]
+    last = [row for row in reading.read_rows(swept / run_folders.METRICS_FILE) if row["iteration"] == 4]
     assert len(last) == len(found) == 4
     for row, seed in zip(last, found, strict=True):
         assert {key: seed[key] for key in ("seed", "variant")} == {key: row[key] for key in ("seed", "variant")}
@@ -168,9 +168,9 @@ def test_a_checkpoint_of_another_configuration_is_refused(trained, tmp_path, cap
     copy = tmp_path / "copy"
     copy.mkdir()
     (copy / "checkpoints").symlink_to(trained / "checkpoints")
-    description = read_json(trained / results.CONFIG_FILE)
+    description = read_json(trained / run_folders.CONFIG_FILE)
     description["config"]["agent"]["clip"] = 0.3
-    write_json_atomic(copy / results.CONFIG_FILE, description)
+    write_json_atomic(copy / run_folders.CONFIG_FILE, description)
     assert evaluate.main([str(copy)]) == 2
     assert "is of another configuration" in capsys.readouterr().err
 
@@ -193,11 +193,11 @@ DAMAGES = {
 def test_a_description_that_is_none_is_one_line(damage, trained, tmp_path, capsys):
     change, message = DAMAGES[damage]
     folder = tmp_path / "oprl_sokoban" / trained.name
-    write_json_atomic(folder / results.CONFIG_FILE, change(read_json(trained / results.CONFIG_FILE)))
+    write_json_atomic(folder / run_folders.CONFIG_FILE, change(read_json(trained / run_folders.CONFIG_FILE)))
     assert evaluate.main([str(folder)]) == 2
     error = capsys.readouterr().err
     assert message in error and str(folder) in error and error.count("\n") == 1
     # Nor is it continued as the run that it was.
     with pytest.raises(UserError, match=re.escape(message)):
         train.prepare_folder(folder, *restored.read_run(trained))
-    assert [path.name for path in folder.iterdir()] == [results.CONFIG_FILE]
+    assert [path.name for path in folder.iterdir()] == [run_folders.CONFIG_FILE]

@@ -4,7 +4,7 @@ import pytest
 
 from experiments.assembly import registry
 from experiments.commands import ratings, run
-from experiments.rows import results
+from experiments.rows import reading
 from tests.experiments import corridor, talking
 
 SCRIPT = {"kind": "scripted", "phrases": ("reached", "cell 1"), "withheld": ("reached", "-2")}
@@ -30,9 +30,9 @@ def test_every_message_of_a_run_is_rated(model, monkeypatch, tmp_path, capsys):
     trained(config, monkeypatch, tmp_path)
     out = tmp_path / "ratings.jsonl"
     assert ratings.main([str(tmp_path / "talking" / "default"), f"--out={out}"]) == 0
-    [section] = results.read_sections(out)
+    [section] = reading.read_sections(out)
     assert [row["seed"] for row in section.rows] == list(SEEDS)
-    last = max(row["env_steps"] for row in results.read_runs(tmp_path, "talking"))
+    last = max(row["env_steps"] for row in reading.read_runs(tmp_path, "talking"))
     for row in section.rows:
         assert row["env_steps"] == last
         rated = dict(zip(row["messages"], zip(row["paid"], row["good"], row["withheld"], strict=True), strict=True))

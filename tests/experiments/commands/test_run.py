@@ -15,7 +15,7 @@ from experiments.commands import run as run_module
 from experiments.commands.run import main
 from experiments.disk import read_json
 from experiments.errors import UserError
-from experiments.rows import results
+from experiments.rows import reading, run_folders
 from experiments.training import host_driver
 from experiments.training.train import CHECKPOINT_FOLDER, Outcome
 
@@ -62,13 +62,13 @@ def again(trained, tmp_path):
 
 
 def rows_of(folder):
-    rows = results.read_rows(folder / results.METRICS_FILE)
+    rows = reading.read_rows(folder / run_folders.METRICS_FILE)
     return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
 
 
 def contents(folder):
     """Every file but the TensorBoard events, which are made anew of the rows."""
-    files = (path for path in folder.rglob("*") if path.is_file() and results.TENSORBOARD_FOLDER not in path.parts)
+    files = (path for path in folder.rglob("*") if path.is_file() and run_folders.TENSORBOARD_FOLDER not in path.parts)
     return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
@@ -97,7 +97,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(trained):
 
 def test_rows_say_what_they_are_of(trained):
     _, folder, _ = trained
-    rows = results.read_rows(folder / results.METRICS_FILE)
+    rows = reading.read_rows(folder / run_folders.METRICS_FILE)
     identity = [(row["seed"], row["iteration"], row["env_steps"]) for row in rows]
     # One seed after the other on host environments; 8 x 4 environment steps an iteration.
     assert identity == [(3, 2, 64), (3, 4, 128), (4, 2, 64), (4, 4, 128)]
@@ -113,11 +113,11 @@ def test_the_configuration_and_the_environment_are_on_the_disk(trained):
     _, folder, _ = trained
     loaded = registry.load("ppo_cartpole:smoke")
     config = registry.apply_overrides(loaded.config, registry.parse_overrides(OVERRIDES))
-    described = read_json(folder / results.CONFIG_FILE)
+    described = read_json(folder / run_folders.CONFIG_FILE)
     assert described["config"] == registry.to_json_dict(config)
     assert described["config"]["network"]["hidden"] == [4] and described["config"]["agent"]["anneal"] is False
     assert described["members"] == [{"seed": seed, "variant": VARIANT, "values": {}} for seed in (3, 4)]
-    environment = read_json(folder / results.ENVIRONMENT_FILE)
+    environment = read_json(folder / run_folders.ENVIRONMENT_FILE)
     assert environment.keys() >= {"commit", "dirty", "versions", "device", "platform", "command", "started"}
     assert environment["versions"].keys() >= {"python", "jax", "numpy", "gymnasium"}
     assert environment["platform"] == "cpu"
@@ -131,7 +131,7 @@ def test_the_figure_is_a_png(trained):
 
 def test_each_seed_has_events_and_checkpoints(trained):
     _, folder, _ = trained
-    assert {path.name for path in (folder / results.TENSORBOARD_FOLDER).iterdir()} == {"seed_3", "seed_4"}
+    assert {path.name for path in (folder / run_folders.TENSORBOARD_FOLDER).iterdir()} == {"seed_3", "seed_4"}
     assert {path.name for path in (folder / CHECKPOINT_FOLDER).iterdir()} == {"program_0", "program_1"}
 
 
@@ -165,7 +165,7 @@ def test_a_prolonged_run_continues(again):
     after = rows_of(folder)
     assert [row for row in after if row["iteration"] <= 4] == before
     assert [row["seed"] for row in after if row["iteration"] == 6] == [3, 4]
-    assert read_json(folder / results.CONFIG_FILE)["config"]["iterations"] == 6
+    assert read_json(folder / run_folders.CONFIG_FILE)["config"]["iterations"] == 6
 
 
 def test_a_seed_alone_gives_the_rows_it_gives_beside_others(trained, tmp_path):

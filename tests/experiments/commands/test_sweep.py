@@ -15,7 +15,7 @@ from experiments.assembly import registry
 from experiments.assembly.build import build_environment
 from experiments.commands import run, sweep
 from experiments.errors import UserError
-from experiments.rows import results
+from experiments.rows import reading
 from experiments.training import launchers, sweeps
 from tests.experiments import corridor
 
@@ -27,7 +27,7 @@ TINY = [
 
 
 def rows_of(folder, variant):
-    rows = [row for row in results.read_runs(folder, "oprl_sokoban") if row["variant"] == variant]
+    rows = [row for row in reading.read_runs(folder, "oprl_sokoban") if row["variant"] == variant]
     return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
 
 
@@ -44,7 +44,7 @@ def test_a_point_equals_the_single_run_with_its_overrides(swept, tmp_path, capsy
     override = "--config.agent.learning_rate=0.02"
     assert run.main(["oprl_sokoban:grpo,smoke", "--seeds=2", override, f"--runs={tmp_path}", *TINY]) == 0
     capsys.readouterr()
-    [variant] = results.variants_of(results.read_runs(tmp_path, "oprl_sokoban"))
+    [variant] = reading.variants_of(reading.read_runs(tmp_path, "oprl_sokoban"))
     single, point = rows_of(tmp_path, variant), rows_of(folder, variant.replace("+", "+sweep+", 1))
     assert len(single) == len(point) == 4
     # The first evaluation, after two updates: a traced number is not folded into the compiled constants, so that
@@ -67,7 +67,7 @@ def test_the_points_are_ranked_and_the_best_is_a_command(swept, capsys):
     best = next(part for part in answer["points"][0]["variant"].split("+") if "learning_rate" in part)
     assert answer["best"].endswith(f"--config.{best} --seeds=2")
     # The same command again trained nothing: the rows are still those of two points, two seeds, two evaluations.
-    assert len(results.read_runs(folder, "oprl_sokoban")) == 8
+    assert len(reading.read_runs(folder, "oprl_sokoban")) == 8
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from envs.maze import START, WALLS
 from experiments.assembly import registry
 from experiments.commands import run, sweep, visits
-from experiments.rows import results
+from experiments.rows import collecting, reading, run_folders
 from tests.experiments import corridor
 
 EPISODES, LENGTH = 3, 20
@@ -25,10 +25,10 @@ def runs(tmp_path_factory):
 def test_every_step_is_counted_once_on_a_cell_that_is_no_wall(runs, tmp_path, capsys):
     out = tmp_path / "visits.jsonl"
     assert visits.main(["curiosity_maze:count,smoke", f"--runs={runs}", f"--episodes={EPISODES}", f"--out={out}"]) == 0
-    [section] = results.read_sections(out)
+    [section] = reading.read_sections(out)
     assert section.header["experiment"] == "curiosity_maze"
     assert [row["seed"] for row in section.rows] == [0, 1]
-    rows = results.read_runs(runs, "curiosity_maze")
+    rows = reading.read_runs(runs, "curiosity_maze")
     last = max(row["env_steps"] for row in rows)
     for row in section.rows:
         counts = np.asarray(row["visits"])
@@ -75,10 +75,10 @@ def test_a_checkpoint_without_its_row_is_one_line(runs, tmp_path, capsys):
     [folder] = (runs / "curiosity_maze").iterdir()
     copy = tmp_path / folder.name
     shutil.copytree(folder, copy)
-    rows = [row | {"iteration": 0} for row in results.read_rows(folder / results.METRICS_FILE)]
-    (copy / results.METRICS_FILE).write_bytes(b"".join(map(results.encode_line, rows)))
+    rows = [row | {"iteration": 0} for row in reading.read_rows(folder / run_folders.METRICS_FILE)]
+    (copy / run_folders.METRICS_FILE).write_bytes(b"".join(map(reading.encode_line, rows)))
     assert visits.main([str(copy), f"--episodes={EPISODES}", f"--out={tmp_path / 'visits.jsonl'}"]) == 2
-    message = f"{copy / results.METRICS_FILE} has no row of seed 0, iteration "
+    message = f"{copy / run_folders.METRICS_FILE} has no row of seed 0, iteration "
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
@@ -86,7 +86,7 @@ def test_a_checkpoint_without_its_row_is_one_line(runs, tmp_path, capsys):
 def test_a_file_that_would_lose_rows_is_refused_before_any_step(runs, tmp_path, capsys, monkeypatch):
     out = tmp_path / "visits.jsonl"
     kept = {"experiment": "curiosity_maze", "variant": "rnd", "seed": 0, "env_steps": 1, "no_op": 0.5}
-    results.write_sections([results.Section({"experiment": "curiosity_maze", "variant": "rnd"}, [kept])], out)
+    collecting.write_sections([reading.Section({"experiment": "curiosity_maze", "variant": "rnd"}, [kept])], out)
     before = out.read_bytes()
     arguments = ["curiosity_maze:count,smoke", f"--runs={runs}", f"--episodes={EPISODES}", f"--out={out}"]
     with monkeypatch.context() as patched:
@@ -94,4 +94,4 @@ def test_a_file_that_would_lose_rows_is_refused_before_any_step(runs, tmp_path, 
         assert visits.main(arguments) == 2
     assert "would lose 1 rows" in capsys.readouterr().err and out.read_bytes() == before
     assert visits.main([*arguments, "--append"]) == 0
-    assert results.variants_of(results.read_rows(out)) == ["rnd", "count,smoke"]
+    assert reading.variants_of(reading.read_rows(out)) == ["rnd", "count,smoke"]

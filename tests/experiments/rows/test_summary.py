@@ -9,7 +9,7 @@ from rich.console import Console
 
 from experiments.commands import summary as summary_command
 from experiments.errors import UserError
-from experiments.rows import results, statistics, summary
+from experiments.rows import reading, statistics, summary
 
 STEPS = np.arange(1, 6) * 100
 
@@ -228,15 +228,15 @@ def test_an_experiment_without_rows_says_how_to_run_it(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"no rows of 'ppo_cartpole' .* run `sagax run ppo_cartpole`"):
-        results.find_rows("ppo_cartpole", package="configs_without_rows")
+        reading.find_rows("ppo_cartpole", package="configs_without_rows")
     with pytest.raises(UserError, match=r"unknown experiment 'ppo_cartpol', did you mean 'ppo_cartpole'"):
-        results.find_rows("ppo_cartpol", package="configs_without_rows")
+        reading.find_rows("ppo_cartpol", package="configs_without_rows")
 
 
 def test_select_variants():
     known = ["", "grpo,warm", "grpo", "warm", "ppo"]
-    assert results.select_variants("grpo,ppo", known) == ["grpo", "ppo"]
-    assert results.select_variants("warm,grpo", known) == ["grpo,warm"]
-    assert results.select_variants("warm,grpo; ppo;default;ppo", known) == ["grpo,warm", "ppo", ""]
+    assert reading.select_variants("grpo,ppo", known) == ["grpo", "ppo"]
+    assert reading.select_variants("warm,grpo", known) == ["grpo,warm"]
+    assert reading.select_variants("warm,grpo; ppo;default;ppo", known) == ["grpo,warm", "ppo", ""]
     with pytest.raises(UserError, match=r"unknown variant 'pp' in the rows, did you mean 'ppo'"):
-        results.select_variants("grpo,pp", known)
+        reading.select_variants("grpo,pp", known)

@@ -10,7 +10,7 @@ from experiments.assembly.build import build_environment
 from experiments.configs._common import entry
 from experiments.disk import read_json
 from experiments.errors import UserError
-from experiments.rows import environment_report, results
+from experiments.rows import environment_report, reading, run_folders
 from experiments.training import train
 from experiments.training.host_driver import HostDriver
 from experiments.training.row_writer import RowWriter
@@ -187,7 +187,7 @@ def test_rows_are_of_the_session_that_made_them(tmp_path, compiled_once, monkeyp
         monkeypatch.setattr(environment_report, "environment_report", lambda commit=commit: {"commit": commit})
         config.iterations = iterations
         trained(config, members, folder)
-    assert read_json(folder / results.ENVIRONMENT_FILE) == {
+    assert read_json(folder / run_folders.ENVIRONMENT_FILE) == {
         "commit": "a",
         "continued": [{"first_row": 2, "commit": "b"}],
     }
@@ -206,7 +206,7 @@ def test_environments_that_cannot_be_saved_say_so_once(saved, tmp_path, compiled
     trained(config, members, folder)
     lines = [line for line in capsys.readouterr().err.splitlines() if "cannot be saved" in line]
     assert lines == ([] if saved else ["these environments cannot be saved: they begin new episodes at iteration 2"])
-    [session] = read_json(folder / results.ENVIRONMENT_FILE)["continued"]
+    [session] = read_json(folder / run_folders.ENVIRONMENT_FILE)["continued"]
     assert session["first_row"] == 2 and session.get("resumed_exactly", True) == saved
 
 
@@ -240,10 +240,10 @@ def test_other_seeds_and_other_settings_are_refused(tmp_path):
 def test_a_run_that_is_being_written_is_not_removed(tmp_path):
     config, members, folder = corridor.without_critic(), corridor.members(), tmp_path / "run"
     train.prepare_folder(folder, config, members)
-    with RowWriter(folder / results.METRICS_FILE) as writer:
+    with RowWriter(folder / run_folders.METRICS_FILE) as writer:
         writer.append({"seed": 0, "env_steps": 1, "iteration": 1})
         with pytest.raises(UserError, match=r"metrics.jsonl is being written by another run"):
             train.prepare_folder(folder, config, members, fresh=True)
-    assert len(results.read_rows(folder / results.METRICS_FILE)) == 1
+    assert len(reading.read_rows(folder / run_folders.METRICS_FILE)) == 1
     train.prepare_folder(folder, config, members, fresh=True)
-    assert not (folder / results.METRICS_FILE).exists() and (folder / results.CONFIG_FILE).exists()
+    assert not (folder / run_folders.METRICS_FILE).exists() and (folder / run_folders.CONFIG_FILE).exists()

@@ -10,7 +10,8 @@ from tensorboardX.proto import event_pb2
 
 from experiments.disk import write_json_atomic
 from experiments.errors import UserError
-from experiments.rows.results import read_rows, run_folder
+from experiments.rows.reading import read_rows
+from experiments.rows.run_folders import run_folder
 from experiments.training.row_writer import RowWriter
 
 

@@ -1,48 +1,25 @@
-"""Rows: reading and finding those that runs left on disk, and collecting them into committed results.
-
-A run folder ``RUNS/NAME/VARIANT`` (``default`` for no variant) holds
-
-* ``config.json`` and ``environment.json``: what was run, with what, on what, and with what it was continued;
-* ``metrics.jsonl``: one row per seed and evaluation, the truth;
-* ``tensorboard/seed_N``: TensorBoard events, a sink of the same rows that is rebuilt from them; of a sweep
-  ``tensorboard/VARIANT/seed_N``;
-* the checkpoints.
+"""Reading rows: of run folders and of committed files.
 
 A committed file ``results/NAME.jsonl`` starts with a header line; a header applies to the rows that follow it, up to
-the next one. ``experiments.training.row_writer`` writes the rows of a run.
+the next one. ``experiments.training.row_writer`` writes the rows of a run, ``experiments.rows.collecting`` those of a
+committed file.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from experiments.assembly import registry
-from experiments.disk import read_json_object, write_atomic
 from experiments.errors import UserError, cannot_read, unknown
-from experiments.rows.environment_report import changed_sessions
+from experiments.rows.run_folders import DEFAULT_VARIANT, METRICS_FILE, RUNS_FOLDER, committed_file
 
-CONFIG_FILE = "config.json"
-ENVIRONMENT_FILE = "environment.json"
-METRICS_FILE = "metrics.jsonl"
-TENSORBOARD_FOLDER = "tensorboard"
-DEFAULT_VARIANT = "default"
-RUNS_FOLDER = "runs"
-RESULTS_FOLDER = "results"
 TEXTS, INTEGERS = ("experiment", "variant"), ("seed", "env_steps")
 IDENTITY = (*TEXTS, *INTEGERS)
-# What the configuration of every experiment has.
-SECTIONS = ("environment", "data", "network", "agent", "rewards", "evaluation")
 NOT_METRICS = (*IDENTITY, "iteration")
-SIGNIFICANT_DIGITS = 6
-# Some room is left for what is written beside it under the same name.
-LONGEST_NAME = 200
-
 Row = dict[str, Any]
 
 
@@ -57,30 +34,16 @@ class Section(NamedTuple):
     rows: list[Row]
 
 
-def run_folder(root: str | os.PathLike, name: str, variant: str = "") -> Path:
-    """``root/NAME/VARIANT``; the default variant has the folder ``default``.
-
-    File systems take names of 255 bytes. Where many overrides make a longer one, its end is replaced by a digest of the
-    whole; the rows inside keep the variant in full.
-    """
-    folder = variant or DEFAULT_VARIANT
-    encoded = folder.encode()
-    if len(encoded) > LONGEST_NAME:
-        digest = hashlib.sha256(encoded).hexdigest()[:16]
-        folder = f"{encoded[: LONGEST_NAME - len(digest) - 1].decode(errors='ignore')}~{digest}"
-    return Path(root) / name / folder
-
-
 def read_sections(path: str | os.PathLike) -> list[Section]:
     """The headers of a file, each with the rows it applies to; a torn last line is left out.
 
     Raises:
       UserError: if the file cannot be read, a line before the last is damaged, or one does not say whose it is.
     """
-    return _read_sections(path)[0]
+    return read_whole_sections(path)[0]
 
 
-def _read_sections(path: str | os.PathLike) -> tuple[list[Section], bool]:
+def read_whole_sections(path: str | os.PathLike) -> tuple[list[Section], bool]:
     """The sections of a file, and whether they are all that it holds."""
     try:
         content = Path(path).read_bytes()
@@ -187,30 +150,6 @@ def find_rows(
     refuse_without_rows(name, f"{root / name}" if runs is not None else f"{root / name} nor {default}", package)
 
 
-def read_description(folder: Path) -> dict[str, Any]:
-    """What a run folder says of itself: ``config`` in JSON values; ``members`` with ``seed``, ``variant``, ``values``.
-
-    Raises:
-      UserError: if the description cannot be read, or is none.
-    """
-    path = folder / CONFIG_FILE
-    found = read_json_object(path)
-    config, members = found.get("config"), found.get("members")
-    lacking = [name for name in SECTIONS if not (isinstance(config, dict) and isinstance(config.get(name), dict))]
-    if lacking:
-        raise UserError(f"{path} describes no run: its 'config' lacks the section {lacking[0]!r}")
-    kinds = {"seed": int, "variant": str, "values": dict}
-    for member in members if isinstance(members, list) and members else [None]:
-        if not isinstance(member, dict) or any(type(member.get(key)) is not kind for key, kind in kinds.items()):
-            raise UserError(f"{path} describes no run: its 'members' are no list of objects with {', '.join(kinds)}")
-    return found
-
-
-def committed_file(name: str) -> Path:
-    """``results/NAME.jsonl``."""
-    return Path(RESULTS_FOLDER) / f"{name}.jsonl"
-
-
 def select_variants(requested: str, known: Sequence[str]) -> list[str]:
     """The variants of ``a,b`` or ``a,warm;b,warm``: each part between semicolons is one variant if rows have it.
 
@@ -253,149 +192,9 @@ def metrics_of(rows: Iterable[Row]) -> list[str]:
     return list(found)
 
 
-def collect(
-    run_folders: Sequence[str | os.PathLike],
-    destination: str | os.PathLike,
-    metrics: Sequence[str] | None = None,
-    append: bool = False,
-    replace: bool = False,
-) -> int:
-    """Merges run folders into one committed file: a header per folder, then its rows.
-
-    A row keeps ``experiment``, ``variant``, ``seed``, ``env_steps`` and the chosen metrics, floats rounded to 6
-    significant digits. The header holds the experiment, variant, commit, dirty flag, command, versions, device and
-    the configuration's fingerprint, and where a run was continued with others of these, what changed from which row on.
-
-    Args:
-      run_folders: folders of ended or running runs.
-      destination: the file; replaced as a whole, or not at all.
-      metrics: the metrics to keep; all if none.
-      append, replace: as in ``write_sections``.
-
-    Returns:
-      The number of rows written.
-
-    Raises:
-      UserError: if a folder is no run folder, a metric is unknown, rows are there twice or would be lost, or writing
-        fails.
-    """
-    sections = [run_section(Path(folder)) for folder in run_folders]
-    known = metrics_of(row for section in sections for row in section.rows)
-    for metric in metrics or ():
-        if metric not in known:
-            raise unknown("metric", metric, known)
-    chosen = list(metrics or known)
-    sections = [Section(header, [_compact(row, chosen) for row in rows]) for header, rows in sections]
-    return write_sections(sections, destination, append, replace)
-
-
-def write_sections(
-    sections: Sequence[Section], destination: str | os.PathLike, append: bool = False, replace: bool = False
-) -> int:
-    """Writes a committed file whole, or not at all: per section its header, then its rows.
-
-    Args:
-      sections: headers with the rows of their runs.
-      destination: the file.
-      append: keep the sections of an existing destination, except those of the same experiment and variant.
-      replace: let go of what else an existing destination holds.
-
-    Returns:
-      The number of rows written.
-
-    Raises:
-      UserError: if rows are there twice or would be lost, or writing fails.
-    """
-    written = [*kept_sections(sections, destination, append, replace), *sections]
-    rows = [row for section in written for row in section.rows]
-    _refuse_duplicates(rows, destination)
-    lines = []
-    for section in written:
-        lines += [encode_line({"header": True, **section.header}), *(encode_line(row) for row in section.rows)]
-    write_atomic(destination, b"".join(lines))
-    return len(rows)
-
-
-def kept_sections(
-    sections: Sequence[Section], destination: str | os.PathLike, append: bool = False, replace: bool = False
-) -> list[Section]:
-    """The sections of a file that stay where ``sections`` are written to it.
-
-    Args:
-      sections, destination, append, replace: as in ``write_sections``.
-
-    Raises:
-      UserError: unless ``replace``, if a seed of a variant would have fewer rows than the file holds of it, or the file
-        holds anything but rows.
-    """
-    if not Path(destination).exists():
-        return []
-    present, whole = _read_sections(destination)
-    replaced = {_identity(section) for section in sections}
-    kept = [old for old in present if append and _identity(old) not in replaced]
-    if replace:
-        return kept
-    if not whole:
-        raise UserError(f"{os.fspath(destination)} holds more than rows: expected --replace or another --out")
-    lost = _seeds_of(present) - _seeds_of([*kept, *sections])
-    if lost:
-        (experiment, variant, seed), count = next(iter(lost.items()))
-        others = "" if append else "--append, which keeps other variants, "
-        raise UserError(
-            f"{os.fspath(destination)} would lose {lost.total():,} rows, the first {count:,} of experiment "
-            f"{experiment!r}, variant {variant!r}, seed {seed!r}: expected {others}--replace or another --out"
-        )
-    return kept
-
-
-def _identity(section: Section) -> tuple[Any, Any]:
-    return section.header.get("experiment"), section.header.get("variant")
-
-
-def _seeds_of(sections: Iterable[Section]) -> Counter[tuple[Any, ...]]:
-    """How many rows each experiment, variant and seed has."""
-    return Counter(
-        tuple(row.get(key) for key in ("experiment", "variant", "seed")) for section in sections for row in section.rows
-    )
-
-
-def run_section(folder: Path) -> Section:
-    """The rows of a run folder and the header that ``collect`` gives them.
-
-    Raises:
-      UserError: if it is no run folder, or has no rows, or a row lacks what says whose it is.
-    """
-    if not (folder / METRICS_FILE).is_file():
-        raise UserError(f"{folder} is no run folder: it has no {METRICS_FILE}")
-    rows = read_rows(folder / METRICS_FILE)
-    if not rows:
-        raise UserError(f"{folder} has no rows yet")
-    lacking = [key for key in IDENTITY if any(key not in row for row in rows)]
-    if lacking:
-        raise UserError(f"{folder / METRICS_FILE}: a row lacks {', '.join(lacking)}")
-    header: dict[str, Any] = {"experiment": rows[0]["experiment"], "variant": rows[0]["variant"]}
-    environment = read_json_object(folder / ENVIRONMENT_FILE)
-    sources = ("commit", "dirty", "versions", "device", "device_count", "platform")
-    for key in ("command", *sources):
-        header[key] = environment.get(key)
-    continued = changed_sessions(environment, sources)
-    if continued:
-        header["continued"] = continued
-    header["config_fingerprint"] = registry.fingerprint(read_json_object(folder / CONFIG_FILE))
-    return Section(header, rows)
-
-
-def _compact(row: Row, metrics: Sequence[str]) -> Row:
-    return {key: row[key] for key in IDENTITY} | {key: _rounded(row[key]) for key in metrics if key in row}
-
-
-def _rounded(value: Any) -> Any:
-    return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if isinstance(value, float) else value
-
-
 def _check_rows(rows: Sequence[Row], path: str | os.PathLike) -> None:
     """Refuses rows that are there twice, and a metric that is a number in some of them and something else in others."""
-    _refuse_duplicates(rows, path)
+    refuse_duplicates(rows, path)
     numbers = set(metrics_of(rows))
     for row in rows:
         for key in numbers & row.keys():
@@ -409,7 +208,7 @@ def _short(value: Any) -> str:
     return shown if len(shown) < 40 else f"{shown[:36]} ..."
 
 
-def _refuse_duplicates(rows: Iterable[Row], path: str | os.PathLike) -> None:
+def refuse_duplicates(rows: Iterable[Row], path: str | os.PathLike) -> None:
     seen = set()
     for row in rows:
         identity = tuple(row.get(key) for key in IDENTITY)

@@ -1,23 +1,20 @@
-"""Run folders collected into committed files, and the rows read from both."""
-
-import re
+"""Run folders collected into committed files."""
 
 import pytest
 
 from experiments.assembly import registry
 from experiments.commands import collect as collect_command
-from experiments.commands import figures, summary
 from experiments.disk import read_json, write_json_atomic
 from experiments.errors import UserError
-from experiments.rows import results
+from experiments.rows import collecting, reading, run_folders
 from experiments.training.row_writer import RowWriter
 
 
 def make_run(root, name="oprl_sokoban", variant="grpo", seeds=(0, 1), iterations=3):
-    folder = results.run_folder(root, name, variant)
-    write_json_atomic(folder / results.CONFIG_FILE, {"steps": 30})
+    folder = run_folders.run_folder(root, name, variant)
+    write_json_atomic(folder / run_folders.CONFIG_FILE, {"steps": 30})
     write_json_atomic(
-        folder / results.ENVIRONMENT_FILE,
+        folder / run_folders.ENVIRONMENT_FILE,
         {
             "commit": "abc",
             "dirty": False,
@@ -26,7 +23,7 @@ def make_run(root, name="oprl_sokoban", variant="grpo", seeds=(0, 1), iterations
             "device": "cpu",
         },
     )
-    with RowWriter(folder / results.METRICS_FILE, {"experiment": name, "variant": variant}) as writer:
+    with RowWriter(folder / run_folders.METRICS_FILE, {"experiment": name, "variant": variant}) as writer:
         for iteration in range(1, iterations + 1):
             for seed in seeds:
                 progress = {"seed": seed, "env_steps": 10 * iteration, "iteration": iteration}
@@ -34,27 +31,11 @@ def make_run(root, name="oprl_sokoban", variant="grpo", seeds=(0, 1), iterations
     return folder
 
 
-def test_run_folder():
-    assert results.run_folder("runs", "x").as_posix() == "runs/x/default"
-    assert results.run_folder("runs", "x", "a,b").as_posix() == "runs/x/a,b"
-
-
-def test_a_folder_of_many_overrides_fits_the_disk(tmp_path):
-    variants = [f"ppo+{'+'.join(f'agent.setting_{i}=0.{i}' for i in range(40))}+last={last}" for last in (1, 2)]
-    folders = [results.run_folder(tmp_path, "x", variant) for variant in variants]
-    for folder in folders:
-        folder.mkdir(parents=True)
-        assert folder.name.startswith("ppo+agent.setting_0=0.0+") and len(folder.name.encode()) == results.LONGEST_NAME
-    assert folders[0] != folders[1]
-    # Letters of two bytes are not cut in half.
-    assert len(results.run_folder(tmp_path, "x", "ä" * 150).name.encode()) in (199, 200)
-
-
 def test_collect_rounds_chooses_and_keeps_the_source(tmp_path):
     folders = [make_run(tmp_path, variant="grpo"), make_run(tmp_path, variant="", seeds=(5,))]
     out = tmp_path / "results" / "oprl_sokoban.jsonl"
-    assert results.collect(folders, out, metrics=["success"]) == 9
-    sections = results.read_sections(out)
+    assert collecting.collect(folders, out, metrics=["success"]) == 9
+    sections = reading.read_sections(out)
     assert [len(section.rows) for section in sections] == [6, 3]
     assert sections[0].header == {
         "experiment": "oprl_sokoban", "variant": "grpo", "commit": "abc", "dirty": False,
@@ -64,40 +45,40 @@ def test_collect_rounds_chooses_and_keeps_the_source(tmp_path):
     assert sections[0].rows[0] == {
         "experiment": "oprl_sokoban", "variant": "grpo", "seed": 0, "env_steps": 10, "success": 0.142857,
     }  # fmt: skip
-    assert results.variants_of(results.read_rows(out)) == ["grpo", ""]
-    assert results.metrics_of(results.read_rows(out)) == ["success"]
-    assert len(results.read_runs(tmp_path, "oprl_sokoban")) == 9
-    assert results.read_runs(tmp_path, "none") == []
+    assert reading.variants_of(reading.read_rows(out)) == ["grpo", ""]
+    assert reading.metrics_of(reading.read_rows(out)) == ["success"]
+    assert len(reading.read_runs(tmp_path, "oprl_sokoban")) == 9
+    assert reading.read_runs(tmp_path, "none") == []
 
 
 def test_collect_says_with_what_a_run_was_continued(tmp_path):
     folder = make_run(tmp_path)
-    environment = read_json(folder / results.ENVIRONMENT_FILE)
+    environment = read_json(folder / run_folders.ENVIRONMENT_FILE)
     again = [{"first_row": 2} | environment, {"first_row": 4} | environment | {"commit": "def", "dirty": True}]
-    write_json_atomic(folder / results.ENVIRONMENT_FILE, environment | {"continued": again})
-    header, rows = results.run_section(folder)
+    write_json_atomic(folder / run_folders.ENVIRONMENT_FILE, environment | {"continued": again})
+    header, rows = collecting.run_section(folder)
     assert header["commit"] == "abc" and header["continued"] == [{"first_row": 4, "commit": "def", "dirty": True}]
     assert len(rows) == 6
 
 
 def test_collect_append_replaces_the_same_variant_and_keeps_others(tmp_path):
     out = tmp_path / "out.jsonl"
-    results.collect([make_run(tmp_path, variant="grpo"), make_run(tmp_path, variant="ppo")], out)
+    collecting.collect([make_run(tmp_path, variant="grpo"), make_run(tmp_path, variant="ppo")], out)
     longer = make_run(tmp_path / "again", variant="ppo", iterations=4)
-    assert results.collect([longer], out, append=True) == 6 + 8
-    assert results.variants_of(results.read_rows(out)) == ["grpo", "ppo"]
-    assert results.collect([longer], out, replace=True) == 8
+    assert collecting.collect([longer], out, append=True) == 6 + 8
+    assert reading.variants_of(reading.read_rows(out)) == ["grpo", "ppo"]
+    assert collecting.collect([longer], out, replace=True) == 8
 
 
 def test_no_row_of_a_file_is_lost_unless_it_is_said(tmp_path):
     out = tmp_path / "out.jsonl"
     grpo, ppo = make_run(tmp_path, variant="grpo"), make_run(tmp_path, variant="ppo", seeds=(0, 1, 2))
-    results.collect([grpo, ppo], out)
+    collecting.collect([grpo, ppo], out)
     before = out.read_bytes()
 
     def refused(folder, append, words):
         with pytest.raises(UserError, match=words):
-            results.collect([folder], out, append=append)
+            collecting.collect([folder], out, append=append)
         assert out.read_bytes() == before
 
     lost = r"would lose 9 rows, the first 3 of experiment 'oprl_sokoban', variant 'ppo', seed 0: expected --append, "
@@ -106,22 +87,22 @@ def test_no_row_of_a_file_is_lost_unless_it_is_said(tmp_path):
     refused(make_run(tmp_path / "few", variant="ppo"), True, r"3 rows, .* 'ppo', seed 2: expected --replace or another")
     refused(make_run(tmp_path / "short", variant="grpo", iterations=2), True, r"2 rows, the first 1 .* 'grpo', seed 0")
     # The same command again, in either form, and rows that are added lose nothing.
-    assert results.collect([ppo, grpo], out) == results.collect([grpo], out, append=True) == 15
-    assert results.collect([make_run(tmp_path, variant="oprl"), grpo, ppo], out) == 21
+    assert collecting.collect([ppo, grpo], out) == collecting.collect([grpo], out, append=True) == 15
+    assert collecting.collect([make_run(tmp_path, variant="oprl"), grpo, ppo], out) == 21
     before = out.read_bytes()
     refused(grpo, False, "would lose 15 rows, the first 3 of .* 'oprl', seed 0")
-    assert results.collect([grpo], out, append=True, replace=True) == 21
-    assert results.collect([grpo], out, replace=True) == 6
+    assert collecting.collect([grpo], out, append=True, replace=True) == 21
+    assert collecting.collect([grpo], out, replace=True) == 6
 
 
 def test_a_variant_that_shares_a_section_with_another_is_not_lost(tmp_path):
     out = tmp_path / "out.jsonl"
     rows = [{"experiment": "x", "variant": v, "seed": 0, "env_steps": 1, "success": 1.0} for v in ("a", "b")]
-    swept = results.Section({"experiment": "x", "variant": "a"}, rows)
-    results.write_sections([swept], out)
+    swept = reading.Section({"experiment": "x", "variant": "a"}, rows)
+    collecting.write_sections([swept], out)
     with pytest.raises(UserError, match="would lose 1 rows, the first 1 of experiment 'x', variant 'b', seed 0"):
-        results.write_sections([swept._replace(rows=rows[:1])], out, append=True)
-    assert results.read_rows(out) == rows
+        collecting.write_sections([swept._replace(rows=rows[:1])], out, append=True)
+    assert reading.read_rows(out) == rows
 
 
 @pytest.mark.parametrize("content", [b"# A page\n", b"\x00\xff", b'{"experiment":"oprl_sokoban"'])
@@ -131,72 +112,48 @@ def test_a_file_that_holds_more_than_rows_is_not_replaced(content, tmp_path):
     folder = make_run(tmp_path)
     for append in (False, True):
         with pytest.raises(UserError, match=r"README.md holds more than rows: expected --replace or another --out"):
-            results.collect([folder], out, append=append)
+            collecting.collect([folder], out, append=append)
     assert out.read_bytes() == content
 
 
 def test_collect_refuses_what_it_cannot_merge(tmp_path):
     folder = make_run(tmp_path)
     with pytest.raises(UserError, match=r"unknown metric 'sucess', did you mean 'success'\?"):
-        results.collect([folder], tmp_path / "out.jsonl", metrics=["sucess"])
+        collecting.collect([folder], tmp_path / "out.jsonl", metrics=["sucess"])
     with pytest.raises(UserError, match=r"is no run folder: it has no metrics.jsonl"):
-        results.collect([tmp_path], tmp_path / "out.jsonl")
+        collecting.collect([tmp_path], tmp_path / "out.jsonl")
     with pytest.raises(UserError, match=r"two rows of experiment='oprl_sokoban', variant='grpo', seed=0, env_steps=10"):
-        results.collect([folder, folder], tmp_path / "out.jsonl")
+        collecting.collect([folder, folder], tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
-
-
-ROW = {"experiment": "oprl_sokoban", "variant": "grpo", "seed": 0, "env_steps": 5, "success": 0.5}
-MALFORMED = {
-    "no seed": ({"seed": None}, "line 2: a row with no seed, expected an integer"),
-    "no steps": ({"env_steps": None}, "line 2: a row with no env_steps, expected an integer"),
-    "steps as text": ({"env_steps": "five"}, "line 2: a row with env_steps='five', expected an integer"),
-    "a truth value": ({"seed": True}, "line 2: a row with seed=True, expected an integer"),
-    "a variant that is a list": ({"variant": ["grpo"]}, r"line 2: variant=\['grpo'\], expected text"),
-    "an experiment that is a number": ({"experiment": 3}, "line 2: experiment=3, expected text"),
-    "a metric that is text": ({"seed": 1, "success": "x"}, "success='x', .*seed=1.*: expected a number as elsewhere"),
-    "a metric that is a list": ({"seed": 1, "success": [1]}, r"success=\[1\], .*: expected a number as elsewhere"),
-}
-
-
-@pytest.mark.parametrize("command", [summary, figures])
-@pytest.mark.parametrize("mistake", MALFORMED)
-def test_a_malformed_row_is_one_line(mistake, command, tmp_path, capsys):
-    change, words = MALFORMED[mistake]
-    row = {key: value for key, value in (ROW | change).items() if value is not None}
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b"".join(map(results.encode_line, (ROW, row))))
-    assert command.main(["oprl_sokoban", f"--results={path}"]) == 2
-    error = capsys.readouterr().err
-    assert re.search(f"^error: {re.escape(str(path))}.*{words}", error) and error.count("\n") == 1
 
 
 def test_a_malformed_header_and_rows_of_several_runs(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(results.encode_line({"header": True, "variant": ["grpo"]}))
+    path.write_bytes(reading.encode_line({"header": True, "variant": ["grpo"]}))
     with pytest.raises(UserError, match=r"line 1: variant=\['grpo'\], expected text"):
-        results.collect([make_run(tmp_path)], path, append=True)
+        collecting.collect([make_run(tmp_path)], path, append=True)
     for variant, value in (("grpo", 0.5), ("ppo", "x")):
         folder = make_run(tmp_path / "runs", variant=variant)
-        (folder / results.METRICS_FILE).write_bytes(results.encode_line(ROW | {"variant": variant, "success": value}))
+        row = {"experiment": "oprl_sokoban", "variant": variant, "seed": 0, "env_steps": 5, "success": value}
+        (folder / run_folders.METRICS_FILE).write_bytes(reading.encode_line(row))
     with pytest.raises(UserError, match=r"oprl_sokoban: success='x', .*variant='ppo'.*: expected a number"):
-        results.read_runs(tmp_path / "runs", "oprl_sokoban")
+        reading.read_runs(tmp_path / "runs", "oprl_sokoban")
 
 
-@pytest.mark.parametrize("file", [results.CONFIG_FILE, results.ENVIRONMENT_FILE])
+@pytest.mark.parametrize("file", [run_folders.CONFIG_FILE, run_folders.ENVIRONMENT_FILE])
 def test_a_run_folder_whose_description_is_no_object_is_refused(file, tmp_path):
     folder = make_run(tmp_path)
     write_json_atomic(folder / file, [1, 2])
     with pytest.raises(UserError, match=rf"{file} holds \[1, 2\]: expected a JSON object"):
-        results.collect([folder], tmp_path / "out.jsonl")
+        collecting.collect([folder], tmp_path / "out.jsonl")
 
 
 def test_a_later_row_of_a_run_that_lacks_its_variant_is_refused(tmp_path):
     folder = make_run(tmp_path)
-    with open(folder / results.METRICS_FILE, "ab") as file:
-        file.write(results.encode_line({"experiment": "oprl_sokoban", "seed": 7, "env_steps": 1}))
+    with open(folder / run_folders.METRICS_FILE, "ab") as file:
+        file.write(reading.encode_line({"experiment": "oprl_sokoban", "seed": 7, "env_steps": 1}))
     with pytest.raises(UserError, match=r"metrics.jsonl: a row lacks variant"):
-        results.collect([folder], tmp_path / "out.jsonl")
+        collecting.collect([folder], tmp_path / "out.jsonl")
 
 
 def test_the_collect_command(tmp_path, capsys):

@@ -1,0 +1,70 @@
+"""Run folders: where the files of a run are, and what a run says of itself.
+
+A run folder ``RUNS/NAME/VARIANT`` (``default`` for no variant) holds
+
+* ``config.json`` and ``environment.json``: what was run, with what, on what, and with what it was continued;
+* ``metrics.jsonl``: one row per seed and evaluation, the truth;
+* ``tensorboard/seed_N``: TensorBoard events, a sink of the same rows that is rebuilt from them; of a sweep
+  ``tensorboard/VARIANT/seed_N``;
+* the checkpoints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from experiments.disk import read_json_object
+from experiments.errors import UserError
+
+CONFIG_FILE = "config.json"
+ENVIRONMENT_FILE = "environment.json"
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+DEFAULT_VARIANT = "default"
+RUNS_FOLDER = "runs"
+RESULTS_FOLDER = "results"
+# What the configuration of every experiment has.
+SECTIONS = ("environment", "data", "network", "agent", "rewards", "evaluation")
+# Some room is left for what is written beside it under the same name.
+LONGEST_NAME = 200
+
+
+def run_folder(root: str | os.PathLike, name: str, variant: str = "") -> Path:
+    """``root/NAME/VARIANT``; the default variant has the folder ``default``.
+
+    File systems take names of 255 bytes. Where many overrides make a longer one, its end is replaced by a digest of the
+    whole; the rows inside keep the variant in full.
+    """
+    folder = variant or DEFAULT_VARIANT
+    encoded = folder.encode()
+    if len(encoded) > LONGEST_NAME:
+        digest = hashlib.sha256(encoded).hexdigest()[:16]
+        folder = f"{encoded[: LONGEST_NAME - len(digest) - 1].decode(errors='ignore')}~{digest}"
+    return Path(root) / name / folder
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """What a run folder says of itself: ``config`` in JSON values; ``members`` with ``seed``, ``variant``, ``values``.
+
+    Raises:
+      UserError: if the description cannot be read, or is none.
+    """
+    path = folder / CONFIG_FILE
+    found = read_json_object(path)
+    config, members = found.get("config"), found.get("members")
+    lacking = [name for name in SECTIONS if not (isinstance(config, dict) and isinstance(config.get(name), dict))]
+    if lacking:
+        raise UserError(f"{path} describes no run: its 'config' lacks the section {lacking[0]!r}")
+    kinds = {"seed": int, "variant": str, "values": dict}
+    for member in members if isinstance(members, list) and members else [None]:
+        if not isinstance(member, dict) or any(type(member.get(key)) is not kind for key, kind in kinds.items()):
+            raise UserError(f"{path} describes no run: its 'members' are no list of objects with {', '.join(kinds)}")
+    return found
+
+
+def committed_file(name: str) -> Path:
+    """``results/NAME.jsonl``."""
+    return Path(RESULTS_FOLDER) / f"{name}.jsonl"

@@ -9,8 +9,9 @@ the solution. A pull played backwards is a legal push, so the walk itself, read 
 
 from __future__ import annotations
 
+import functools
+import itertools
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import gymnasium
@@ -44,7 +45,13 @@ _CARVED = ((0, 0, 0, 0), (0, 1, 0, 0), (0, 0, 0, 1), (0, 1, 0, 1), (1, 1, 0, 0),
 _TURN_PROBABILITY = 0.35
 _PREFERENCE = 0.4
 _MAX_ATTEMPTS = 256
-_OFF_TARGET = 1 << 20
+# Weights of the score of a room, in an int32: boxes off target first, then pushes between what the room needs and what
+# it should need (at most 56 of them), then luck.
+_OFF_TARGET = 1 << 27
+_PUSH = 1 << 20
+_MOST_PUSHES = 64
+# After every so many attempts, a room may be one more push away from the number of pushes that was drawn.
+_PATIENCE = 16
 _LARGEST_LUCK = 100.0
 
 
@@ -78,6 +85,11 @@ class Sokoban:
       height, width: cells with the border, 6 to 10.
       num_boxes: 1 to 4.
       inner_walls: ``True``: rooms carved by a random walk; ``False``: the whole interior is floor.
+      pushes_low, pushes_high: every room draws a number of pushes uniformly from this range, both ends included, and is
+        chosen so that ``least_pushes`` is that number, or as near to it as 16 attempts for each push of difference
+        come. A wide range mixes easy rooms with hard ones, so that an agent with a sparse reward succeeds now and
+        then from the start. Both 0 (the default): no number is drawn. Otherwise ``num_boxes`` to
+        ``num_boxes * (height + width - 6)``.
       reverse_steps: length of the reverse walk and so a bound on the length of an optimal solution;
         ``3 * num_boxes - 2`` to 1000. ``None``: ``(height + width - 4) * (2 * num_boxes + 3) // 2``; 20 for 6x6 with
         one box, whose rooms then are about as hard as those where player, box and target are placed at random.
@@ -96,6 +108,8 @@ class Sokoban:
     num_boxes: int = 1
     inner_walls: bool = False
     reverse_steps: int | None = None
+    pushes_low: int = 0
+    pushes_high: int = 0
     observation: str = "symbolic"
     pixels_per_cell: int = 8
     reward: str = "sparse"
@@ -107,6 +121,10 @@ class Sokoban:
         _check_integer("pixels_per_cell", self.pixels_per_cell, 1, 64)
         if self.reverse_steps is not None:
             _check_integer("reverse_steps", self.reverse_steps, 3 * self.num_boxes - 2, 1_000)
+        if self.pushes_low or self.pushes_high:
+            most = self.num_boxes * (self.height + self.width - 6)
+            _check_integer("pushes_low", self.pushes_low, self.num_boxes, most)
+            _check_integer("pushes_high", self.pushes_high, self.pushes_low, most)
         if not isinstance(self.inner_walls, bool):
             raise TypeError(f"inner_walls={self.inner_walls!r}: expected True or False")
         require_known("observation", self.observation, _OBSERVATIONS)
@@ -119,7 +137,7 @@ class Sokoban:
             return self.reverse_steps
         return (self.height + self.width - 4) * (2 * self.num_boxes + 3) // 2
 
-    @cached_property
+    @functools.cached_property
     def spec(self) -> EnvironmentSpec:
         """Spaces of one environment; ``info`` holds ``success``."""
         if self.observation == "symbolic":
@@ -134,15 +152,20 @@ class Sokoban:
         return observe(state) if self.observation == "symbolic" else render(state, self.pixels_per_cell)
 
     def reset(self, key: jax.Array) -> tuple[SokobanState, jax.Array]:
-        """Makes the room of ``key``."""
+        """Generates the room that belongs to ``key``."""
+        drawn = jax.random.randint(
+            jax.random.fold_in(key, _MAX_ATTEMPTS), (), self.pushes_low, self.pushes_high + 1, jnp.int32
+        )
+        best_score = self.num_boxes * _OFF_TARGET + (_MOST_PUSHES * _PUSH if self.pushes_high else 0)
 
         def unfinished(carry):
             attempt, score, _ = carry
-            return (attempt < _MAX_ATTEMPTS) & (score < self.num_boxes * _OFF_TARGET)
+            allowed = attempt // _PATIENCE * _PUSH if self.pushes_high else 0
+            return (attempt < _MAX_ATTEMPTS) & (score < best_score - allowed)
 
         def retry(carry):
             attempt, best_score, best = carry
-            score, room = self._generate(jax.random.fold_in(key, attempt))
+            score, room = self._generate(jax.random.fold_in(key, attempt), drawn)
             better = score > best_score
             best = jax.tree.map(lambda new, old: jnp.where(better, new, old), room, best)
             return attempt + 1, jnp.maximum(score, best_score), best
@@ -182,12 +205,15 @@ class Sokoban:
         wall = ~_interior(self.height, self.width)
         return SokobanState(wall, (rows == 1) & in_use, (rows == 2) & in_use, jnp.array([3, 1], jnp.int32))
 
-    def _generate(self, key: jax.Array) -> tuple[jax.Array, SokobanState]:
-        """One attempt: a room and its score; 0 for a failed one, over ``_OFF_TARGET`` per box off every target.
+    def _generate(self, key: jax.Array, pushes: jax.Array) -> tuple[jax.Array, SokobanState]:
+        """One attempt to generate a room that needs ``pushes`` pushes: its score, 0 if the attempt failed, and the
+        room.
 
-        The score of a state on the reverse walk is, beside the boxes off target, the sum of the boxes' distances
-        from where they started, times the number of times another box or direction was pulled, times luck.
-        Without luck every start is just before a push and as far as can be, and rooms repeat themselves.
+        The room is the state of the reverse walk with the highest score. More boxes off target score higher; among
+        equals, so does a smaller ``|least_pushes - pushes|`` (where a number of pushes was drawn); among equals, so
+        does a larger product of the sum of the boxes' distances from where they started, the number of times that
+        another box or direction was pulled, and luck. Without luck every room would begin just before a push and as
+        far away as possible, and rooms would repeat.
         Positions are flat cell indices here: a move adds an offset.
         """
         shape = (self.height, self.width)
@@ -217,9 +243,7 @@ class Sokoban:
         lottery = jnp.where(beside_free, draws["player"], -1.0)
         player = beside[jnp.argmax(lottery)]
 
-        def distance(cells, others):
-            rows = jnp.abs(cells // self.width - others // self.width)
-            return rows + jnp.abs(cells % self.width - others % self.width)
+        distance = functools.partial(_distance, width=self.width)
 
         def reverse_step(carry, draw):
             player, boxes, last_pull, changes, best_score, best_player, best_boxes = carry
@@ -243,7 +267,10 @@ class Sokoban:
 
             off_target = ~jnp.any(boxes[:, None] == targets, axis=-1)
             hardness = draw["luck"] * jnp.sum(distance(boxes, targets)) * changes
-            score = jnp.sum(off_target) * _OFF_TARGET + jnp.minimum(hardness.astype(jnp.int32), _OFF_TARGET - 1)
+            score = jnp.sum(off_target, dtype=jnp.int32) * _OFF_TARGET
+            if self.pushes_high:
+                score += (_MOST_PUSHES - jnp.abs(least_pushes(boxes, targets, self.width) - pushes)) * _PUSH
+            score += jnp.minimum(hardness.astype(jnp.int32), _PUSH - 1)
             better = score > best_score
             best_score = jnp.where(better, score, best_score)
             best_player = jnp.where(better, player, best_player)
@@ -312,6 +339,26 @@ def move(state: SokobanState, action: jax.Array) -> SokobanState:
     leaves = pushes & (rows == ahead[0]) & (columns == ahead[1])
     enters = pushes & (rows == beyond[0]) & (columns == beyond[1])
     return state._replace(box=(state.box & ~leaves) | enters, player=jnp.where(can_move, ahead, state.player))
+
+
+def least_pushes(boxes: jax.Array, targets: jax.Array, width: int) -> jax.Array:
+    """A lower bound on the pushes that a room needs.
+
+    min over assignments p of sum_i |row(boxes[i]) - row(targets[p(i)])| + |column(boxes[i]) - column(targets[p(i)])|
+
+    A push moves one box by one cell, so that no solution has fewer; walls and detours only add pushes.
+
+    Args:
+      boxes, targets: ``int32 [N]``, flat cell indices ``row * width + column``.
+      width: cells in a row of the room.
+    """
+    assignments = np.array(list(itertools.permutations(range(len(boxes)))))
+    return jnp.min(jnp.sum(_distance(boxes, targets[assignments], width), axis=-1))
+
+
+def _distance(cells: jax.Array, others: jax.Array, width: int) -> jax.Array:
+    """Manhattan distance between flat cell indices."""
+    return jnp.abs(cells // width - others // width) + jnp.abs(cells % width - others % width)
 
 
 def observe(state: SokobanState) -> jax.Array:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from envs.probes import ConstantReward
-from envs.sokoban import Sokoban, from_text, to_text
+from envs.sokoban import Sokoban, from_text, least_pushes, to_text
 from envs.sokoban_solver import SearchBudgetExceededError, demonstrations, solve
 from envs.wrappers import TimeLimit
 
@@ -157,6 +157,38 @@ def test_default_rooms_are_neither_trivial_nor_too_long_for_20_steps():
     assert max(lengths) <= 20
     assert np.mean(lengths) > 4
     assert np.mean(np.array(lengths) <= 2) < 0.3
+
+
+def flat_cells(mask):
+    return jnp.flatnonzero(mask).astype(jnp.int32)
+
+
+@pytest.mark.parametrize(("arguments", "number"), [GENERATED[0], GENERATED[2], GENERATED[4]])
+def test_least_pushes_is_a_lower_bound(arguments, number):
+    environment = Sokoban(**arguments)
+    states = rooms(environment, number)
+    for room in range(number):
+        state = take(states, room)
+        bound = least_pushes(flat_cells(state.box), flat_cells(state.target), environment.width)
+        assert 0 < bound <= solve(state, metric="pushes").num_pushes
+
+
+def test_least_pushes_of_a_known_room():
+    """The boxes are exchanged: 1 + 2 pushes by the best assignment, 3 + 4 by the order of the cells."""
+    boxes, targets = jnp.array([10, 14], jnp.int32), jnp.array([16, 11], jnp.int32)
+    assert least_pushes(boxes, targets, 7) == 1 + 2
+
+
+def test_rooms_need_the_pushes_that_were_drawn():
+    environment = Sokoban(height=7, width=7, num_boxes=2, reverse_steps=60, pushes_low=3, pushes_high=8)
+    states = rooms(environment, 32)
+    bounds, pushes = [], []
+    for room in range(32):
+        state = take(states, room)
+        bounds.append(int(least_pushes(flat_cells(state.box), flat_cells(state.target), environment.width)))
+        pushes.append(solve(state, metric="pushes").num_pushes)
+    assert set(bounds) == {3, 4, 5, 6, 7, 8}
+    assert all(bound <= number <= bound + 6 for bound, number in zip(bounds, pushes, strict=True))
 
 
 def test_metrics_weigh_what_they_say():

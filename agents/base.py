@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
+from envs.base import PyTree
 from envs.choices import require_known
-from envs.types import PyTree
 
 Kind = Literal["unroll", "episodes", "replay"]
 

@@ -10,7 +10,7 @@ import optax
 
 from agents.distributions import Distribution
 from agents.networks import Network
-from envs.types import PyTree
+from envs.base import PyTree
 
 
 class Demonstrations(NamedTuple):

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 import jax
 
+from envs.base import Trajectory
 from envs.choices import unknown
-from envs.types import Trajectory
 
 
 def require_step_shape(what: str, array: jax.Array, trajectory: Trajectory) -> None:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from agents.channels import credit_weights, read_channel, require_step_shape
 from agents.estimators import Context, Estimator
 from agents.statistics import whiten
-from envs.types import Trajectory
+from envs.base import Trajectory
 
 WHITENINGS = ("none", "batch", "minibatch")
 

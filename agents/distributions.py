@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs.base import PyTree, UnsupportedSpaceError
 from envs.choices import require_known
-from envs.types import PyTree, UnsupportedSpaceError
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 

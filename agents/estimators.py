@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from agents.observation_hash import observation_hash
 from agents.returns import generalised_advantage, return_to_go
 from agents.statistics import from_groups, masked_mean, masked_std, to_groups, whiten
+from envs.base import Array, Trajectory
 from envs.choices import require_known
-from envs.types import Array, Trajectory
 
 EPSILON = 1e-6
 BASELINES = ("mean", "leave_one_out", "none")

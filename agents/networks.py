@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs.base import PyTree, UnsupportedSpaceError
 from envs.choices import require_known
 from envs.rollout import bounded_action
 from envs.spaces import from_indices
-from envs.types import PyTree, UnsupportedSpaceError
 
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "elu": jax.nn.elu, "gelu": jax.nn.gelu, "silu": jax.nn.silu}
 

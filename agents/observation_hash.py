@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from envs.types import PyTree
+from envs.base import PyTree
 
 
 def observation_hash(observation: PyTree) -> tuple[jax.Array, jax.Array]:

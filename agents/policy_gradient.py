@@ -18,8 +18,8 @@ from agents.distributions import Distribution, distribution_for
 from agents.losses import clipped_surrogate, value_loss
 from agents.networks import Head, Network, NetworkConfig, network
 from agents.statistics import masked_mean, masked_std, whiten
+from envs.base import EnvironmentSpec, PyTree, Trajectory
 from envs.choices import require_known
-from envs.types import EnvironmentSpec, PyTree, Trajectory
 
 SURROGATES = ("clip", "plain")
 REDUCTIONS = ("steps", "episodes", "constant")

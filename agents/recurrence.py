@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from agents.networks import orthogonal
-from envs.types import PyTree
+from envs.base import PyTree
 
 
 class Recurrence(NamedTuple):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from agents.channels import read_channel
 from agents.priority_tree import PriorityTree, tree_draw, tree_init, tree_set
-from envs.types import Trajectory
+from envs.base import Trajectory
 
 # Priorities are at least this: a transition without surprise is rare, not impossible.
 SMALLEST_PRIORITY = 1e-6

@@ -13,9 +13,9 @@ import numpy as np
 from agents.functionals import Functional, statistic
 from agents.networks import Head, NetworkConfig, implicit_quantile_network, network
 from agents.value_losses import midpoints
+from envs.base import EnvironmentSpec, Observation, PyTree, UnsupportedSpaceError
 from envs.choices import require_known
 from envs.stock import is_augmented, visible
-from envs.types import EnvironmentSpec, Observation, PyTree, UnsupportedSpaceError
 
 HEADS = ("expected", "categorical", "quantile", "implicit_quantile")
 # Actions whose utility is this close to the best, relative to the largest, tie: rounding of a mean in 32 bits.

@@ -29,8 +29,8 @@ from agents.value_losses import (
     midpoints,
     quantile_huber_loss,
 )
+from envs.base import EnvironmentSpec, PyTree, Trajectory, Transition
 from envs.stock import is_augmented, with_start
-from envs.types import EnvironmentSpec, PyTree, Trajectory, Transition
 
 
 class ValueBasedState(NamedTuple):

@@ -1,1 +1,1 @@
-"""Environments: types, the two environment protocols, rollouts, adapters and native JAX environments."""
+"""Environments: base types and protocols, rollouts, spaces and wrappers; native JAX environments; hosts."""

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from envs.base import PyTree, Trajectory, Transition, VectorHost
 from envs.rollout import ACT, UnrollState, bounded_action, channels
-from envs.types import PyTree, Trajectory, Transition, VectorHost
 
 # ``(params, carry, observation, key, t) -> (action, carry, extras)``, jitted; draws from ``fold_in(key, t)``.
 HostPolicy = Callable[..., tuple[PyTree, PyTree, dict[str, Any]]]

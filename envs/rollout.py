@@ -13,7 +13,7 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 
-from envs.types import Environment, EnvState, Observation, PyTree, TimeStep, Trajectory, Transition
+from envs.base import Environment, EnvState, Observation, PyTree, TimeStep, Trajectory, Transition
 
 Policy = Callable[[PyTree, Observation, jax.Array], tuple[PyTree, PyTree, dict[str, Any]]]
 

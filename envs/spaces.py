@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from gymnasium import spaces
 
-from envs.types import Action, NonFiniteEnvironmentError, PyTree, UnsupportedSpaceError
+from envs.base import Action, NonFiniteEnvironmentError, PyTree, UnsupportedSpaceError
 
 _LEAVES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 

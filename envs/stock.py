@@ -28,10 +28,10 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 
+from envs.base import Action, Array, Environment, EnvironmentSpec, EnvState, Observation, TimeStep, VectorHost
 from envs.choices import require_known
 from envs.rollout import channels as reward_channels
 from envs.spaces import environment_seeds
-from envs.types import Action, Array, Environment, EnvironmentSpec, EnvState, Observation, TimeStep, VectorHost
 
 # Parts of the observation that no network sees.
 HIDDEN = ("start_stock", "steps")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from envs.types import Action, Environment, EnvironmentSpec, EnvState, Observation, TimeStep
+from envs.base import Action, Environment, EnvironmentSpec, EnvState, Observation, TimeStep
 
 
 class TimeLimitState(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from envs.types import PyTree, Trajectory
+from envs.base import PyTree, Trajectory
 
 Metrics = dict[str, jax.Array]
 

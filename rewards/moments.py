@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from agents.base import DataSpec
 from agents.statistics import masked_mean
-from envs.types import Trajectory
+from envs.base import Trajectory
 
 # Counts that a transform may keep in all: 64 MiB.
 LARGEST_TABLE = 2**24

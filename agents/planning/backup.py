@@ -18,8 +18,8 @@ import numpy as np
 from agents.functionals import Functional, finite_utility
 from agents.planning.dynamic_programming import kept_or_best, lowest_best, tied
 from agents.planning.return_distributions import Representation, StockGrid, move_particles, stock_moves, stocks_or_zero
-from envs.tabular import TabularModel
-from envs.types import PyTree
+from envs.base import PyTree
+from envs.native.tabular import TabularModel
 
 # How many numbers are moved at a time: as many as a core's cache holds.
 _PIECE = 2**17

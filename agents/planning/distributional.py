@@ -34,7 +34,7 @@ from agents.planning.return_distributions import (
     stocks_or_zero,
 )
 from envs.choices import require_known
-from envs.tabular import TabularModel, validated
+from envs.native.tabular import TabularModel, validated
 
 _TIES = ("lowest", "uniform")
 
@@ -101,7 +101,7 @@ def value_iteration(
       keep_stages: returns the distributions of every time step (only with a horizon).
 
     Raises:
-      ValueError: see ``envs.tabular.validated``, ``functionals.require``, ``functionals.finite_utility`` and
+      ValueError: see ``tabular.validated``, ``functionals.require``, ``functionals.finite_utility`` and
         ``planning.resolve_length``; a representation that only evaluates or that does not fit the rewards, and an
         unknown ``ties``.
     """
@@ -202,7 +202,7 @@ def policy_evaluation(
       keep_stages: returns the distributions of every time step (only with a horizon).
 
     Raises:
-      ValueError: see ``envs.tabular.validated``, ``planning.resolve_length`` and ``functionals.finite_utility``; a
+      ValueError: see ``tabular.validated``, ``planning.resolve_length`` and ``functionals.finite_utility``; a
         policy of another shape, whose rows do not sum to one or with an unknown action; a representation or functional
         that does not fit the rewards; quantiles with a stock that falls between grid points.
     """

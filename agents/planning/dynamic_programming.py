@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.tabular import TabularModel, validated
+from envs.native.tabular import TabularModel, validated
 
 TIE_TOLERANCE = 1e-6
 
@@ -105,7 +105,7 @@ def value_iteration(
     ``discount / (1 - discount) max |V_n - V_(n-1)|``, and some units in the last place for rounding.
 
     Raises:
-      ValueError: see ``resolve_length`` and ``envs.tabular.validated``; vector rewards.
+      ValueError: see ``resolve_length`` and ``tabular.validated``; vector rewards.
     """
     model = validated(model)
     length, finite = resolve_length(model, discount, horizon, iterations)
@@ -131,7 +131,7 @@ def policy_evaluation(
       discount, horizon, iterations: of the problem.
 
     Raises:
-      ValueError: see ``resolve_length`` and ``envs.tabular.validated``; vector rewards; a policy of another shape or
+      ValueError: see ``resolve_length`` and ``tabular.validated``; vector rewards; a policy of another shape or
         whose rows do not sum to one.
     """
     model = validated(model)
@@ -168,7 +168,7 @@ def policy_iteration(
       rounds: at most so many evaluations.
 
     Raises:
-      ValueError: see ``resolve_length`` and ``envs.tabular.validated``; vector rewards.
+      ValueError: see ``resolve_length`` and ``tabular.validated``; vector rewards.
       RuntimeError: actions still change after ``rounds`` evaluations.
     """
     model = validated(model)

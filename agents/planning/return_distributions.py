@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs.base import PyTree
 from envs.stock import next_stock
-from envs.types import PyTree
 
 # What is this close to a grid point is on it.
 ON_GRID = 1e-6

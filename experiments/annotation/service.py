@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from envs.types import Trajectory
+from envs.base import Trajectory
 from experiments.errors import UserError
 from rewards.feedback.language_feedback import Annotations
 

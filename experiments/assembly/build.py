@@ -27,19 +27,19 @@ from agents.networks import NetworkConfig
 from agents.policy_gradient import policy_gradient, policy_network
 from agents.return_networks import return_network
 from agents.value_based import value_based
-from envs.atari_host import atari_host
-from envs.breakout import Breakout
-from envs.envpool_host import EnvPoolHost, boxoban_host
-from envs.functional import make_functional
-from envs.gymnasium_host import GymnasiumHost
-from envs.maze import Maze
-from envs.minigrid_host import MiniGridHost
-from envs.noisy_line import noisy_line
-from envs.sokoban import Sokoban
-from envs.sokoban_solver import demonstrations
+from envs.base import Environment, EnvironmentSpec, VectorHost
+from envs.hosts.atari import atari_host
+from envs.hosts.envpool import EnvPoolHost, boxoban_host
+from envs.hosts.gymnasium import GymnasiumHost
+from envs.hosts.minigrid import MiniGridHost
+from envs.native.breakout import Breakout
+from envs.native.functional import make_functional
+from envs.native.maze import Maze
+from envs.native.noisy_line import noisy_line
+from envs.native.sokoban import Sokoban
+from envs.native.sokoban_solver import demonstrations
+from envs.native.tabular import TabularEnvironment, from_gymnasium, gridworld
 from envs.stock import StockAugmented, StockHost
-from envs.tabular import TabularEnvironment, from_gymnasium, gridworld
-from envs.types import Environment, EnvironmentSpec, VectorHost
 from envs.wrappers import TimeLimit
 from experiments.annotation.http import Http
 from experiments.annotation.service import AnnotationService, Annotator, Scripted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from envs.types import EnvironmentSpec
+from envs.base import EnvironmentSpec
 from experiments.assembly.build import (
     EnvironmentSource,
     build_annotation,

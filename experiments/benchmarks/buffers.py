@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from agents.replay import replay_add, replay_init, replay_prioritise, replay_sample
-from envs.types import Trajectory
+from envs.base import Trajectory
 from experiments.assembly.build import build_environment, build_parts
 from experiments.benchmarks.sides import Options, loaded
 from experiments.benchmarks.timing import Comparison, Side, compared, in_turns, timed

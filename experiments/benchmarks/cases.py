@@ -25,7 +25,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from ml_collections import ConfigDict
 
-from envs.gymnasium_host import GymnasiumHost
+from envs.hosts.gymnasium import GymnasiumHost
 from experiments.assembly.build import build_environment
 from experiments.assembly.members import Member
 from experiments.benchmarks.baseline_sides import baseline, baseline_job

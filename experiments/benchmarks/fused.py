@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from ml_collections import ConfigDict
 
+from envs.native.sokoban import SokobanState, move, observe
 from envs.rollout import ACT, RESET
-from envs.sokoban import SokobanState, move, observe
 from experiments.assembly.build import build_environment
 from experiments.training.learn import AGENT_UPDATE, ROLLOUT, stream
 

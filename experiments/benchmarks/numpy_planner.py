@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from agents.planning.dynamic_programming import TIE_TOLERANCE
-from envs.tabular import TabularModel
+from envs.native.tabular import TabularModel
 
 
 def value_iteration(

@@ -16,7 +16,7 @@ from agents.functionals import cvar
 from agents.planning import distributional
 from agents.planning.return_distributions import Representation, StockGrid, categorical, lattice, stock_points
 from agents.replay import replay_add
-from envs.tabular import from_gymnasium
+from envs.native.tabular import from_gymnasium
 from experiments.assembly.build import build_environment, build_parts
 from experiments.benchmarks import numpy_planner
 from experiments.benchmarks.baseline_sides import baseline, replay_job

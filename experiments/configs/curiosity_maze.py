@@ -35,7 +35,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from envs.maze import SETTINGS
+from envs.native.maze import SETTINGS
 from experiments.configs._common import choose_curiosity, curiosity_variants, entry, one_of, policy_gradient_config
 
 NOISE = {

@@ -1,7 +1,7 @@
 """The eta-network on 4x4 gridworlds: one agent, many objectives, beside the exact planner.
 
 For the figure family of "Optimizing return distributions with distributional dynamic programming" (Pires et al., 2025,
-JMLR 26(185)): target returns, and the mean against the tail. The layouts are ours (``envs.tabular.LAYOUTS``), not the
+JMLR 26(185)): target returns, and the mean against the tail. The layouts are those of ``tabular.LAYOUTS``, not the
 paper's.
 
 Command:

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from agents.base import Agent
 from agents.functionals import FIXED, Functional, searched_stock, statistic
 from agents.return_networks import ReturnNetwork, utilities
+from envs.base import Observation, PyTree, Trajectory
 from envs.stock import StartingAt, StockAugmented, with_start
-from envs.types import Observation, PyTree, Trajectory
 from experiments.errors import UserError
 from experiments.training.learn import evaluation_rollout
 

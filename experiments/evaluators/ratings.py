@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from envs.types import PyTree, Transition
+from envs.base import PyTree, Transition
 from experiments.annotation.service import Scripted, as_text, remembered_messages
 from experiments.assembly.build import build_environment, build_parts
 from experiments.errors import UserError

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from agents.statistics import masked_mean
-from envs.maze import NO_OP, visits
+from envs.native.maze import NO_OP, visits
 from experiments.assembly.build import build_environment, build_parts
 from experiments.errors import UserError
 from experiments.rows import reading

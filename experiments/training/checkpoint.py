@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from envs.types import PyTree
+from envs.base import PyTree
 from experiments.errors import UserError, cannot_read, cannot_write
 
 # Orbax reports every save and restore, and a failure once more from each of its threads; a run has its own progress

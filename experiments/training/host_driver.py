@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from envs.base import EnvironmentSpec, VectorHost
 from envs.host_rollout import episodes_host, start_host, unroll_host
-from envs.types import EnvironmentSpec, VectorHost
 from experiments.annotation.service import AnnotationService
 from experiments.assembly.build import (
     EVALUATION_SEED,

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from agents.base import Agent
+from envs.base import Environment, PyTree, Trajectory
 from envs.rollout import Policy, episode_statistics, episodes, start_unroll, unroll
-from envs.types import Environment, PyTree, Trajectory
 from rewards.base import RewardTransform
 
 # Streams of a seed's key.

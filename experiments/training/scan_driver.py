@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from agents.behaviour_cloning import Demonstrations
-from envs.types import NonFiniteEnvironmentError
+from envs.base import NonFiniteEnvironmentError
 from experiments.assembly.build import (
     EVALUATION_SEED,
     EnvironmentSource,

@@ -14,8 +14,8 @@ from agents.base import DataSpec
 from agents.networks import observation_features, space_leaves
 from agents.observation_hash import observation_hash
 from agents.statistics import masked_mean
+from envs.base import EnvironmentSpec, PyTree, Trajectory
 from envs.choices import require_known
-from envs.types import EnvironmentSpec, PyTree, Trajectory
 from rewards.base import RewardTransform
 from rewards.moments import (
     LARGEST_TABLE,

@@ -14,7 +14,7 @@ from agents.base import DataSpec
 from agents.distributions import distribution_for
 from agents.networks import Head, NetworkConfig, action_features, action_size, network
 from agents.statistics import masked_mean
-from envs.types import EnvironmentSpec, PyTree
+from envs.base import EnvironmentSpec, PyTree
 from rewards.base import RewardTransform
 from rewards.fitting import check_fit, random_parts
 

@@ -26,7 +26,7 @@ from agents.base import DataSpec
 from agents.networks import Head, NetworkConfig, action_features, action_size, network
 from agents.recurrence import gated_recurrence
 from agents.statistics import masked_mean
-from envs.types import EnvironmentSpec, PyTree, Trajectory
+from envs.base import EnvironmentSpec, PyTree, Trajectory
 from rewards.base import RewardTransform
 from rewards.fitting import check_fit, random_parts
 from rewards.moments import Fading, episode_starts, fading_deviation, no_fading, prioritised, update_fading

@@ -14,7 +14,7 @@ import optax
 from agents.base import DataSpec
 from agents.networks import Head, NetworkConfig, network, space_leaves
 from agents.statistics import masked_mean
-from envs.types import EnvironmentSpec, PyTree
+from envs.base import EnvironmentSpec, PyTree
 from rewards.base import RewardTransform
 from rewards.fitting import check_fit, random_parts
 from rewards.moments import Moments, discounted_sums, merge_moments, no_moments

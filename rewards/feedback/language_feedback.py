@@ -17,8 +17,8 @@ from agents.base import DataSpec
 from agents.networks import CharacterConfig, character_network
 from agents.observation_hash import observation_hash
 from agents.statistics import masked_mean
+from envs.base import EnvironmentSpec, PyTree, Trajectory
 from envs.choices import require_known
-from envs.types import EnvironmentSpec, PyTree, Trajectory
 from rewards.base import Metrics, RewardTransform
 from rewards.moments import (
     LARGEST_TABLE,

@@ -24,8 +24,8 @@ from agents.distributions import distribution_for
 from agents.networks import Head, NetworkConfig, network
 from agents.returns import return_to_go
 from agents.statistics import from_groups, masked_mean, to_groups
+from envs.base import EnvironmentSpec, PyTree, Trajectory
 from envs.choices import require_known
-from envs.types import EnvironmentSpec, PyTree, Trajectory
 from rewards.base import RewardTransform
 from rewards.preference.losses import outcome_cross_entropy, pairwise_preference
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from agents.base import DataSpec
 from agents.statistics import from_groups, to_groups
-from envs.types import Trajectory
+from envs.base import Trajectory
 from rewards.base import RewardTransform, stateless
 from rewards.moments import merge_moments, no_moments
 

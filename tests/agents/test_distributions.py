@@ -19,7 +19,7 @@ from agents.distributions import (
     multi_categorical,
     tanh_gaussian,
 )
-from envs.types import UnsupportedSpaceError
+from envs.base import UnsupportedSpaceError
 
 KEY = jax.random.key(0)
 LOGITS = jnp.log(jnp.array([0.5, 0.25, 0.25]))

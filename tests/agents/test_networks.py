@@ -21,7 +21,7 @@ from agents.networks import (
     orthogonal,
     space_leaves,
 )
-from envs.types import UnsupportedSpaceError
+from envs.base import UnsupportedSpaceError
 
 KEY = jax.random.key(0)
 BOX = spaces.Box(-1, 1, (3,), np.float32)

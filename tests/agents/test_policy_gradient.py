@@ -14,9 +14,9 @@ from agents.credit import Credit, Entry
 from agents.estimators import gae, group_outcome, group_steps, other_steps, plain_return
 from agents.networks import NetworkConfig
 from agents.policy_gradient import policy_gradient
-from envs.probes import ObservationActionReward, TruncationProbe
+from envs.base import EnvironmentSpec, Transition
+from envs.native.probes import ObservationActionReward, TruncationProbe
 from envs.rollout import start_unroll, unroll
-from envs.types import EnvironmentSpec, Transition
 from experiments.training.learn import acting_policy, collect, initial_state, learn, run_chunk, start_rollout
 from rewards.base import chain
 

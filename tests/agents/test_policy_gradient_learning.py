@@ -12,7 +12,7 @@ from agents.credit import Credit, Entry
 from agents.estimators import gae, group_outcome, whitened_return
 from agents.networks import NetworkConfig
 from agents.policy_gradient import policy_gradient
-from envs import probes
+from envs.native import probes
 from experiments.training.learn import evaluate_episodes, initial_state, run_chunk, start_rollout
 from rewards.base import chain
 

@@ -10,7 +10,7 @@ from scipy import stats
 
 from agents.priority_tree import tree_weights
 from agents.replay import importance_weights, replay_add, replay_init, replay_prioritise, replay_sample
-from envs.types import Transition
+from envs.base import Transition
 
 KEY = jax.random.key(0)
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

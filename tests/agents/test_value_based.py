@@ -17,10 +17,10 @@ from agents.replay import replay_sample
 from agents.return_networks import best_actions, return_network, stock_hats, utilities
 from agents.value_based import n_step_return, outside_start, value_based, weighted_reward
 from agents.value_losses import midpoints
-from envs.probes import ContinuousTarget, ObservationActionReward
+from envs.base import EnvironmentSpec, Transition, UnsupportedSpaceError
+from envs.native.probes import ContinuousTarget, ObservationActionReward
 from envs.rollout import start_unroll, unroll
 from envs.stock import StockAugmented
-from envs.types import EnvironmentSpec, Transition, UnsupportedSpaceError
 
 KEY = jax.random.key(0)
 # These programs run for milliseconds; what costs is to compile them.

@@ -12,9 +12,9 @@ from agents.functionals import cvar, initial_stock
 from agents.networks import NetworkConfig
 from agents.return_networks import return_network, utilities
 from agents.value_based import value_based
-from envs import probes
+from envs.native import probes
+from envs.native.tabular import TabularEnvironment, one_state
 from envs.stock import StockAugmented
-from envs.tabular import TabularEnvironment, one_state
 from experiments.training.learn import evaluate_episodes, initial_state, run_chunk, start_rollout
 from rewards.base import chain
 

@@ -6,8 +6,8 @@ import gymnasium
 import jax
 import numpy as np
 
+from envs.base import EnvironmentSpec, TimeStep
 from envs.host_rollout import episodes_host
-from envs.types import EnvironmentSpec, TimeStep
 
 IMAGE, ENVIRONMENTS, LIMIT = (64, 64, 4), 4, 50
 

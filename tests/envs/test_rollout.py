@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from envs.base import EnvironmentSpec, TimeStep, Transition
 from envs.rollout import bounded_action, episode_statistics, episodes, select, start_unroll, unroll
-from envs.types import EnvironmentSpec, TimeStep, Transition
 
 BATCH, LENGTH, GROUP_SIZE = 6, 12, 3
 KEY = jax.random.key(5)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from envs.base import NonFiniteEnvironmentError, UnsupportedSpaceError
 from envs.spaces import as_batch, check_finite, environment_seeds, from_indices, leaves, validate_supported
-from envs.types import NonFiniteEnvironmentError, UnsupportedSpaceError
 
 NESTED = spaces.Dict(
     {

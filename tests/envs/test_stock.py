@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from envs.jax_host import JaxHost
+from envs.base import Environment, EnvironmentSpec, TimeStep
+from envs.hosts.jax import JaxHost
 from envs.rollout import start_unroll, unroll
 from envs.stock import (
     LARGEST_STOCK,
@@ -21,7 +22,6 @@ from envs.stock import (
     visible,
     with_start,
 )
-from envs.types import Environment, EnvironmentSpec, TimeStep
 from envs.wrappers import TimeLimit
 
 KEY = jax.random.key(0)

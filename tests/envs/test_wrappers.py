@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from envs.probes import ConstantReward, DelayedReward, TruncationProbe
-from envs.sokoban import Sokoban
-from envs.types import Environment
+from envs.base import Environment
+from envs.native.probes import ConstantReward, DelayedReward, TruncationProbe
+from envs.native.sokoban import Sokoban
 from envs.wrappers import TimeLimit
 
 KEY = jax.random.key(0)

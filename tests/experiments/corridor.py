@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from envs.jax_host import JaxHost
-from envs.types import EnvironmentSpec, TimeStep
+from envs.base import EnvironmentSpec, TimeStep
+from envs.hosts.jax import JaxHost
 from experiments.assembly import build, registry
 from experiments.assembly.members import Member
 from experiments.configs._common import entry, policy_gradient_config, value_based_config

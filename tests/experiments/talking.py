@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from ml_collections import ConfigDict
 
-from envs.types import EnvironmentSpec, TimeStep
+from envs.base import EnvironmentSpec, TimeStep
 from experiments.assembly import build
 from experiments.configs._common import entry
 from tests.experiments import corridor

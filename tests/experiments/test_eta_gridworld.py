@@ -7,7 +7,7 @@ import pytest
 from agents.functionals import FUNCTIONALS, initial_stock
 from agents.planning.distributional import value_iteration
 from agents.planning.return_distributions import StockGrid, lattice
-from envs.tabular import gridworld
+from envs.native.tabular import gridworld
 from experiments.assembly import registry
 from experiments.configs.eta_gridworld import PROBLEMS, objectives
 from experiments.errors import UserError

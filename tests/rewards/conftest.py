@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.types import Transition
+from envs.base import Transition
 
 
 @pytest.fixture(scope="session")

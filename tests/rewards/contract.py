@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.types import Transition
+from envs.base import Transition
 
 KEY = jax.random.key(0)
 # These programs run for milliseconds; what costs is to compile them.

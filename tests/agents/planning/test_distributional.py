@@ -34,7 +34,7 @@ from agents.planning.distributional import (
     value_iteration,
 )
 from agents.planning.return_distributions import StockGrid, categorical, lattice, quantiles
-from envs.tabular import TabularModel, gridworld, one_state, validated
+from envs.native.tabular import TabularModel, gridworld, one_state, validated
 from tests.agents.planning.planned import lower_mean, start
 
 # Action 0 is safe, 1 has the best mean, 2 the best chance of much.

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.planning.dynamic_programming import kept_or_best, policy_evaluation, policy_iteration, value_iteration
-from envs.tabular import TabularModel, from_gymnasium, one_state, validated
+from envs.native.tabular import TabularModel, from_gymnasium, one_state, validated
 
 SHAPE = (3, 2, 2)
 

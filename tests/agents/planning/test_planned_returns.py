@@ -11,9 +11,9 @@ from agents.functionals import cvar, quantile, target_return
 from agents.planning import dynamic_programming
 from agents.planning.distributional import act, return_distribution, stock_index, value_iteration
 from agents.planning.return_distributions import StockGrid, lattice
+from envs.native.tabular import TabularEnvironment, from_gymnasium, gridworld, one_state
 from envs.rollout import episodes
 from envs.stock import StockAugmented
-from envs.tabular import TabularEnvironment, from_gymnasium, gridworld, one_state
 from envs.wrappers import TimeLimit
 from tests.agents.planning.planned import lower_mean, start
 

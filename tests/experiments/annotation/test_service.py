@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from envs.types import EnvironmentSpec
+from envs.base import EnvironmentSpec
 from experiments.annotation.service import AnnotationService, Answer, Scripted
 from experiments.assembly import registry
 from experiments.assembly.build import EnvironmentSource, build_annotation, build_environment, build_parts

@@ -6,8 +6,8 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from envs.maze import SETTINGS, Maze
-from envs.tabular import TabularEnvironment
+from envs.native.maze import SETTINGS, Maze
+from envs.native.tabular import TabularEnvironment
 from experiments.assembly import build as build_module
 from experiments.assembly import registry
 from experiments.assembly.build import INTRINSIC_CREDIT, build_environment, build_parts

@@ -14,7 +14,7 @@ import pytest
 from agents.functionals import cvar
 from agents.planning.distributional import value_iteration
 from agents.planning.return_distributions import StockGrid, categorical, lattice
-from envs.tabular import gridworld
+from envs.native.tabular import gridworld
 from experiments.benchmarks import numpy_planner
 from experiments.benchmarks.baseline_sides import baseline, baseline_job, replay_job
 from experiments.benchmarks.cases import CASES

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from envs.gymnasium_host import GymnasiumHost
 from envs.host_rollout import episodes_host
+from envs.hosts.gymnasium import GymnasiumHost
 from experiments.assembly import registry
 from experiments.assembly.build import EVALUATION_SEED
 from experiments.benchmarks import baselines as library_agents

@@ -6,7 +6,7 @@ import re
 import jax.numpy as jnp
 import pytest
 
-from envs.functional import make_functional
+from envs.native.functional import make_functional
 from experiments.assembly import build
 from experiments.assembly.build import EVALUATION_SEED, TEST_SEED
 from experiments.commands import evaluate, run, sweep

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from envs.maze import START, WALLS
+from envs.native.maze import START, WALLS
 from experiments.assembly import registry
 from experiments.commands import run, sweep, visits
 from experiments.rows import collecting, reading, run_folders

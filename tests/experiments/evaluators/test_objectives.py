@@ -10,8 +10,8 @@ import pytest
 from agents.functionals import cvar, optimistic_cvar, target_return
 from agents.networks import NetworkConfig
 from agents.return_networks import return_network
-from envs.jax_host import JaxHost
-from envs.probes import ObservationActionReward
+from envs.hosts.jax import JaxHost
+from envs.native.probes import ObservationActionReward
 from envs.stock import StockAugmented
 from experiments.assembly import build, registry
 from experiments.assembly.build import build_environment, build_objectives, build_parts

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from agents.networks import NetworkConfig
-from envs.types import NonFiniteEnvironmentError
+from envs.base import NonFiniteEnvironmentError
 from experiments.assembly import build, registry
 from experiments.assembly.build import build_environment, build_parts
 from experiments.assembly.members import Member

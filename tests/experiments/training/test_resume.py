@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from envs.jax_host import JaxHost
+from envs.hosts.jax import JaxHost
 from experiments.assembly import registry
 from experiments.assembly.build import build_environment
 from experiments.configs._common import entry

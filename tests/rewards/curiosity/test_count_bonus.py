@@ -8,7 +8,7 @@ import pytest
 from gymnasium import spaces
 
 from agents.base import DataSpec
-from envs.types import EnvironmentSpec, Transition
+from envs.base import EnvironmentSpec, Transition
 from rewards.curiosity.count_bonus import count_bonus
 from tests.rewards.contract import KEY, jit, obeys_the_contract, random_trajectory
 

@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from agents.base import DataSpec
 from agents.networks import Head, NetworkConfig, network
-from envs.types import EnvironmentSpec, Transition
+from envs.base import EnvironmentSpec, Transition
 from rewards.curiosity.icm import icm
 from tests.rewards.contract import KEY, arrays, assert_same, jit, obeys_the_contract, random_trajectory, started
 

@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from agents.base import DataSpec
 from agents.networks import NetworkConfig
-from envs.types import EnvironmentSpec
+from envs.base import EnvironmentSpec
 from rewards.curiosity.latent_prediction import (
     aggregate,
     byol_explore,

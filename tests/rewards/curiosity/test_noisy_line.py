@@ -1,5 +1,5 @@
-"""Curiosity on the noisy line, whose limits ``envs.noisy_line`` computes: a prediction keeps what the noise leaves to
-the best one, in hindsight nothing is left, and the critic of hindsight says what a fresh one would."""
+"""Curiosity on the noisy line, whose limits ``noisy_line`` computes: a prediction keeps what the noise leaves to the
+best one, in hindsight nothing is left, and the critic of hindsight says what a fresh one would."""
 
 from types import SimpleNamespace
 
@@ -10,9 +10,9 @@ import pytest
 
 from agents.base import DataSpec
 from agents.networks import Head, NetworkConfig, network
-from envs.noisy_line import least_squared_error, next_state_entropy, noisy_line
+from envs.native.noisy_line import least_squared_error, next_state_entropy, noisy_line
+from envs.native.tabular import TabularEnvironment
 from envs.rollout import start_unroll, unroll
-from envs.tabular import TabularEnvironment
 from envs.wrappers import TimeLimit
 from rewards.curiosity.latent_prediction import byol_explore, byol_hindsight, unit
 from tests.rewards.contract import jit

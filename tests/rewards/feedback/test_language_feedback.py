@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from agents.base import DataSpec
 from agents.networks import CharacterConfig, character_network
-from envs.types import EnvironmentSpec, Transition
+from envs.base import EnvironmentSpec, Transition
 from rewards.base import chain
 from rewards.feedback.language_feedback import Annotations, language_feedback
 from tests.rewards.contract import KEY, assert_same, jit

@@ -15,9 +15,9 @@ from agents.credit import Credit, Entry
 from agents.estimators import group_outcome
 from agents.networks import Head, NetworkConfig, network
 from agents.policy_gradient import policy_gradient
-from envs.probes import ChainRecall
+from envs.base import EnvironmentSpec, Transition
+from envs.native.probes import ChainRecall
 from envs.rollout import episodes
-from envs.types import EnvironmentSpec, Transition
 from experiments.training.learn import acting_policy
 from rewards.process.implicit_prm import LOSSES, Rollouts, _take_groups, _take_kept_groups, implicit_prm
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.types import EnvironmentSpec, TimeStep
+from envs.base import EnvironmentSpec, TimeStep
 
 SIZE = 10
 STAY, LEFT, RIGHT = range(3)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs import probes
-from envs.types import Environment
+from envs.base import Environment
+from envs.native import probes
 
 DISCOUNT = 0.9
 KEYS = jax.random.split(jax.random.key(3), 16)

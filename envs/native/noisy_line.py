@@ -1,9 +1,9 @@
 """A noisy television on a line: a known model with known noise, in which the limits of curiosity can be computed.
 
 An agent walks on a line of ``length`` cells and sees its cell and some bits, which are drawn anew in every step where
-the noise is on and are 0 where it is off. It is the tabular twin of ``envs.maze``: what a perfect model of it still
-cannot predict is ``next_state_entropy`` in nats, ``least_squared_error`` for a squared loss. A curiosity that is an
-error of prediction tends to these numbers, one that only counts what could be learnt tends to 0.
+the noise is on and are 0 where it is off. It is the tabular twin of ``envs.native.maze``: the error that a perfect
+model is left with is ``next_state_entropy`` in nats, or ``least_squared_error`` for a squared loss. A curiosity that
+pays for errors of prediction tends to these numbers, one that pays only for what can be learnt tends to 0.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from envs.choices import require_known
-from envs.tabular import Outcome, TabularModel, from_outcomes
+from envs.native.tabular import Outcome, TabularModel, from_outcomes
 
 NO_OP, LEFT, RIGHT = range(3)
 NOISES = ("none", "always", "on_demand", "at_end")

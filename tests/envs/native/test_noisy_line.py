@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.noisy_line import LEFT, NO_OP, RIGHT, least_squared_error, next_state_entropy, noisy_line, transition
+from envs.native.noisy_line import LEFT, NO_OP, RIGHT, least_squared_error, next_state_entropy, noisy_line, transition
+from envs.native.tabular import TabularEnvironment, from_outcomes, validated
 from envs.rollout import episodes
-from envs.tabular import TabularEnvironment, from_outcomes, validated
 from envs.wrappers import TimeLimit
 
 

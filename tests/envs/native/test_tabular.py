@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.rollout import episodes
-from envs.tabular import (
+from envs.base import Environment
+from envs.native.tabular import (
     LAYOUTS,
     TabularEnvironment,
     TabularModel,
@@ -19,7 +19,7 @@ from envs.tabular import (
     scalarised,
     validated,
 )
-from envs.types import Environment
+from envs.rollout import episodes
 from envs.wrappers import TimeLimit
 
 STAY, UP, RIGHT, DOWN, LEFT = range(5)

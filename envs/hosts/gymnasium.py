@@ -18,9 +18,9 @@ import numpy as np
 from gymnasium.utils import EzPickle
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
+from envs.base import Action, Array, EnvironmentSpec, Observation, PyTree, TimeStep
 from envs.choices import nearest
 from envs.spaces import as_batch, check_finite, environment_seeds, from_indices, validate_supported
-from envs.types import Action, Array, EnvironmentSpec, Observation, PyTree, TimeStep
 
 _SUCCESS_KEYS = ("is_success", "success")
 # Packages that register these identifiers when they are installed, by the extra of sagax that installs them.

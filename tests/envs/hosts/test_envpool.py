@@ -6,8 +6,8 @@ import gymnasium
 import numpy as np
 import pytest
 
-from envs.envpool_host import EnvPoolHost, boxoban_host, boxoban_levels, symbolic_observation
-from envs.types import UnsupportedSpaceError, VectorHost
+from envs.base import UnsupportedSpaceError, VectorHost
+from envs.hosts.envpool import EnvPoolHost, boxoban_host, boxoban_levels, symbolic_observation
 
 
 def test_symbolic_observation_by_hand():

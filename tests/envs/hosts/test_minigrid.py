@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from envs.base import VectorHost
 from envs.host_rollout import start_host, unroll_host
-from envs.minigrid_host import MESSAGE_LENGTH, TASKS, MiniGridHost, _Events, decode_message, encode_message
+from envs.hosts.minigrid import MESSAGE_LENGTH, TASKS, MiniGridHost, _Events, decode_message, encode_message
 from envs.rollout import episode_statistics
-from envs.types import VectorHost
 
 LEFT, RIGHT, FORWARD, PICK_UP, DROP, TOGGLE, DONE = range(7)
 

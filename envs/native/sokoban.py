@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs.base import EnvironmentSpec, TimeStep
 from envs.choices import require_known
-from envs.types import EnvironmentSpec, TimeStep
 
 UP, DOWN, LEFT, RIGHT = range(4)
 MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.sokoban import (
+from envs.base import Environment
+from envs.native.sokoban import (
     DOWN,
     LEFT,
     RIGHT,
@@ -23,7 +24,6 @@ from envs.sokoban import (
     render,
     to_text,
 )
-from envs.types import Environment
 
 SIZES = [
     dict(),
@@ -210,7 +210,7 @@ def test_a_room_does_not_depend_on_its_batch():
 
 def test_a_room_that_cannot_be_made_by_chance_is_the_fixed_one(monkeypatch):
     """With no attempt left, reset still gives an unsolved room that ``3 * num_boxes - 2`` moves solve."""
-    monkeypatch.setattr("envs.sokoban._MAX_ATTEMPTS", 0)
+    monkeypatch.setattr("envs.native.sokoban._MAX_ATTEMPTS", 0)
     environment = Sokoban(num_boxes=3, reverse_steps=7)
     state, _ = jax.jit(environment.reset)(KEY)
     step = step_one(environment)

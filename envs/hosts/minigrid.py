@@ -19,9 +19,9 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from envs.base import Action, Array, EnvironmentSpec, Observation, TimeStep
 from envs.choices import require_known
-from envs.gymnasium_host import GymnasiumHost
-from envs.types import Action, Array, EnvironmentSpec, Observation, TimeStep
+from envs.hosts.gymnasium import GymnasiumHost
 
 TASKS = {
     "KeyCorridorS3R3": "MiniGrid-KeyCorridorS3R3-v0",

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.types import EnvironmentSpec, TimeStep
+from envs.base import EnvironmentSpec, TimeStep
 
 
 @dataclass(frozen=True)

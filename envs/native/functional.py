@@ -26,9 +26,9 @@ import jax
 import jax.numpy as jnp
 from gymnasium.experimental.functional import FuncEnv
 
+from envs.base import Action, Environment, EnvironmentSpec, EnvState, Observation, TimeStep
 from envs.choices import require_known
 from envs.spaces import from_indices, validate_supported
-from envs.types import Action, Environment, EnvironmentSpec, EnvState, Observation, TimeStep
 from envs.wrappers import TimeLimit
 
 # Key streams inside a reset and inside a step.

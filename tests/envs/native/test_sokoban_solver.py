@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.probes import ConstantReward
-from envs.sokoban import Sokoban, from_text, least_pushes, to_text
-from envs.sokoban_solver import SearchBudgetExceededError, demonstrations, solve
+from envs.native.probes import ConstantReward
+from envs.native.sokoban import Sokoban, from_text, least_pushes, to_text
+from envs.native.sokoban_solver import SearchBudgetExceededError, demonstrations, solve
 from envs.wrappers import TimeLimit
 
 MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))

@@ -27,8 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs.base import EnvironmentSpec, TimeStep, Trajectory
 from envs.choices import require_known
-from envs.types import EnvironmentSpec, TimeStep, Trajectory
 
 NO_OP, UP, DOWN, LEFT, RIGHT = range(5)
 MOVES = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs.base import Action, Environment, EnvironmentSpec, EnvState, Observation, TimeStep
 from envs.spaces import check_finite, environment_seeds
-from envs.types import Action, Environment, EnvironmentSpec, EnvState, Observation, TimeStep
 
 
 class JaxHostState(NamedTuple):

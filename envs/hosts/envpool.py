@@ -20,9 +20,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from envs.base import Action, EnvironmentSpec, Observation, TimeStep, UnsupportedSpaceError
 from envs.choices import nearest
 from envs.spaces import as_batch, check_finite, environment_seeds, from_indices, validate_supported
-from envs.types import Action, EnvironmentSpec, Observation, TimeStep, UnsupportedSpaceError
 
 _INT_MAX = 2**31 - 1
 _LEVELS = Path("jumanji", "assets", "boxoban", "unfiltered-test.npy")

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from envs.base import Environment
 from envs.choices import require_known
-from envs.sokoban import MOVES, Sokoban, SokobanState, move
-from envs.types import Environment
+from envs.native.sokoban import MOVES, Sokoban, SokobanState, move
 from envs.wrappers import TimeLimit
 
 _METRICS = ("moves", "pushes")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from envs.atari_host import atari_host
+from envs.hosts.atari import atari_host
 
 
 def test_numbers_out_of_range_are_refused_without_the_extra():

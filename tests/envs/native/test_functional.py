@@ -8,8 +8,8 @@ import pytest
 from gymnasium.envs.phys2d.cartpole import CartPoleFunctional
 from gymnasium.envs.tabular.blackjack import EnvState as BlackjackState
 
-from envs.functional import Functional, make_functional
-from envs.types import Environment
+from envs.base import Environment
+from envs.native.functional import Functional, make_functional
 from envs.wrappers import TimeLimit
 
 NAMES = ("Blackjack-v1", "CartPole-v1", "CliffWalking-v1", "Pendulum-v1")

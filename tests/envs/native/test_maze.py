@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs import maze
-from envs.maze import (
+from envs.base import Environment
+from envs.native import maze
+from envs.native.maze import (
     CHANNELS,
     MAP,
     MOVES,
@@ -26,7 +27,6 @@ from envs.maze import (
     visits,
 )
 from envs.rollout import episode_statistics, start_unroll, unroll
-from envs.types import Environment
 from envs.wrappers import TimeLimit
 
 KEY = jax.random.key(0)

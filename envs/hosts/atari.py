@@ -7,7 +7,7 @@ from functools import partial
 import gymnasium
 import numpy as np
 
-from envs.gymnasium_host import GymnasiumHost
+from envs.hosts.gymnasium import GymnasiumHost
 
 
 class _ChannelsLast(gymnasium.ObservationWrapper):

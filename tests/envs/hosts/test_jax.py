@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.jax_host import JaxHost
-from envs.types import EnvironmentSpec, NonFiniteEnvironmentError, TimeStep, VectorHost
+from envs.base import EnvironmentSpec, NonFiniteEnvironmentError, TimeStep, VectorHost
+from envs.hosts.jax import JaxHost
 from envs.wrappers import TimeLimit
 
 

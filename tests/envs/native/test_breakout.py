@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.breakout import LEFT, RIGHT, STAY, Breakout, BreakoutState, observe
-from envs.types import Environment
+from envs.base import Environment
+from envs.native.breakout import LEFT, RIGHT, STAY, Breakout, BreakoutState, observe
 
 ENVIRONMENT = Breakout(sticky=0.0)
 STEP = jax.jit(ENVIRONMENT.step)

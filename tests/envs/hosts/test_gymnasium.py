@@ -8,8 +8,8 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from envs.gymnasium_host import GymnasiumHost
-from envs.types import NonFiniteEnvironmentError, UnsupportedSpaceError, VectorHost
+from envs.base import NonFiniteEnvironmentError, UnsupportedSpaceError, VectorHost
+from envs.hosts.gymnasium import GymnasiumHost
 
 
 class Counter(gymnasium.Env):

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs.base import EnvironmentSpec, TimeStep
 from envs.choices import nearest, require_known
-from envs.types import EnvironmentSpec, TimeStep
 
 _SUM_TOLERANCE = 1e-6
 _OBSERVATIONS = ("index", "one_hot")

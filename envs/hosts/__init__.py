@@ -1,0 +1,1 @@
+"""Batches of environments from other libraries, and of pure ones, stepped from Python."""

@@ -1,0 +1,1 @@
+"""Environments in pure JAX, their exact solvers and known models."""

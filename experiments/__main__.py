@@ -18,6 +18,7 @@ COMMANDS = {
     "summary": "final values, steps to a threshold and ratios to a baseline, with intervals",
     "figures": "draw learning curves with intervals",
     "evaluate": "evaluate a checkpoint on episodes that neither trained nor chose it",
+    "tables": "write the result tables of docs/ from the committed rows",
     "collect": "merge run folders into one committed file of rows",
     "visits": "count where trained policies go in the maze, as rows",
     "ratings": "list what trained models of language feedback pay for each message, as rows",

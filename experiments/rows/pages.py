@@ -1,0 +1,198 @@
+"""The pages of ``docs/`` that are generated from committed rows, and the tables of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from experiments.disk import write_atomic
+from experiments.errors import UserError, cannot_read
+from experiments.rows.tables import Curves, Grid, benchmark_table, curves_table, grid_table
+
+_METHODS = (
+    *("ppo_residual", "ppo", "ppo+agent.learning_rate=0.008", "gigpo", "reinforce_pp", "oprl_residual", "grpo"),
+    *("rloo", "control_variate", "drgrpo", "oprl", "oprl_released", "prime"),
+)
+_NOT_WARM = ("control_variate", "oprl_released")
+_LEARNING_RATE = "ppo, learning rate 8e-3"
+
+RESULTS: tuple[Curves | Grid, ...] = (
+    Curves(
+        "oprl_sokoban: process rewards from outcomes alone, on Sokoban from scratch",
+        "oprl_sokoban",
+        "success",
+        {name: _LEARNING_RATE if "=" in name else f"`{name}`" for name in _METHODS},
+        threshold=0.8,
+        baseline="ppo+agent.learning_rate=0.008",
+        text="The ratio is to the best-tuned baseline: PPO at its best learning rate, found after the sweep that tuned "
+        "every method alike. What holds of the claims of OPRL (arXiv 2509.19199) is in "
+        "[notebooks/oprl.ipynb](../notebooks/oprl.ipynb).",
+    ),
+    Curves(
+        "oprl_sokoban: the policy cloned from a few solutions first",
+        "oprl_sokoban",
+        "success",
+        {f"{name},warm": f"`{name},warm`" for name in _METHODS if "=" not in name and name not in _NOT_WARM},
+        threshold=0.8,
+        baseline="ppo,warm",
+    ),
+    Curves(
+        "oprl_sokoban: RGB observations",
+        "oprl_sokoban",
+        "success",
+        {f"{name},visual": f"`{name},visual`" for name in ("grpo", "ppo", "oprl")},
+    ),
+    Curves(
+        "dqn_cartpole: the value-based family beside stable-baselines3 on CartPole-v1",
+        "dqn_cartpole",
+        "return",
+        {
+            "dqn": "`dqn`",
+            "qrdqn": "`qrdqn`",
+            "sb3_dqn,tuned": "stable-baselines3's DQN, tuned",
+            "sb3_qrdqn,tuned": "sb3-contrib's QR-DQN, tuned",
+            "sb3_dqn": "stable-baselines3's DQN, as documented",
+            "sb3_qrdqn": "sb3-contrib's QR-DQN, as documented",
+        },
+        threshold=475.0,
+        baseline="sb3_dqn,tuned",
+        digits=0,
+    ),
+    Curves(
+        "qrdqn_lunarlander: the same on LunarLander-v3",
+        "qrdqn_lunarlander",
+        "return",
+        {
+            "": "`qrdqn` (the default)",
+            "dqn": "`dqn`",
+            "sb3_dqn,tuned": "stable-baselines3's DQN, tuned",
+            "sb3_qrdqn,32_quantiles": "sb3-contrib's QR-DQN with 32 quantiles",
+        },
+        threshold=200.0,
+        baseline="sb3_dqn,tuned",
+        digits=0,
+    ),
+    Curves(
+        "ppo_cartpole: PPO on gymnasium's CartPole-v1",
+        "ppo_cartpole",
+        "return",
+        {"": "host environments", "native": "`native`: inside jit"},
+        threshold=475.0,
+        digits=0,
+    ),
+    Curves("ppo_pendulum: PPO on gymnasium's Pendulum-v1", "ppo_pendulum", "return", {"": "the default"}, digits=0),
+    Grid(
+        "eta_gridworld: mean of the worst share of the returns",
+        "eta_gridworld",
+        {
+            "cvar": "eta-network, one agent for all shares",
+            **{f"cvar,stockless,tau_{share}": f"without stock, trained for {share} %" for share in (10, 25, 50, 100)},
+        },
+        {"10": "10 %", "25": "25 %", "50": "50 %", "100": "all"},
+        "final",
+        metrics={share: f"objective/tau_{share}" for share in ("10", "25", "50", "100")},
+        text="Stock-augmented return distributions (arXiv 2501.13028); the exact planner's optimum is in "
+        "[notebooks/distributional_dp.ipynb](../notebooks/distributional_dp.ipynb).",
+    ),
+    Grid(
+        "curiosity_maze: trackers reached per training episode, mean of the run",
+        "curiosity_maze",
+        {
+            "hindsight": "BYOL-Hindsight",
+            "explore": "BYOL-Explore",
+            "rnd": "RND",
+            "icm": "ICM",
+            "count": "counts of hashed observations",
+            "ppo": "no intrinsic reward",
+        },
+        {
+            "quiet": "no noise",
+            "brownian": "wandering blocks",
+            "pixel": "random pixels",
+            "on_demand": "pixels on demand",
+        },
+        "mean",
+        "train/trackers",
+        text="No reward from the environment; see [notebooks/curiosity.ipynb](../notebooks/curiosity.ipynb).",
+    ),
+    Curves(
+        "curiosity_minigrid: KeyCorridorS3R3",
+        "curiosity_minigrid",
+        "train/success",
+        {"episodic": "`episodic`: counts within the episode", "ppo": "`ppo`: no intrinsic reward"},
+        threshold=0.5,
+        digits=3,
+    ),
+    Grid(
+        "oni_minigrid: success of training episodes with labels of messages, mean of the run",
+        "oni_minigrid",
+        {"retrieval": "retrieval", "classification": "classification", "ranking": "ranking"},
+        {
+            "delay_0": "labels at once",
+            "delay_100": "100 messages late",
+            "delay_1000": "1,000 messages late",
+            "partial": "half of the colours never labelled",
+        },
+        "mean",
+        "train/success",
+        text="Rewards from an annotator's opinion (ONI, arXiv 2410.23022) on KeyCorridorS3R3; see "
+        "[notebooks/language_feedback.ipynb](../notebooks/language_feedback.ipynb).",
+    ),
+)
+
+_MADE = "<!-- Made by `sagax tables` from the rows in results/; change the rows or the code, not this page. -->"
+_RESULTS_HEAD = """# Results
+
+Every number is computed from the rows in [results/](../results) by `sagax tables`. Estimates are interquartile means
+over seeds, with 95 % stratified bootstrap intervals; the x-axis is environment steps. "Tuned on" is the budget that
+chose a method's settings, on seeds that are not reported. Rows made before evaluation episodes were drawn for each seed
+judge all seeds on the same episodes, so that their intervals leave out the error of that one draw."""
+_BENCHMARKS_HEAD = """# Speed of sagax beside baselines
+
+Each comparison takes turns between two sides in one run (`sagax benchmark CASE`); a ratio above 1 favours sagax. The
+clock's figure is the median over pairs, with the smallest and the largest; processor time adds up all cores."""
+
+
+def results_page(root: Path) -> str:
+    """The text of ``docs/results.md``."""
+    tables = [curves_table(each, root) if isinstance(each, Curves) else grid_table(each, root) for each in RESULTS]
+    return "\n\n".join([_MADE, _RESULTS_HEAD, *tables]) + "\n"
+
+
+def benchmarks_page(root: Path) -> str:
+    """The text of ``docs/benchmarks.md``."""
+    return "\n\n".join([_MADE, _BENCHMARKS_HEAD, benchmark_table(root / "results" / "benchmark.jsonl")]) + "\n"
+
+
+PAGES: dict[str, Callable[[Path], str]] = {"docs/results.md": results_page, "docs/benchmarks.md": benchmarks_page}
+
+
+def stale_pages(root: Path) -> list[str]:
+    """The pages that are not what the rows say.
+
+    Raises:
+      UserError: if rows are missing or cannot be read.
+    """
+    stale = []
+    for name, page in PAGES.items():
+        path = root / name
+        try:
+            found = path.read_text(encoding="utf-8") if path.is_file() else ""
+        except OSError as error:
+            raise cannot_read(path, error) from error
+        if found != page(root):
+            stale.append(name)
+    return stale
+
+
+def write_pages(root: Path) -> list[str]:
+    """Writes every page below ``root``; returns their names.
+
+    Raises:
+      UserError: if rows are missing, or a page cannot be written.
+    """
+    if not (root / "results").is_dir():
+        raise UserError(f"{root} has no folder results: run this command in the root of the repository")
+    for name, page in PAGES.items():
+        write_atomic(root / name, page(root).encode())
+    return list(PAGES)

@@ -1,0 +1,107 @@
+"""The tables of the documentation are what the committed rows say."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from experiments.commands import tables as command
+from experiments.errors import UserError
+from experiments.rows.pages import PAGES, stale_pages, write_pages
+from experiments.rows.reading import encode_line
+from experiments.rows.tables import Curves, Grid, benchmark_table, curves_table, grid_table, method_of, tuning_budgets
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_the_pages_are_what_the_rows_say():
+    assert stale_pages(ROOT) == []
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Rows of two variants, three seeds each: ``fast`` reaches .5 after 50 steps, ``slow`` after 150."""
+    (tmp_path / "results").mkdir()
+    heights = {"fast": (0.0, 1.0, 1.0), "slow": (0.0, 0.25, 0.75)}
+    rows = [
+        {"experiment": "x", "variant": name, "seed": seed, "env_steps": 100 * index, "success": value}
+        for name, values in heights.items()
+        for seed in range(3)
+        for index, value in enumerate(values)
+    ]
+    (tmp_path / "results" / "x.jsonl").write_bytes(b"".join(map(encode_line, rows)))
+    tuning = [
+        {"experiment": "x", "variant": f"slow+sweep+a={value}", "seed": seed, "env_steps": 500_000, "success": 0.1}
+        for value in (1, 2)
+        for seed in (7, 8)
+    ]
+    (tmp_path / "results" / "x_tuning.jsonl").write_bytes(b"".join(map(encode_line, tuning)))
+    return tmp_path
+
+
+def test_a_table_of_curves_by_hand(root):
+    table = Curves("Title", "x", "success", {"fast": "Fast", "slow": "Slow"}, 0.5, "slow", "Text.")
+    lines = curves_table(table, root).splitlines()
+    assert lines[:3] == ["### Title", "", "Text."]
+    assert lines[4].split(" | ")[4:] == [
+        "area under the curve",
+        "environment steps to 0.5",
+        "ratio to Slow",
+        "tuned on |",
+    ]
+    fast, slow = (line.strip("| ").split(" | ") for line in lines[6:])
+    assert fast[:4] == ["Fast", "3", "200", "1.00 [1.00, 1.00]"]
+    assert fast[5:] == ["50 [50, 50]", "0.33 [0.33, 0.33]", "nothing"]
+    assert slow[4:] == ["0.31 [0.31, 0.31]", "150 [150, 150]", "1", "2 points, 2 seeds, 2M steps"]
+
+
+def test_a_variant_without_rows_is_refused(root):
+    with pytest.raises(UserError, match="no rows of the variant 'gone'; it has fast, slow"):
+        curves_table(Curves("Title", "x", "success", {"gone": "Gone"}), root)
+
+
+def test_a_grid_by_hand(root):
+    table = Grid("Title", "x", {"fast": "Fast"}, {"a": "A", "b": "B"}, "mean", metrics={"a": "success", "b": "length"})
+    assert grid_table(table, root).splitlines()[-1] == "| Fast | 0.67 [0.67, 0.67] | no rows |"
+
+
+def test_the_method_of_a_variant():
+    assert [method_of(name) for name in ("ppo,warm+agent.clip=0.1", "ppo", "+sweep+a=1", "")] == ["ppo", "ppo", "", ""]
+
+
+def test_budgets_come_from_the_tuning_rows(root):
+    assert tuning_budgets("x", root) == {"slow": "2 points, 2 seeds, 2M steps"}
+    assert tuning_budgets("y", root) == {}
+
+
+def test_of_two_records_of_a_comparison_the_newer_is_shown(tmp_path):
+    machine = {"device": "cpu", "device_count": 1, "cores": 2, "versions": {"jax": "1"}}
+    comparison = {"name": "n", "ours": "o", "reference": "r", "unit": "u", "ours_median": 2.0, "reference_median": 1.0}
+    comparison |= {"ratio_min": 1.5, "ratio_max": 2.5, "pairs": 3}
+    path = tmp_path / "benchmark.jsonl"
+    records = [
+        {"case": "c", "machine": machine | {"started": started}, "comparisons": [comparison | {"ratio": ratio}]}
+        for started, ratio in (("2026-02", 2.0), ("2026-01", 9.0))
+    ]
+    path.write_text("\n".join(map(json.dumps, records)))
+    lines = benchmark_table(path).splitlines()
+    assert len(lines) == 3 and "| 2.00 (1.50 to 2.50, 3 pairs) |" in lines[2]
+    path.write_text("{")
+    with pytest.raises(UserError, match="not a file of JSON lines"):
+        benchmark_table(path)
+
+
+def test_the_command_writes_and_checks(tmp_path, capsys):
+    shutil.copytree(ROOT / "results", tmp_path / "results")
+    assert command.main([f"--root={tmp_path}", "--check"]) == 2
+    assert "docs/results.md, docs/benchmarks.md: not what the rows" in capsys.readouterr().err
+    assert command.main([f"--root={tmp_path}"]) == 0
+    assert capsys.readouterr().out.split() == list(PAGES)
+    assert command.main([f"--root={tmp_path}", "--check"]) == 0
+
+
+def test_without_rows_nothing_is_written(tmp_path):
+    with pytest.raises(UserError, match="no folder results: run this command in the root"):
+        write_pages(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,8 +1,8 @@
-"""What is measured: every case times the house beside something else.
+"""What is measured: the cases by name, which time sagax beside something else or on this device.
 
-A case is a function of the command line's ``Options`` that returns comparisons; the first paragraph of its docstring
-is its line in the help. ``CASES`` names them, with those of ``benchmark_value_cases.py``, ``benchmark_buffers.py`` and
-``benchmark_reward_cases.py`` beside this file.
+A case is a function of the command line's ``Options`` that returns comparisons, or yields measurements one by one; the
+first paragraph of its docstring is its line in the help. ``CASES`` names them, with those of ``value_cases.py``,
+``buffers.py``, ``reward_cases.py`` and ``device_cases.py`` beside this file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from experiments.assembly.build import build_environment
 from experiments.assembly.members import Member
 from experiments.benchmarks.baseline_sides import baseline, baseline_job
 from experiments.benchmarks.buffers import buffer
+from experiments.benchmarks.device_cases import Measurement, devices
 from experiments.benchmarks.fused import fused_chunk, fused_state
 from experiments.benchmarks.reward_cases import annotator, curiosity, minigrid
 from experiments.benchmarks.sides import SEEDS, Chunks, Options, has_baselines, loaded, scan_driver, slots_of
@@ -394,7 +395,7 @@ def report_compilation(name: str) -> None:
 
 
 # By the name on the command line.
-CASES: dict[str, Callable[[Options], list[Comparison]]] = {
+CASES: dict[str, Callable[[Options], Iterable[Comparison | Measurement]]] = {
     "fused_ppo": fused_ppo,
     "fused_grpo": fused_grpo,
     "purejaxrl": purejaxrl,
@@ -407,4 +408,5 @@ CASES: dict[str, Callable[[Options], list[Comparison]]] = {
     "curiosity": curiosity,
     "minigrid": minigrid,
     "annotator": annotator,
+    "devices": devices,
 }

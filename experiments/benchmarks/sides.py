@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from experiments.assembly import registry
 from experiments.assembly.build import build_environment
 from experiments.assembly.members import Member
 from experiments.benchmarks.timing import Sample, timed
+from experiments.rows.environment_report import environment_report
 from experiments.training.host_driver import HostDriver
 from experiments.training.scan_driver import ScanDriver
 
@@ -29,12 +32,31 @@ class Options(NamedTuple):
       tiny: whether the pieces are to be too small to measure, to see that a case runs.
       baseline: a checkout of PureJaxRL.
       baseline_python: the interpreter that has the baselines installed.
+      names, seeds: configurations and numbers of seeds of the case devices; empty for its own.
+      seconds: for how long a measurement of the case devices steps.
+      limit: after how many seconds it is ended.
     """
 
     repeats: int
     tiny: bool
     baseline: Path | None = None
     baseline_python: Path | None = None
+    names: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    seconds: float = 10.0
+    limit: float = 300.0
+
+
+def machine(command: Sequence[str] | None = None) -> dict[str, Any]:
+    """What figures hold for; ``command`` as in ``environment_report``."""
+    report = environment_report(command)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return report | {"cores": usable} | load_average()
+
+
+def load_average() -> dict[str, float]:
+    """What else the machine does: taken before a case, which would count itself."""
+    return {"load_average": round(os.getloadavg()[0], 2)}
 
 
 def has_baselines(options: Options, case: str, rivals: str, packages: str) -> bool:

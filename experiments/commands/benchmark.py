@@ -1,32 +1,26 @@
-"""How fast the house is, and against what.
+"""Speed of sagax, beside baselines or by device.
 
 sagax benchmark CASE... [--json] [--repeats=N] [--tiny] [--out=results/benchmark.jsonl]
 
-One line per comparison, or one JSON object per case: ``case``, ``comparisons`` (see ``Comparison.report``), ``tiny``
-and ``machine``. Nothing is written unless ``--out`` says where.
+One line per comparison or measurement, or as JSON: an object per case with ``case``, ``comparisons`` (see
+``Comparison.report``), ``tiny`` and ``machine``; of the case devices an object per measurement, with ``measurement``
+(see ``Measurement``) in place of ``comparisons``. Nothing is written unless ``--out`` says where.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.cases import CASES
-from experiments.benchmarks.sides import Options
+from experiments.benchmarks.device_cases import Measurement
+from experiments.benchmarks.sides import Options, load_average, machine
+from experiments.benchmarks.timing import Comparison
 from experiments.commands.command_parser import CommandParser
 from experiments.errors import UserError, cannot_write, command, unknown
-from experiments.rows.environment_report import environment_report
-
-
-def machine() -> dict[str, Any]:
-    """What the figures hold for."""
-    report = environment_report()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return report | {"cores": usable, "load_average": round(os.getloadavg()[0], 2)}
 
 
 def line(case: str, report: dict[str, Any], where: dict[str, Any]) -> str:
@@ -59,8 +53,32 @@ def parser() -> CommandParser:
     made.add_argument("--tiny", action="store_true", help="pieces too small to measure, to see that a case runs")
     made.add_argument("--baseline", type=Path, help="a checkout of PureJaxRL, for the case purejaxrl")
     made.add_argument("--baseline-python", type=Path, help="the interpreter that has the baselines installed")
-    made.add_argument("--out", type=Path, help="also append one JSON line per case to this file")
+    made.add_argument(
+        "--names",
+        type=_words,
+        default=(),
+        help="configurations of the case devices, NAME,NAME; with commas in variants NAME;NAME",
+    )
+    made.add_argument("--seeds", type=_counts, default=(), help="its numbers of seeds, N,N (default: 1,10,100)")
+    made.add_argument("--seconds", type=float, default=10.0, help="what it steps for, each time (default: 10)")
+    made.add_argument("--limit", type=float, default=300.0, help="after how many it ends a measurement (default: 300)")
+    made.add_argument("--out", type=Path, help="also append the JSON lines to this file")
     return made
+
+
+def _words(text: str) -> tuple[str, ...]:
+    # Variants have commas themselves.
+    return tuple(text.split(";" if ";" in text else ","))
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(int(word) for word in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected integers N,N, got {text!r}") from error
+    if min(counts) < 1:
+        raise argparse.ArgumentTypeError(f"expected integers of at least 1, got {text!r}")
+    return counts
 
 
 def append(path: Path, text: str) -> None:
@@ -90,19 +108,41 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise unknown("case", name, CASES)
     if arguments.repeats < 1:
         raise UserError(f"--repeats={arguments.repeats}: expected at least 1")
+    for name, value in (("seconds", arguments.seconds), ("limit", arguments.limit)):
+        if value <= 0:
+            raise UserError(f"--{name}={value:g}: expected above 0")
     if arguments.out is not None:
         # A file that cannot be written is told before minutes of measuring.
         append(arguments.out, "")
-    options = Options(arguments.repeats, arguments.tiny, arguments.baseline, arguments.baseline_python)
-    for name in arguments.cases:
-        where = machine()
-        reports = [comparison.report() for comparison in CASES[name](options)]
-        record = {"case": name, "comparisons": reports, "tiny": options.tiny, "machine": where}
+    options = Options(
+        repeats=arguments.repeats,
+        tiny=arguments.tiny,
+        baseline=arguments.baseline,
+        baseline_python=arguments.baseline_python,
+        names=arguments.names,
+        seeds=arguments.seeds,
+        seconds=arguments.seconds,
+        limit=arguments.limit,
+    )
+
+    def tell(record: dict[str, Any], lines: Sequence[str]) -> None:
         if arguments.out is not None:
             append(arguments.out, json.dumps(record) + "\n")
-        if arguments.json:
-            print(json.dumps(record), flush=True)
-        else:
-            for report in reports:
-                print(line(name, report, where), flush=True)
+        for shown in [json.dumps(record)] if arguments.json else lines:
+            print(shown, flush=True)
+
+    for name in arguments.cases:
+        about = {"case": name, "tiny": options.tiny}
+        comparisons: list[Comparison] = []
+        load = load_average()
+        for found in CASES[name](options):
+            if isinstance(found, Measurement):
+                tell(about | {"measurement": found.report(), "machine": found.machine}, [found.line()])
+            else:
+                comparisons.append(found)
+        if comparisons:
+            where = machine() | load
+            reports = [comparison.report() for comparison in comparisons]
+            record = about | {"comparisons": reports, "machine": where}
+            tell(record, [line(name, report, where) for report in reports])
     return 0

@@ -46,7 +46,7 @@ def environment_report(command: Sequence[str] | None = None) -> dict[str, Any]:
         "device_count": jax.device_count(),
         "platform": device.platform,
         "system": platform.platform(),
-        "command": shlex.join(command if command is not None else _command_line()),
+        "command": shlex.join(command if command is not None else command_line()),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -83,7 +83,7 @@ def changed_sessions(report: Mapping[str, Any], keys: Sequence[str]) -> list[dic
     return changes
 
 
-def _command_line() -> list[str]:
+def command_line() -> list[str]:
     """The words of the command that runs, as a user would type them: ``sagax`` and its arguments, or the script's."""
     specification = getattr(sys.modules.get("__main__"), "__spec__", None)
     ours = specification is not None and specification.name == "experiments.__main__"

@@ -18,8 +18,9 @@ from envs.native.tabular import gridworld
 from experiments.benchmarks import numpy_planner
 from experiments.benchmarks.baseline_sides import baseline, baseline_job, replay_job
 from experiments.benchmarks.cases import CASES
+from experiments.benchmarks.device_cases import FINISHED, Measurement, devices, measured
 from experiments.benchmarks.fused import fused_chunk, fused_state
-from experiments.benchmarks.sides import loaded, scan_driver
+from experiments.benchmarks.sides import Options, loaded, scan_driver
 from experiments.benchmarks.timing import Comparison, Sample, compared, in_turns, timed
 from experiments.benchmarks.value_cases import gradient_steps
 from experiments.commands import benchmark
@@ -151,6 +152,8 @@ def test_wrong_options(capsys, nothing_runs):
     assert "expected an integer, got 'two'" in refused(capsys, "fused_grpo", "--repeats=two")
     assert "'--repeat', did you mean '--repeats'" in refused(capsys, "fused_grpo", "--repeat=3")
     assert "CASE" in refused(capsys)
+    assert "expected integers of at least 1, got '1,0'" in refused(capsys, "devices", "--seeds=1,0")
+    assert "--limit=0: expected above 0" in refused(capsys, "devices", "--limit=0")
 
 
 def test_a_file_that_cannot_be_written_is_told_before_any_case_is_run(capsys, nothing_runs, tmp_path):
@@ -309,6 +312,41 @@ def test_buffers_without_flashbax_are_one_line(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "flashbax", None)
     assert benchmark.main(["buffer", "--tiny"]) == 2
     assert "error: the case buffer needs flashbax: pip install flashbax" in capsys.readouterr().err
+
+
+def test_a_tiny_run_is_measured_on_this_device(capsys, tmp_path):
+    out = tmp_path / "devices.jsonl"
+    assert benchmark.main(["devices", "--tiny", "--json", "--seconds=0.1", "--seeds=2", f"--out={out}"]) == 0
+    [printed] = capsys.readouterr().out.splitlines()
+    assert out.read_text() == printed + "\n"
+    record = json.loads(printed)
+    assert set(record) == {"case", "measurement", "tiny", "machine"} and record["tiny"] is True
+    assert {"commit", "device", "device_count", "cores", "load_average"} <= set(record["machine"])
+    found = record["measurement"]
+    assert (found["name"], found["seeds"], found["ended"]) == ("ppo_cartpole:native,smoke", 2, FINISHED)
+    config = loaded(found["name"])
+    # No step of an unroll is padding.
+    assert found["steps"] == found["chunks"] * found["iterations"] * 2 * config.data.length * config.data.batch
+    assert found["chunks"] >= 2 and found["seconds"] >= 0.1
+    assert found["steps_per_second"] == pytest.approx(found["steps"] / found["seconds"])
+    assert found["compile_seconds"] > 0 and found["start_seconds"] > 0
+    assert found["memory_of"] == "process" and found["peak_bytes"] > 2**26
+
+
+def test_a_measurement_that_ends_early_says_why():
+    assert measured("ppo_cartpole:native", 1, 1.0, limit=0.01) == Measurement(
+        "ppo_cartpole:native", 1, "stopped after 0.01 s", {}, {}
+    )
+    failed = measured("nothing", 1, 1.0, limit=60.0)
+    assert failed.ended.startswith("failed: ") and "nothing" in failed.ended
+    # What it is and where is known before anything is measured.
+    assert set(failed.figures) == {"peak_bytes", "memory_of"} and failed.machine["device"] == "cpu"
+    assert failed.line().startswith("devices/nothing, 1 seeds: (failed: ")
+
+
+def test_a_host_environment_is_no_case_of_devices():
+    with pytest.raises(UserError, match=r"--names=ppo_cartpole: .*expected a pure one"):
+        list(devices(Options(1, False, names=("ppo_cartpole",))))
 
 
 # --- the same work -------------------------------------------------------------------------------------

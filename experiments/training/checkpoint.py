@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,13 +39,28 @@ def _is_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key)
 
 
-def _storable(tree: PyTree) -> dict[str, np.ndarray]:
-    """The leaves as numpy arrays by position; typed keys as their data. The structure is the program's, not the disk's.
+def _storable(tree: PyTree) -> dict[str, jax.Array | np.ndarray]:
+    """The leaves as arrays by position; typed keys as their data. The structure is the program's, not the disk's.
 
-    An array without elements says nothing and stays out: Orbax refuses it.
+    Arrays of a device stay on it: Orbax writes each of their shards from where it is. An array without elements says
+    nothing and stays out: Orbax refuses it.
     """
-    leaves = [np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for leaf in jax.tree.leaves(tree)]
+
+    def storable(leaf):
+        if _is_key(leaf):
+            return jax.random.key_data(leaf)
+        return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+
+    leaves = map(storable, jax.tree.leaves(tree))
     return {_name(index): leaf for index, leaf in enumerate(leaves) if leaf.size}
+
+
+def _wanted(template: Any) -> Any:
+    """What Orbax is asked for: with the sharding of ``template``, where it has one, straight onto its devices."""
+    if isinstance(template, np.ndarray | np.generic):
+        return np.empty(template.shape, template.dtype)
+    data = jax.eval_shape(jax.random.key_data, template) if _is_key(template) else template
+    return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=template.sharding)
 
 
 def _name(index: int) -> str:
@@ -52,21 +68,19 @@ def _name(index: int) -> str:
 
 
 def _described(leaf: Any) -> str:
-    """``float32[3,4]``; of a typed key, what its data are."""
-    if _is_key(leaf):
-        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    """``float32[3,4]``."""
     return f"{np.dtype(leaf.dtype).name}[{','.join(map(str, np.shape(leaf)))}]"
 
 
-def _restored(template: Any, stored: np.ndarray | None) -> Any:
+def _restored(template: Any, stored: jax.Array | np.ndarray | None) -> Any:
     """One leaf as ``template`` is: a host's numpy array keeps its 64 bits, which a device array does not have."""
     if stored is None:
         stored = np.zeros(template.shape, template.dtype)
     if isinstance(template, np.ndarray | np.generic):
         return np.asarray(stored)
-    if _is_key(template):
-        return jax.random.wrap_key_data(jnp.array(stored), dtype=template.dtype)
-    return jnp.array(stored)
+    # A copy of a host's array: a run donates its state, and may not donate what somebody else owns.
+    stored = stored if isinstance(stored, jax.Array) else jnp.array(stored)
+    return jax.random.wrap_key_data(stored, dtype=template.dtype) if _is_key(template) else stored
 
 
 class Checkpoints:
@@ -166,8 +180,17 @@ class Checkpoints:
         return iteration
 
     def _read(self, iteration: int, **items: Any) -> Any:
+        return self._guarded(iteration, lambda: self._manager.restore(iteration, args=ocp.args.Composite(**items)))
+
+    def _shapes(self, iteration: int) -> dict[str, str]:
+        """The arrays of ``iteration`` by name, described; none is read."""
+        folder = self.folder / str(iteration) / "state"
+        found = self._guarded(iteration, lambda: ocp.StandardCheckpointHandler().metadata(folder))
+        return {name: _described(leaf) for name, leaf in found.tree.items()}
+
+    def _guarded(self, iteration: int, read: Callable[[], Any]) -> Any:
         try:
-            return self._manager.restore(iteration, args=ocp.args.Composite(**items))
+            return read()
         except OSError as error:
             raise cannot_read(self.folder, error) from error
         except (ValueError, KeyError) as error:
@@ -176,19 +199,22 @@ class Checkpoints:
     def restore(self, template: PyTree, iteration: int | None = None) -> Restored:
         """The checkpoint of ``iteration``, or the latest, with the structure of ``template`` (arrays or their shapes).
 
+        What has a sharding in ``template`` is read onto its devices, whatever devices it was saved from.
+
         Raises:
           UserError: if there is none, it cannot be read, or its arrays are not those of ``template``.
         """
         iteration = self._existing(self.latest() if iteration is None else iteration)
         leaves, structure = jax.tree.flatten(template)
-        found: Any = self._read(iteration, state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
-        stored = found["state"]
-        there = {name: _described(leaf) for name, leaf in stored.items()}
-        wanted = {_name(index): _described(leaf) for index, leaf in enumerate(leaves) if np.prod(leaf.shape)}
+        targets = {_name(index): _wanted(leaf) for index, leaf in enumerate(leaves) if np.prod(leaf.shape)}
+        wanted = {name: _described(target) for name, target in targets.items()}
+        there = self._shapes(iteration)
         if there != wanted:
             raise UserError(
                 f"the checkpoint {iteration} in {self.folder} is of another configuration: {_difference(there, wanted)}"
             )
+        found: Any = self._read(iteration, state=ocp.args.StandardRestore(targets), meta=ocp.args.JsonRestore())
+        stored = found["state"]
         arrays = [_restored(leaf, stored.get(_name(index))) for index, leaf in enumerate(leaves)]
         meta = dict(found["meta"])
         host = meta.pop("host")

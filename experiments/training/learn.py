@@ -217,8 +217,16 @@ def run_chunk(
     *,
     iterations: int,
     start_states: int | None = None,
+    split: Callable[[PyTree, int], PyTree] = lambda tree, axis: tree,
 ) -> tuple[RunState, dict[str, jax.Array]]:
     """``iterations`` of collect and learn in one scan.
+
+    Args:
+      environment, agent, reward, state: what is trained.
+      first_iteration: of the chunk; it need not be known when the chunk is compiled.
+      iterations: of the chunk.
+      start_states: as in ``envs.rollout.unroll``.
+      split: ``(tree, axis)``, shards the environments, ``axis`` of every leaf, over the devices.
 
     Returns:
       The state, and metrics reduced over the chunk: sums under ``sum/``, means otherwise; ``max/rejected`` is the
@@ -227,8 +235,9 @@ def run_chunk(
 
     def step(state, offset):
         iteration = first_iteration + offset
+        state = state._replace(rollout=split(state.rollout, 0))
         state, trajectory = collect(environment, agent, state, iteration, start_states=start_states)
-        return learn(agent, reward, state, trajectory, iteration)
+        return learn(agent, reward, state, split(trajectory, 1), iteration)
 
     state, metrics = jax.lax.scan(step, state, jnp.arange(iterations))
     return state, {name: reduce_metric(name, values) for name, values in metrics.items()}

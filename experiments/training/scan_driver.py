@@ -1,4 +1,5 @@
-"""The scan driver: rollout and learning compiled into one scan over a chunk, vmapped over the members."""
+"""The scan driver: rollout and learning compiled into one scan over a chunk, vmapped over the members and sharded over
+the devices."""
 
 from __future__ import annotations
 
@@ -7,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -26,6 +26,7 @@ from experiments.evaluators.objectives import evaluate_objectives
 from experiments.training import learn
 from experiments.training.keys import evaluation_key, seed_key
 from experiments.training.learn import RunState
+from experiments.training.sharding import device_mesh, member_program, placed, split_environments, stored_sharding
 
 
 class ScanDriver:
@@ -36,18 +37,30 @@ class ScanDriver:
       environment: with a pure ``environment``.
       members: what to train; member i of a program equals the single run of member i.
       sweep: leave an environment that is not finite to the outer loop, so that the other members go on.
+      devices: over which the members, or the environments of a single one, are sharded as ``sharding.py`` says; all if
+        ``None``.
     """
 
     resumed_exactly = True
 
-    def __init__(self, config: ConfigDict, source: EnvironmentSource, members: Sequence[Member], sweep: bool = False):
+    def __init__(
+        self,
+        config: ConfigDict,
+        source: EnvironmentSource,
+        members: Sequence[Member],
+        sweep: bool = False,
+        devices: Sequence[jax.Device] | None = None,
+    ):
         # The maker of drivers saw that it is not None.
         environment: Any = source.pure
         self.members = list(members)
         self._config, self._environment, self._sweep = config, source, sweep
-        self._seeds = jnp.asarray([member.seed for member in members], jnp.uint32)
+        mesh = device_mesh(len(members), devices)
+        self._sharding = stored_sharding(mesh, len(members))
+        self._seeds = placed(np.asarray([member.seed for member in members], np.uint32), self._sharding)
         names = sorted({name for member in members for name in member.values})
-        self._values = {name: jnp.asarray([member.values[name] for member in members], jnp.float32) for name in names}
+        values = {name: np.asarray([member.values[name] for member in members], np.float32) for name in names}
+        self._values = placed(values, self._sharding)
         start_states = config.rollout.start_states
 
         def parts(values):
@@ -72,6 +85,7 @@ class ScanDriver:
                 first_iteration,
                 iterations=iterations,
                 start_states=start_states,
+                split=functools.partial(split_environments, mesh),
             )
 
         def evaluate(params, values, key):
@@ -91,16 +105,21 @@ class ScanDriver:
         parts({})
         build_annotation(config, source)
         build_objectives(config, source.spec)
-        self._start = jax.jit(jax.vmap(start, in_axes=(0, 0, None)))
+        program = functools.partial(member_program, mesh=mesh, members=len(members))
+        self._start = program(start, in_axes=(0, 0, None))
         self._chunks: dict[int, Callable[..., Any]] = {}
-        self._make_chunk = lambda iterations: jax.jit(
-            jax.vmap(functools.partial(chunk, iterations=iterations), in_axes=(0, 0, None)), donate_argnums=0
+        self._make_chunk = lambda iterations: program(
+            functools.partial(chunk, iterations=iterations),
+            in_axes=(0, 0, None),
+            whole=(False, True),
+            donate_argnums=(0,),
         )
-        self._evaluate = jax.jit(jax.vmap(evaluate, in_axes=(0, 0, None)))
+        self._evaluate = program(evaluate, in_axes=(0, 0, None), whole=True)
 
     def template(self) -> RunState:
         # What the policy is cloned from does not change its shape.
-        return jax.eval_shape(self._start, self._seeds, self._values, None)
+        shapes = jax.eval_shape(self._start, self._seeds, self._values, None)
+        return jax.tree.map(lambda leaf: leaf.update(sharding=self._sharding), shapes)
 
     def start(self) -> RunState:
         return self._start(self._seeds, self._values, expert_demonstrations(self._config, self._environment))
@@ -108,7 +127,7 @@ class ScanDriver:
     def chunk(self, state, first_iteration, iterations):
         if iterations not in self._chunks:
             self._chunks[iterations] = self._make_chunk(iterations)
-        state, metrics = self._chunks[iterations](state, self._values, jnp.int32(first_iteration))
+        state, metrics = self._chunks[iterations](state, self._values, np.int32(first_iteration))
         metrics = jax.device_get(metrics)
         if np.any(metrics["sum/non_finite_environments"] > 0) and not self._sweep:
             seeds = [
@@ -126,7 +145,7 @@ class ScanDriver:
 
     def trace(self) -> None:
         """Traces one iteration without compiling or running it; raises what its values make it raise."""
-        jax.eval_shape(self._make_chunk(1), self.template(), self._values, jnp.int32(0))
+        jax.eval_shape(self._make_chunk(1), self.template(), self._values, np.int32(0))
 
     def snapshot(self):
         return None

@@ -38,12 +38,14 @@ class ReturnNetwork(NamedTuple):
         or quantiles. ``fractions`` are for an implicit head; ``None`` is the midpoints.
       distribution: ``(outputs) -> ReturnDistribution``.
       atoms: ``[N]`` for a categorical head, else ``None``.
+      head: one of ``HEADS``.
     """
 
     init: Callable[[jax.Array], PyTree]
     apply: Callable[..., jax.Array]
     distribution: Callable[[jax.Array], ReturnDistribution]
     atoms: jax.Array | None
+    head: str
 
 
 def return_network(
@@ -101,7 +103,7 @@ def return_network(
                 fractions = jnp.broadcast_to(midpoints(quantiles), (batch, quantiles))
             return jnp.swapaxes(implicit.apply(params, observation, fractions[None])[0], 1, 2)
 
-        return ReturnNetwork(implicit.init, apply_implicit, distribution, support)
+        return ReturnNetwork(implicit.init, apply_implicit, distribution, support, head)
 
     heads = {"advantage": Head(actions * size, scale=0.01)}
     heads |= {"value": Head(size, scale=0.01)} if dueling else {}
@@ -115,7 +117,7 @@ def return_network(
             return advantage
         return outputs["value"][0][:, None] + advantage - jnp.mean(advantage, axis=1, keepdims=True)
 
-    return ReturnNetwork(explicit.init, apply_explicit, distribution, support)
+    return ReturnNetwork(explicit.init, apply_explicit, distribution, support, head)
 
 
 def _stock_encoder(

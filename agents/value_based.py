@@ -1,15 +1,16 @@
 """The value-based family: DQN, double, dueling, n-step, C51, QR-DQN, IQN and the stock-augmented eta-network.
 
-What differs between these methods is the head that predicts the return, its loss, and what the greedy action is greedy
-for; replay, targets and exploration are one mechanism.
+These methods differ in the head that predicts the return, in its loss, and in the objective of greedy actions; replay,
+targets and exploration are the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,56 +20,40 @@ from agents.base import Agent, DataSpec
 from agents.channels import credit_weights, read_channel
 from agents.functionals import Functional, require
 from agents.networks import NetworkConfig
+from agents.priority_tree import PriorityTree
 from agents.replay import ReplayState, importance_weights, replay_add, replay_init, replay_prioritise, replay_sample
-from agents.return_networks import HEADS, best_actions, return_network, utilities
+from agents.return_networks import HEADS, ReturnNetwork, best_actions, return_network, utilities
 from agents.statistics import masked_mean
-from agents.value_losses import (
-    categorical_cross_entropy,
-    categorical_projection,
-    huber_loss,
-    midpoints,
-    quantile_huber_loss,
+from agents.value_targets import (
+    Batch,
+    batch_of,
+    bellman_target,
+    follow_online,
+    head_loss,
+    mix_actions,
+    target_policy,
+    with_other_stocks,
 )
-from envs.base import EnvironmentSpec, PyTree, Trajectory, Transition
-from envs.stock import is_augmented, with_start
+from envs.base import EnvironmentSpec, Observation, PyTree, Trajectory, Transition
+from envs.stock import is_augmented
 
 
 class ValueBasedState(NamedTuple):
-    """``params`` has the keys ``online`` (the network's parameters) and ``steps`` (environment steps so far)."""
+    """The state of a value-based agent.
+
+    Attributes:
+      params: ``online`` (the network's parameters) and ``steps`` (environment steps so far).
+      target: parameters of the target network.
+      optimiser: of ``online``.
+      gradient_steps: so far.
+      replay: the buffer.
+    """
 
     params: dict[str, PyTree]
     target: PyTree
     optimiser: PyTree
     gradient_steps: jax.Array
     replay: ReplayState
-
-
-class Segment(NamedTuple):
-    """What an n-step segment comes to, ``[B]`` each: the discounted reward up to its first end or last row, what
-    multiplies the value behind it (0 where it terminated), that row's index, and whether all of it is real."""
-
-    reward: jax.Array
-    discount: jax.Array
-    last: jax.Array
-    weight: jax.Array
-
-
-def n_step_return(
-    rewards: jax.Array, terminated: jax.Array, truncated: jax.Array, mask: jax.Array, discount: float | jax.Array
-) -> Segment:
-    """Sums ``[n, B]`` rows up to the first end: ``sum_k discount^k r_k`` and ``discount^(last + 1) (1 - terminated)``.
-
-    A truncated episode is cut, too, but what follows its last row is bootstrapped.
-    """
-    ends = (terminated | truncated).astype(jnp.int32)
-    # A row counts while no row before it ended the episode.
-    counts = (jnp.cumsum(ends, axis=0) - ends) == 0
-    last = jnp.sum(counts, axis=0) - 1
-    powers = jnp.asarray(discount) ** jnp.arange(rewards.shape[0] + 1)
-    total = jnp.sum(jnp.where(counts, powers[:-1, None] * rewards, 0.0), axis=0)
-    stopped = jnp.any(counts & terminated, axis=0)
-    weight = jnp.min(jnp.where(counts, mask, 1.0), axis=0)
-    return Segment(total, jnp.where(stopped, 0.0, powers[last + 1]), last, weight)
 
 
 def value_based(
@@ -110,15 +95,17 @@ def value_based(
 ) -> Agent:
     """Builds a value-based agent.
 
-    ``update(state, trajectory, key, *, relabel=None)`` stores the raw unroll and then takes ``updates`` gradient steps,
-    each on ``batch_size`` segments of ``n_step`` rows. With G_n the reward of a segment up to the first end in it,
+    ``update(state, trajectory, key, *, relabel=None)`` stores the raw unroll in the replay buffer and then takes
+    ``updates`` gradient steps, each on ``batch_size`` segments of ``n_step`` rows. With ``G`` the discounted reward of
+    a segment up to the first end in it and ``Z`` the return that the target network predicts, the loss of the head
+    moves the prediction at the segment's first action towards
 
-        target = G_n + discount^n (1 - terminated) Z_target(s_n, a*),    a* greedy at s_n,
+        G + discount^n (1 - terminated) Z(s_n, a*),    a* greedy at s_n.
 
-    is regressed on by the loss of the head, averaged over the segments. ``relabel(trajectory) -> trajectory`` is
-    applied to every sampled batch, so that reward transforms are those of now. Of a stock that the network sees, the
-    metric ``stock_outside`` is the share of the unroll's steps at which it was outside the range of start stocks: there
-    the network has to go on from what it learnt at the edge.
+    ``relabel(trajectory) -> trajectory`` is applied to every sampled batch, so that stored data is learned from
+    with the rewards of the present reward transforms. Where the network sees a stock, the metric ``stock_outside`` is
+    the share of the unroll's steps whose stock was outside the range of start stocks, where the network has to
+    extrapolate.
 
     Args:
       spec: the environment.
@@ -126,43 +113,48 @@ def value_based(
       network_config: the network; feed-forward.
       head: ``expected`` (DQN: Mnih et al., 2015), ``categorical`` (C51: Bellemare et al., 2017), ``quantile`` (QR-DQN:
         Dabney et al., 2018a) or ``implicit_quantile`` (IQN: Dabney et al., 2018b).
-      channels: the weights of the channels that make up the reward, by name; ``{"env": 1.0}`` where ``None``.
-      functional: what the greedy action is greedy for, of stock plus return; ``None`` is the mean (Pires et al., 2025:
-        an environment from ``envs.stock``). With it, actions that tie are all taken, with equal probability: their
-        distributions are mixed in the target. Without it, a target takes the first of the best.
-      return_scale: a return of the network times this is in units of the stock: the inverse of a factor that scales
-        the rewards.
-      use_stock: without it the network sees no stock and the greedy rule asks the functional of the return to come
-        alone, as if the episode began at every step: a comparison, which optimises no functional but the mean.
-      stock_features: so many hat functions of the stock in the network's input, see ``return_networks.stock_hats``; 0
+      channels: the weights of the channels that make up the reward, by name; ``{"env": 1.0}`` where ``None``. A learned
+        ``extras["credit_weight"]`` of a channel's name multiplies its weight.
+      functional: the objective that greedy actions maximise, a functional of stock plus return (Pires et al., 2025;
+        environments from ``envs.stock``); ``None`` is the mean. With a functional, tied actions are all taken with
+        equal probability, and their distributions are mixed in the target. Without one, a target takes the first of the
+        best actions.
+      return_scale: what a predicted return is multiplied by to be in units of the stock: the inverse of a factor that
+        scales the rewards.
+      use_stock: without it the network does not see the stock, and greedy actions maximise the functional of the
+        future return alone, as if the episode began at every step. This is a comparison: it optimises no functional
+        but the mean.
+      stock_features: number of hat functions of the stock in the network's input, see ``return_networks.stock_hats``; 0
         for the bare number.
-      stock_edits: so many copies of each sampled segment get another start stock, uniform over the environment's range.
+      stock_edits: number of copies of each sampled segment that get another start stock, drawn uniformly from the
+        environment's range.
       discount: in [0, 1]; that of the stock where there is one.
       n_step: rows per segment.
-      double: the online network chooses ``a*``, the target network says what it is worth (van Hasselt et al., 2016).
+      double: the online network chooses ``a*`` and the target network evaluates it (van Hasselt et al., 2016).
       dueling: value and advantage as two heads (Wang et al., 2016).
       quantiles: ``N`` of both quantile heads.
-      atoms, value_low, value_high: the categorical head's.
-      huber: where the loss turns linear, ``delta`` of the expected head (above 0) and ``kappa`` of the quantile heads
-        (0: the plain quantile loss).
-      capacity: of the buffer, in transitions, each with both of its observations.
+      atoms, value_low, value_high: support of the categorical head.
+      huber: error beyond which the loss is linear: ``delta`` of the expected head (above 0) and ``kappa`` of the
+        quantile heads (0: the plain quantile loss).
+      capacity: of the buffer, in transitions; each is stored with both of its observations.
       batch_size, updates: segments per gradient step and gradient steps per update.
       learning_starts: stored transitions before the first gradient step.
-      prioritised, priority_exponent, importance_exponent: prioritised replay, its alpha and beta (Schaul et al., 2016).
-        The priority is the absolute error of the expected head, else the loss. Beta stays what it is, where the paper
-        lets it grow to 1 over the training.
+      prioritised, priority_exponent, importance_exponent: prioritised replay with its alpha and beta (Schaul et al.,
+        2016). The priority is the absolute error of the expected head, otherwise the loss. Beta is constant here; the
+        paper increases it to 1 during training.
       target_rate: ``target <- target + target_rate (online - target)`` after every gradient step.
-      target_period: the target becomes the online network every so many gradient steps; ``None`` for never. It comes
-        on top of ``target_rate``, which is 0 for copies alone.
-      epsilon_start, epsilon_end, epsilon_steps: share of random actions, linear over so many environment steps.
+      target_period: gradient steps between copies of the online network into the target network, in addition to
+        ``target_rate`` (0 for copies alone); ``None`` for no copies.
+      epsilon_start, epsilon_end, epsilon_steps: share of random actions, linear over ``epsilon_steps`` environment
+        steps.
       learning_rate: a number or an optax schedule over gradient steps.
       adam_epsilon, max_gradient_norm: optimiser; ``None`` for no clipping of the global gradient norm.
 
     Raises:
-      ValueError: see ``return_network``; data of another kind; counts out of range; a buffer too small to learn from;
-        a functional that greedy steps do not optimise, or that this head or environment cannot tell; an expected head
-        with ``huber`` 0.
-      UnsupportedSpaceError: actions that are not Discrete, or an observation without encoder.
+      ValueError: see ``return_networks.return_network``; data of another kind; counts out of range; a buffer too small
+        to learn from; a functional that greedy steps do not optimise, or that this head or environment does not
+        support; an expected head with ``huber`` 0.
+      UnsupportedSpaceError: actions that are not Discrete, or an observation space that cannot be encoded.
     """
     returns = return_network(
         spec,
@@ -179,169 +171,58 @@ def value_based(
     _validate_data(data, capacity, learning_starts, n_step, batch_size, updates, target_period)
     _validate_functional(functional, spec, head, discount, use_stock, stock_edits)
     if head == "expected" and not isinstance(huber, jax.core.Tracer) and huber == 0:
-        raise ValueError("huber=0: head='expected' would lose nothing, whatever it predicts: expected above 0")
-    weights = {"env": 1.0} if channels is None else dict(channels)
+        raise ValueError("huber=0: the loss of head='expected' would be 0 for every prediction: expected above 0")
     steps = [] if max_gradient_norm is None else [optax.clip_by_global_norm(max_gradient_norm)]
-    optimiser = optax.flatten(optax.chain(*steps, optax.adam(learning_rate, eps=adam_epsilon)))
-    actions = int(spec.action_space.n)
-    stocked = is_augmented(spec.observation_space) and use_stock
+    rule = LearningRule(
+        returns=returns,
+        optimiser=optax.flatten(optax.chain(*steps, optax.adam(learning_rate, eps=adam_epsilon))),
+        actions=int(spec.action_space.n),
+        channels={"env": 1.0} if channels is None else dict(channels),
+        functional=functional,
+        return_scale=return_scale,
+        use_stock=use_stock,
+        start_stocks=spec.observation_space["start_stock"] if stock_edits else None,
+        stock_edits=stock_edits,
+        discount=discount,
+        n_step=n_step,
+        batch_size=batch_size,
+        double=double,
+        quantiles=quantiles,
+        huber=huber,
+        prioritised=prioritised,
+        priority_exponent=priority_exponent,
+        importance_exponent=importance_exponent,
+        target_rate=target_rate,
+        target_period=target_period,
+    )
+    sees_stock = is_augmented(spec.observation_space) and use_stock
+    epsilon_at = partial(linear_epsilon, start=epsilon_start, end=epsilon_end, steps=epsilon_steps)
 
     def init_fn(key):
         online = returns.init(key)
-        template = _transition_template(spec)
+        replay = replay_init(_transition_template(spec), capacity=capacity, batch=data.batch, prioritised=prioritised)
         return ValueBasedState(
             params={"online": online, "steps": jnp.zeros((), jnp.int32)},
-            # A copy: two leaves of one buffer cannot both be donated.
+            # A copy: two leaves that share one buffer cannot both be donated.
             target=jax.tree.map(jnp.copy, online),
-            optimiser=optimiser.init(online),
+            optimiser=rule.optimiser.init(online),
             gradient_steps=jnp.zeros((), jnp.int32),
-            replay=replay_init(template, capacity=capacity, batch=data.batch, prioritised=prioritised),
-        )
-
-    def initial_carry(batch):
-        del batch
-        return ()
-
-    def epsilon_at(environment_steps):
-        done = jnp.clip(environment_steps / jnp.maximum(epsilon_steps, 1.0), 0.0, 1.0)
-        return epsilon_start + (epsilon_end - epsilon_start) * done
-
-    def greedy_policy(outputs, observation):
-        distribution = returns.distribution(outputs)
-        return best_actions(
-            utilities(distribution, observation, functional, return_scale=return_scale, use_stock=use_stock)
+            replay=replay,
         )
 
     def act_fn(params, carry, observation, key, *, greedy=False, action=None):
         if action is None:
-            best = greedy_policy(returns.apply(params["online"], observation), observation)
+            best = greedy_policy(rule, returns.apply(params["online"], observation), observation)
             epsilon = 0.0 if greedy else epsilon_at(params["steps"])
-            probabilities = (1 - epsilon) * best + epsilon / actions
+            probabilities = (1 - epsilon) * best + epsilon / rule.actions
             action = jax.random.categorical(key, jnp.log(probabilities)).astype(jnp.int32)
         return action, carry, {}
-
-    def target_distribution(key, target_outputs, chooser_outputs, observation):
-        """The distribution at ``a*``, by outputs ``[B, A, N]``: particles and probabilities ``[B, N]``.
-
-        Where actions tie, as they do wherever a functional is flat, it is that of their uniform mixture: itself for the
-        heads whose actions share their particles, and in expectation, by drawing one, for quantiles. Their loss is
-        linear in the target's distribution, and the particles of all actions would cost as many times the pairs.
-        """
-        policy = greedy_policy(chooser_outputs, observation)
-        if functional is None:
-            policy = jax.nn.one_hot(jnp.argmax(policy, axis=-1), actions)
-        elif head not in ("expected", "categorical"):
-            policy = jax.nn.one_hot(jax.random.categorical(key, jnp.log(policy)), actions)
-        distribution = returns.distribution(target_outputs)
-        if head == "categorical":
-            return distribution.particles[:, 0], jnp.sum(policy[..., None] * distribution.weights, axis=1)
-        particles = jnp.sum(policy[..., None] * distribution.particles, axis=1)
-        return particles, jnp.broadcast_to(distribution.weights, particles.shape)
-
-    def targets_of(key, target, online, following, segment, fractions):
-        """The target of each segment, in the shape that the head's loss takes, and its mean ``[B]``."""
-        target_outputs = chooser_outputs = returns.apply(target, following, fractions)
-        if double or fractions is not None:
-            # Never chosen by the fractions that were sampled for the target: a maximum over noise is biased upwards.
-            chooser_outputs = returns.apply(online if double else target, following)
-        particles, probabilities = target_distribution(key, target_outputs, chooser_outputs, following)
-        if head == "expected":
-            value = segment.reward + segment.discount * particles[:, 0]
-            return value, value
-        if head == "categorical":
-            projected = categorical_projection(returns.atoms, segment.reward, segment.discount, probabilities)
-            return projected, jnp.sum(returns.atoms * projected, axis=-1)
-        shifted = segment.reward[:, None] + segment.discount[:, None] * particles
-        return shifted, jnp.mean(shifted, axis=-1)
-
-    def losses_of(outputs, target, fractions):
-        """Loss and priority ``[B]`` of the taken actions' outputs ``[B, N]``."""
-        if head == "expected":
-            error = target - outputs[:, 0]
-            return huber_loss(error, huber), jnp.abs(error)
-        if head == "categorical":
-            loss = categorical_cross_entropy(outputs, target)
-        else:
-            fractions = midpoints(quantiles) if fractions is None else fractions
-            loss = quantile_huber_loss(outputs, fractions, target, kappa=huber)
-        return loss, loss
-
-    def edited(observation, start):
-        return with_start(observation, start, discount)
-
-    def with_edits(key, observation, following):
-        """Both observations ``[B, ...]``, followed by ``stock_edits`` copies of each from other start stocks."""
-        space = spec.observation_space["start_stock"]
-        batch = observation["stock"].shape[0]
-        drawn = jax.random.uniform(key, (stock_edits * batch, *space.shape))
-        start = space.low + (space.high - space.low) * drawn
-        copies = [jax.tree.map(lambda x: jnp.concatenate([x] * stock_edits), each) for each in (observation, following)]
-        return (
-            jax.tree.map(lambda x, y: jnp.concatenate([x, y]), each, edited(copy, start))
-            for each, copy in zip((observation, following), copies, strict=True)
-        )
-
-    def sample(replay, key):
-        """The segments of one gradient step, their indices and their probabilities."""
-        return replay_sample(replay, jax.random.split(key, 4)[0], batch=batch_size, length=n_step)
-
-    def gradient_step(replay, relabel, carry, inputs):
-        params, target, optimiser_state, count, priority, largest = carry
-        key, sampled = inputs
-        _, edit_key, fraction_key, tie_key = jax.random.split(key, 4)
-        replay = replay._replace(priority=priority, largest=largest)
-        rows, index, probability = sample(replay, key) if sampled is None else sampled
-        rows = rows if relabel is None else relabel(rows)
-        segment = n_step_return(weighted_reward(rows, weights), rows.terminated, rows.truncated, rows.mask, discount)
-        columns = jnp.arange(batch_size)
-        observation = jax.tree.map(lambda x: x[0], rows.observation)
-        following = jax.tree.map(lambda x: x[segment.last, columns], rows.next_observation)
-        action, importance = rows.action[0], jnp.ones(batch_size)
-        if prioritised:
-            importance = importance_weights(probability, importance_exponent)
-        if stock_edits:
-            observation, following = with_edits(edit_key, observation, following)
-            action, importance = (jnp.tile(x, 1 + stock_edits) for x in (action, importance))
-            segment = jax.tree.map(lambda x: jnp.tile(x, 1 + stock_edits), segment)
-        fractions = target_fractions = None
-        if head == "implicit_quantile":
-            fractions, target_fractions = jax.random.uniform(fraction_key, (2, action.shape[0], quantiles))
-        goal, goal_mean = targets_of(tie_key, target, params, following, segment, target_fractions)
-        valid = segment.weight
-
-        def loss_fn(params):
-            outputs = returns.apply(params, observation, fractions)
-            # A masked sum, not a gather: the gradient of a gather is a scatter, which is slow on every device.
-            chosen = jax.nn.one_hot(action, actions)[..., None]
-            outputs = jnp.sum(chosen * outputs, axis=1)
-            loss, surprise = losses_of(outputs, goal, fractions)
-            value = utilities(returns.distribution(outputs[:, None]), observation, None)[:, 0]
-            total = jnp.sum(valid * importance * loss) / jnp.maximum(jnp.sum(valid), 1.0)
-            return total, (surprise, masked_mean(value, valid))
-
-        (loss, (surprise, value)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        change, optimiser_state = optimiser.update(gradient, optimiser_state, params)
-        params = optax.apply_updates(params, change)
-        count = count + 1
-        target = jax.tree.map(lambda old, new: old + target_rate * (new - old), target, params)
-        if target_period is not None:
-            copies = count % target_period == 0
-            target = jax.tree.map(lambda old, new: jnp.where(copies, new, old), target, params)
-        if prioritised:
-            replay = replay_prioritise(replay, index, surprise[:batch_size], exponent=priority_exponent)
-        metrics = {
-            "loss": loss,
-            "value": value,
-            "target": masked_mean(goal_mean, valid),
-            "gradient_norm": optax.tree.norm(ravel_pytree(gradient)[0]),
-        }
-        return (params, target, optimiser_state, count, replay.priority, replay.largest), metrics
 
     def update_fn(state, trajectory: Trajectory, key, *, relabel=None):
         replay = replay_add(state.replay, trajectory)
         stored = replay.size * data.batch
         environment_steps = state.params["steps"] + jnp.sum(trajectory.mask).astype(jnp.int32)
-        learner = (
+        learner = Learner(
             state.params["online"],
             state.target,
             state.optimiser,
@@ -349,37 +230,196 @@ def value_based(
             replay.priority,
             replay.largest,
         )
-
-        def learn(learner):
-            keys = jax.random.split(key, updates)
-            # Without priorities no gradient step changes what the next one samples: all is taken in one go.
-            sampled = None if prioritised else jax.vmap(partial(sample, replay))(keys)
-            learner, metrics = jax.lax.scan(
-                lambda carry, each: gradient_step(replay, relabel, carry, each), learner, (keys, sampled)
-            )
-            # Typed: where 64 bits are enabled, both branches must still agree.
-            return learner, {name: jnp.mean(each).astype(jnp.float32) for name, each in metrics.items()}
-
-        def wait(learner):
-            return learner, {name: jnp.float32(0) for name in ("loss", "value", "target", "gradient_norm")}
-
         ready = (stored >= learning_starts) & (replay.size >= n_step)
-        (online, target, optimiser_state, count, priority, largest), metrics = jax.lax.cond(ready, learn, wait, learner)
+        keys = jax.random.split(key, updates)
+        learner, metrics = jax.lax.cond(
+            ready,
+            partial(gradient_steps, rule, replay, relabel, keys),
+            lambda learner: (learner, _no_metrics()),
+            learner,
+        )
         metrics |= {"epsilon": epsilon_at(environment_steps), "stored": stored.astype(jnp.float32)}
-        if stocked:
-            metrics["stock_outside"] = masked_mean(
-                outside_start(spec, trajectory.observation["stock"]), trajectory.mask
-            )
+        if sees_stock:
+            outside = outside_start(spec, trajectory.observation["stock"])
+            metrics["stock_outside"] = masked_mean(outside, trajectory.mask)
         state = ValueBasedState(
-            params={"online": online, "steps": environment_steps},
-            target=target,
-            optimiser=optimiser_state,
-            gradient_steps=count,
-            replay=replay._replace(priority=priority, largest=largest),
+            params={"online": learner.online, "steps": environment_steps},
+            target=learner.target,
+            optimiser=learner.optimiser,
+            gradient_steps=learner.gradient_steps,
+            replay=replay._replace(priority=learner.priority, largest=learner.largest),
         )
         return state, metrics
 
-    return Agent(init_fn, initial_carry, act_fn, update_fn, data)
+    return Agent(init_fn, lambda batch: (), act_fn, update_fn, data)
+
+
+class LearningRule(NamedTuple):
+    """The settings of a gradient step, in the words of ``value_based``.
+
+    Attributes:
+      returns: the network.
+      optimiser: of its parameters.
+      actions: how many there are.
+      channels: weight by reward channel.
+      functional, return_scale, use_stock: of the greedy policy.
+      start_stocks: the space from which ``stock_edits`` draw, or ``None``.
+      stock_edits, discount, n_step, batch_size, double, quantiles, huber, prioritised, priority_exponent,
+        importance_exponent, target_rate, target_period: see ``value_based``.
+    """
+
+    returns: ReturnNetwork
+    optimiser: optax.GradientTransformation
+    actions: int
+    channels: Mapping[str, float]
+    functional: Functional | None
+    return_scale: float | jax.Array
+    use_stock: bool
+    start_stocks: gymnasium.spaces.Box | None
+    stock_edits: int
+    discount: float | jax.Array
+    n_step: int
+    batch_size: int
+    double: bool
+    quantiles: int
+    huber: float | jax.Array
+    prioritised: bool
+    priority_exponent: float | jax.Array
+    importance_exponent: float | jax.Array
+    target_rate: float | jax.Array
+    target_period: int | None
+
+
+class Learner(NamedTuple):
+    """What gradient steps change: the state without the buffer's transitions."""
+
+    online: PyTree
+    target: PyTree
+    optimiser: PyTree
+    gradient_steps: jax.Array
+    priority: PriorityTree | None
+    largest: jax.Array | None
+
+
+def greedy_policy(rule: LearningRule, outputs: jax.Array, observation: Observation) -> jax.Array:
+    """Uniform over the actions that are best by the network's ``outputs [B, A, N]``; ``[B, A]``."""
+    distribution = rule.returns.distribution(outputs)
+    scale, use_stock = rule.return_scale, rule.use_stock
+    return best_actions(utilities(distribution, observation, rule.functional, return_scale=scale, use_stock=use_stock))
+
+
+def target_of(
+    rule: LearningRule, key: jax.Array, target: PyTree, online: PyTree, batch: Batch, fractions: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """The target of every segment in the form that the head's loss takes, and its mean ``[B]``.
+
+    ``fractions [B, N]`` are those at which an implicit head is asked for the target's quantiles.
+    """
+    outputs = chooser = rule.returns.apply(target, batch.following, fractions)
+    if rule.double or fractions is not None:
+        # Actions are not chosen by the fractions sampled for the target: a maximum over noise is biased upwards.
+        chooser = rule.returns.apply(online if rule.double else target, batch.following)
+    head, best = rule.returns.head, greedy_policy(rule, chooser, batch.following)
+    policy = target_policy(key, best, head=head, share_ties=rule.functional is not None)
+    particles, probabilities = mix_actions(rule.returns.distribution(outputs), policy, head=head)
+    return bellman_target(batch.segment, particles, probabilities, head=head, atoms=rule.returns.atoms)
+
+
+def value_loss(
+    rule: LearningRule, online: PyTree, batch: Batch, target: jax.Array, fractions: jax.Array | None
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """``sum(valid * importance * head_loss) / sum(valid)`` at the taken actions; with it the priorities ``[B]`` and the
+    mean predicted value ``[]``."""
+    outputs = rule.returns.apply(online, batch.observation, fractions)
+    # A masked sum, not a gather: the gradient of a gather is a scatter, which is slow on every device.
+    outputs = jnp.sum(jax.nn.one_hot(batch.action, rule.actions)[..., None] * outputs, axis=1)
+    loss, priority = head_loss(outputs, target, head=rule.returns.head, fractions=fractions, huber=rule.huber)
+    value = utilities(rule.returns.distribution(outputs[:, None]), batch.observation, None)[:, 0]
+    valid = batch.segment.weight
+    total = jnp.sum(valid * batch.importance * loss) / jnp.maximum(jnp.sum(valid), 1.0)
+    return total, (priority, masked_mean(value, valid))
+
+
+def gradient_steps(
+    rule: LearningRule,
+    replay: ReplayState,
+    relabel: Callable[[Trajectory], Trajectory] | None,
+    keys: jax.Array,
+    learner: Learner,
+) -> tuple[Learner, dict[str, jax.Array]]:
+    """One ``gradient_step`` for each of ``keys``; the learner after them, and means of their metrics."""
+    sampled = None
+    if not rule.prioritised:
+        # Without priorities no gradient step changes what the next one samples, so that all sample at once.
+        sampled = jax.vmap(partial(_sample, rule, replay))(keys)
+    learner, metrics = jax.lax.scan(partial(gradient_step, rule, replay, relabel), learner, (keys, sampled))
+    # Typed: where 64 bits are enabled, the branch that waits for data must still agree.
+    return learner, {name: jnp.mean(each).astype(jnp.float32) for name, each in metrics.items()}
+
+
+def _no_metrics() -> dict[str, jax.Array]:
+    return {name: jnp.float32(0) for name in ("loss", "value", "target", "gradient_norm")}
+
+
+def _sample(rule: LearningRule, replay: ReplayState, key: jax.Array) -> tuple[Trajectory, jax.Array, jax.Array]:
+    return replay_sample(replay, jax.random.split(key, 4)[0], batch=rule.batch_size, length=rule.n_step)
+
+
+def gradient_step(
+    rule: LearningRule,
+    replay: ReplayState,
+    relabel: Callable[[Trajectory], Trajectory] | None,
+    learner: Learner,
+    inputs: tuple[jax.Array, Any],
+) -> tuple[Learner, dict[str, jax.Array]]:
+    """One optimiser step on sampled segments, and what follows it: target network and priorities.
+
+    Args:
+      rule: the settings.
+      replay: the buffer; its priorities are those of ``learner``.
+      relabel: see ``value_based``.
+      learner: what the step changes.
+      inputs: a key, and what was sampled with it (see ``replay_sample``), or ``None`` to sample here.
+    """
+    key, sampled = inputs
+    _, edit_key, fraction_key, tie_key = jax.random.split(key, 4)
+    replay = replay._replace(priority=learner.priority, largest=learner.largest)
+    rows, index, probability = _sample(rule, replay, key) if sampled is None else sampled
+    rows = rows if relabel is None else relabel(rows)
+    importance = jnp.ones(rule.batch_size)
+    if rule.prioritised:
+        importance = importance_weights(probability, rule.importance_exponent)
+    batch = batch_of(rows, weighted_reward(rows, rule.channels), importance, rule.discount)
+    if rule.start_stocks is not None:
+        copies, discount = rule.stock_edits, rule.discount
+        batch = with_other_stocks(edit_key, batch, rule.start_stocks, copies=copies, discount=discount)
+    fractions = target_fractions = None
+    if rule.returns.head == "implicit_quantile":
+        shape = (2, batch.action.shape[0], rule.quantiles)
+        fractions, target_fractions = jax.random.uniform(fraction_key, shape)
+    goal, goal_mean = target_of(rule, tie_key, learner.target, learner.online, batch, target_fractions)
+    loss_and_gradient = jax.value_and_grad(partial(value_loss, rule), has_aux=True)
+    (loss, (priority, value)), gradient = loss_and_gradient(learner.online, batch, goal, fractions)
+    change, optimiser_state = rule.optimiser.update(gradient, learner.optimiser, learner.online)
+    online, count = optax.apply_updates(learner.online, change), learner.gradient_steps + 1
+    target = follow_online(learner.target, online, count, rate=rule.target_rate, period=rule.target_period)
+    if rule.prioritised:
+        replay = replay_prioritise(replay, index, priority[: rule.batch_size], exponent=rule.priority_exponent)
+    metrics = {
+        "loss": loss,
+        "value": value,
+        "target": masked_mean(goal_mean, batch.segment.weight),
+        "gradient_norm": optax.tree.norm(ravel_pytree(gradient)[0]),
+    }
+    return Learner(online, target, optimiser_state, count, replay.priority, replay.largest), metrics
+
+
+def linear_epsilon(
+    environment_steps: jax.Array, *, start: float | jax.Array, end: float | jax.Array, steps: float | jax.Array
+) -> jax.Array:
+    """The share of random actions: linear from ``start`` to ``end`` over ``steps`` environment steps, then constant."""
+    done = jnp.clip(environment_steps / jnp.maximum(steps, 1.0), 0.0, 1.0)
+    return start + (end - start) * done
 
 
 def outside_start(spec: EnvironmentSpec, stock: jax.Array) -> jax.Array:
@@ -454,7 +494,7 @@ def _validate_functional(functional, spec, head, discount, use_stock, stock_edit
     if functional is None:
         return
     if head == "expected":
-        raise ValueError(f"{functional.name}: head='expected' predicts no distribution, expected one of {HEADS[1:]}")
+        raise ValueError(f"{functional.name}: head='expected' predicts no distribution: expected one of {HEADS[1:]}")
     if not use_stock:
         # Greedy steps that ignore the stock optimise nothing: they are what the stock is compared with.
         if functional.dimension not in (None, 0):

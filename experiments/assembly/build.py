@@ -18,13 +18,14 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from agents.actor_critic import policy_network
 from agents.base import Agent, DataSpec
 from agents.behaviour_cloning import Demonstrations, behaviour_cloning
 from agents.credit import Credit, Entry
 from agents.estimators import ESTIMATORS
 from agents.functionals import FUNCTIONALS, Functional
 from agents.networks import NetworkConfig
-from agents.policy_gradient import policy_gradient, policy_network
+from agents.policy_gradient import policy_gradient
 from agents.return_networks import return_network
 from agents.value_based import value_based
 from envs.base import Environment, EnvironmentSpec, VectorHost

@@ -125,9 +125,9 @@ def learn(
 ) -> tuple[RunState, dict[str, jax.Array]]:
     """One learning step: update the reward chain (``annotations``, if any, are for it), relabel, update the agent.
 
-    A step whose new agent or reward state, or whose channels, are not finite is undone: the state stays, but for what
-    the chain remembers of the environments (``RewardTransform.undo``), and ``rejected`` counts up; a finite step sets
-    it back to 0. From ``REJECTED_LIMIT`` on every step is undone. Where the chain masked every step
+    A step whose new agent or reward state, channels, loss or gradient norm are not finite is undone: the state stays,
+    but for what the chain remembers of the environments (``RewardTransform.undo``), and ``rejected`` counts up; a
+    finite step sets it back to 0. From ``REJECTED_LIMIT`` on every step is undone. Where the chain masked every step
     (``group_filter``), the agent's state stays, too: an optimiser with momentum would move without any data.
 
     Returns:
@@ -148,8 +148,10 @@ def learn(
         agent_state, agent_metrics = agent.update(state.agent, trajectory, update_key, relabel=relabel)
     else:
         agent_state, agent_metrics = agent.update(state.agent, relabelled, update_key)
-    # A channel that is not finite must not pass because an estimator made zeros of it.
-    finite = all_finite((learned_part(agent_state), learned_part(reward_state), relabelled.rewards))
+    # A channel that is not finite must not pass because an estimator made zeros of it, nor a loss because clipping the
+    # gradient, whose norm overflowed, did.
+    losses = [agent_metrics[name] for name in ("loss", "gradient_norm") if name in agent_metrics]
+    finite = all_finite((learned_part(agent_state), learned_part(reward_state), relabelled.rewards, losses))
     # What has stopped stays as it was, while the other members of its program go on.
     finite &= state.rejected < REJECTED_LIMIT
     learns = finite & jnp.any(relabelled.mask > 0)

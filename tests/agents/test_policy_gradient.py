@@ -429,6 +429,13 @@ def test_a_non_finite_update_is_undone_and_counted(small_run):
     assert (int(first.rejected), int(second.rejected)) == (1, 2)
     assert metrics["sum/rejected"] == 1 and metrics["sum/non_finite_environments"] == 1
     assert all(np.isfinite(value) for name, value in metrics.items() if name.startswith("agent/"))
+    # The square of a value error of 1e30 overflows, and so does the gradient's norm; clipping by it makes zeros.
+    huge = trajectory._replace(rewards={"env": jnp.full_like(trajectory.rewards["env"], 1e30)})
+    new, lost = jit(agent.update)(state.agent, huge, jax.random.key(0))
+    assert not np.isfinite(lost["loss"]) and all(np.isfinite(x).all() for x in jax.tree.leaves(new))
+    overflown, metrics = step(state, huge, 0)
+    jax.tree.map(np.testing.assert_array_equal, overflown.agent, state.agent)
+    assert int(overflown.rejected) == 1 and metrics["sum/rejected"] == 1 and metrics["sum/non_finite_environments"] == 0
     third, metrics = step(second, trajectory, 2)
     assert int(third.rejected) == 0 and metrics["sum/rejected"] == 0 and metrics["sum/non_finite_environments"] == 0
     changed = jax.tree.map(lambda a, b: np.any(a != b), third.agent.params, state.agent.params)

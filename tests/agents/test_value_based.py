@@ -15,7 +15,7 @@ from agents.networks import Head, NetworkConfig, implicit_quantile_network
 from agents.priority_tree import tree_init, tree_set, tree_weights
 from agents.replay import replay_sample
 from agents.return_networks import best_actions, return_network, stock_hats, utilities
-from agents.value_based import n_step_return, outside_start, value_based, weighted_reward
+from agents.value_based import outside_start, value_based, weighted_reward
 from agents.value_losses import midpoints
 from envs.base import EnvironmentSpec, Transition, UnsupportedSpaceError
 from envs.native.probes import ContinuousTarget, ObservationActionReward
@@ -142,17 +142,6 @@ def test_n_steps_stop_at_the_first_end():
         np.testing.assert_allclose(metrics["target"], goal)
         np.testing.assert_allclose(change[0, 1], goal - 1, rtol=1e-3)
         assert not np.any(change[1:])
-
-
-def test_n_step_return_without_discount_and_with_a_masked_row():
-    rewards, off = jnp.array([[1.0, 1.0], [2.0, 2.0]]), jnp.zeros((2, 2), bool)
-    mask = jnp.array([[1.0, 1.0], [0.0, 1.0]])
-    ended = off.at[0, 0].set(True)
-    segment = n_step_return(rewards, off, ended, mask, 1.0)
-    for found, expected in zip(segment, ([1, 3], [1, 1], [0, 1], [1, 1]), strict=True):
-        np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(n_step_return(rewards, off, off, mask, 1.0).weight, [0, 1])
-    np.testing.assert_array_equal(n_step_return(rewards, off, off, mask, 0.0).reward, [1, 1])
 
 
 def test_a_masked_row_is_not_learned_from():

@@ -1,0 +1,126 @@
+"""A policy and its value heads: one network or two, called as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from agents.distributions import Distribution, distribution_for
+from agents.networks import Head, Network, NetworkConfig, network
+from envs.base import EnvironmentSpec, PyTree
+
+
+class ActorCritic(NamedTuple):
+    """A policy with value heads as pure functions; ``P`` is the number of parameters of its action distribution.
+
+    Attributes:
+      init: ``(key) -> params`` with the keys ``policy`` and ``critic`` (``{}`` without a separate critic).
+      initial_carry: ``(batch) -> carry``, the recurrent state at the start of an episode.
+      forward: ``(params, observation [T, B, ...], carry, episode_start [T, B] or None) -> (parameters [T, B, P], values
+        [T, B] by head, carry)``.
+      distribution: over actions.
+      critics: names of the value heads.
+      recurrent: whether policy or critic carries a state.
+    """
+
+    init: Callable[[jax.Array], PyTree]
+    initial_carry: Callable[[int], PyTree]
+    forward: Callable[..., tuple[jax.Array, dict[str, jax.Array], PyTree]]
+    distribution: Distribution
+    critics: tuple[str, ...]
+    recurrent: bool
+
+
+def policy_network(
+    spec: EnvironmentSpec, config: NetworkConfig, *, continuous: str = "gaussian", critics: tuple[str, ...] = ()
+) -> tuple[Network, Distribution]:
+    """The policy network for ``spec`` and the action distribution that it parameterises.
+
+    The network has the head ``policy`` and one value head for each name in ``critics``. ``continuous`` is the family
+    for Box actions, see ``agents.distributions.distribution_for``.
+
+    Raises:
+      UnsupportedSpaceError: an action or observation space that is not supported.
+    """
+    distribution = distribution_for(spec.action_space, continuous=continuous)
+    heads = {"policy": Head(distribution.num_parameters, scale=0.01, num_free=distribution.num_free)}
+    heads |= {name: Head(1) for name in critics}
+    return network(spec.observation_space, heads, config), distribution
+
+
+def actor_critic(
+    spec: EnvironmentSpec,
+    policy_config: NetworkConfig,
+    critic_config: NetworkConfig,
+    *,
+    critics: tuple[str, ...],
+    shared: bool = False,
+    continuous: str = "gaussian",
+) -> ActorCritic:
+    """Builds a policy and one value head for each name in ``critics``.
+
+    Args:
+      spec: the environment.
+      policy_config, critic_config: shapes of the two networks; the second is not used where ``shared``.
+      critics: names of the value heads; none makes a policy alone.
+      shared: value heads on the policy's network instead of a network of their own.
+      continuous: distribution for Box actions.
+
+    Raises:
+      UnsupportedSpaceError: an action or observation space that is not supported.
+    """
+    policy, distribution = policy_network(spec, policy_config, continuous=continuous, critics=critics if shared else ())
+    critic = None
+    if critics and not shared:
+        critic = network(spec.observation_space, {name: Head(1) for name in critics}, critic_config)
+
+    def init_fn(key):
+        policy_key, critic_key = jax.random.split(key)
+        return {"policy": policy.init(policy_key), "critic": critic.init(critic_key) if critic else {}}
+
+    def initial_carry(batch):
+        return {"policy": policy.initial_carry(batch), "critic": critic.initial_carry(batch) if critic else ()}
+
+    def forward(params, observation, carry, episode_start):
+        outputs, policy_carry = policy.apply(params["policy"], observation, carry["policy"], episode_start)
+        critic_carry = carry["critic"]
+        if critic is not None:
+            value_outputs, critic_carry = critic.apply(params["critic"], observation, critic_carry, episode_start)
+            outputs = outputs | value_outputs
+        values = {name: outputs[name][..., 0] for name in critics}
+        return outputs["policy"], values, {"policy": policy_carry, "critic": critic_carry}
+
+    recurrent = policy.recurrent or (critic is not None and critic.recurrent)
+    return ActorCritic(init_fn, initial_carry, forward, distribution, critics, recurrent)
+
+
+def act(
+    model: ActorCritic,
+    params: PyTree,
+    carry: PyTree,
+    observation: PyTree,
+    key: jax.Array,
+    *,
+    greedy: bool = False,
+    action: PyTree = None,
+) -> tuple[PyTree, PyTree, dict[str, PyTree]]:
+    """One step of ``model`` on observations ``[B, ...]``; see ``agents.base.Agent`` for the arguments.
+
+    Returns:
+      The action ``[B, ...]``, the next carry, and extras: ``log_prob`` ``[B]`` of the action, the parameters of its
+      ``distribution`` ``[B, P]`` and ``value`` ``[B]`` by head.
+    """
+    observation = jax.tree.map(lambda x: x[None], observation)
+    parameters, values, carry = model.forward(params, observation, carry, None)
+    parameters = parameters[0]
+    if action is None:
+        sample, mode = model.distribution.sample, model.distribution.mode
+        action = mode(parameters) if greedy else sample(key, parameters)
+    extras = {
+        "log_prob": model.distribution.log_prob(parameters, action),
+        "distribution": parameters,
+        "value": {name: value[0] for name, value in values.items()},
+    }
+    return action, carry, extras

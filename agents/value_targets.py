@@ -1,0 +1,191 @@
+"""Targets of value learning: n-step segments, the target's return distribution, and the loss of each kind of head."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+
+from agents.return_networks import ReturnDistribution
+from agents.value_losses import (
+    categorical_cross_entropy,
+    categorical_projection,
+    huber_loss,
+    midpoints,
+    quantile_huber_loss,
+)
+from envs.base import Observation, PyTree, Trajectory
+from envs.stock import with_start
+
+QUANTILE_HEADS = ("quantile", "implicit_quantile")
+
+
+class Segment(NamedTuple):
+    """What n consecutive rows amount to, ``[B]`` each.
+
+    Attributes:
+      reward: the discounted sum of rewards up to the first end, or up to the last row.
+      discount: what multiplies the value of what follows; 0 where the episode terminated.
+      last: ``int32``, index of the row after which that value is taken.
+      weight: 1 where all rows up to ``last`` are valid, else 0.
+    """
+
+    reward: jax.Array
+    discount: jax.Array
+    last: jax.Array
+    weight: jax.Array
+
+
+def n_step_return(
+    rewards: jax.Array, terminated: jax.Array, truncated: jax.Array, mask: jax.Array, discount: float | jax.Array
+) -> Segment:
+    """Sums ``[n, B]`` rows up to the first end.
+
+        reward = sum_{k <= last} discount^k r_k,    discount = discount^(last + 1) (1 - terminated_last)
+
+    A truncated episode ends the sum as well, but the value of what follows its last row is bootstrapped.
+    """
+    ends = (terminated | truncated).astype(jnp.int32)
+    # A row counts while no row before it ended the episode.
+    counts = (jnp.cumsum(ends, axis=0) - ends) == 0
+    last = jnp.sum(counts, axis=0) - 1
+    powers = jnp.asarray(discount) ** jnp.arange(rewards.shape[0] + 1)
+    total = jnp.sum(jnp.where(counts, powers[:-1, None] * rewards, 0.0), axis=0)
+    stopped = jnp.any(counts & terminated, axis=0)
+    weight = jnp.min(jnp.where(counts, mask, 1.0), axis=0)
+    return Segment(total, jnp.where(stopped, 0.0, powers[last + 1]), last, weight)
+
+
+class Batch(NamedTuple):
+    """What one gradient step learns from, ``[B, ...]``: the value of ``action`` at ``observation`` becomes that of the
+    ``segment`` followed by ``following``, with the weight ``importance``."""
+
+    observation: Observation
+    action: jax.Array
+    following: Observation
+    segment: Segment
+    importance: jax.Array
+
+
+def batch_of(rows: Trajectory, reward: jax.Array, importance: jax.Array, discount: float | jax.Array) -> Batch:
+    """The batch of sampled segments ``rows [n, B]`` with the rewards ``reward [n, B]``."""
+    segment = n_step_return(reward, rows.terminated, rows.truncated, rows.mask, discount)
+    columns = jnp.arange(importance.shape[0])
+    return Batch(
+        observation=jax.tree.map(lambda x: x[0], rows.observation),
+        action=rows.action[0],
+        following=jax.tree.map(lambda x: x[segment.last, columns], rows.next_observation),
+        segment=segment,
+        importance=importance,
+    )
+
+
+def with_other_stocks(
+    key: jax.Array, batch: Batch, space: gymnasium.spaces.Box, *, copies: int, discount: float | jax.Array
+) -> Batch:
+    """``batch``, followed by ``copies`` copies of it as if begun from other start stocks; ``[(1 + copies) B, ...]``.
+
+    The start stocks are drawn uniformly from ``space``. The stock enters the observations alone, so that actions,
+    rewards and ends of a copy are those of the original.
+    """
+    size = batch.action.shape[0]
+    drawn = jax.random.uniform(key, (copies * size, *space.shape))
+    start = space.low + (space.high - space.low) * drawn
+
+    def extended(observation):
+        repeated = jax.tree.map(lambda x: jnp.concatenate([x] * copies), observation)
+        return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), observation, with_start(repeated, start, discount))
+
+    action, importance, segment = jax.tree.map(
+        lambda x: jnp.tile(x, 1 + copies), (batch.action, batch.importance, batch.segment)
+    )
+    return Batch(extended(batch.observation), action, extended(batch.following), segment, importance)
+
+
+def target_policy(key: jax.Array, best: jax.Array, *, head: str, share_ties: bool) -> jax.Array:
+    """The probabilities ``[B, A]`` by which the distributions of the actions are mixed in the target.
+
+    Args:
+      key: for drawing one of the tied actions.
+      best: uniform over the best actions, ``[B, A]``, see ``agents.return_networks.best_actions``.
+      head: of the network.
+      share_ties: without it, the first of the best actions is taken. With it, the target is the uniform mixture of the
+        best actions, for quantile heads in expectation, by drawing one of them: their loss is linear in the target's
+        distribution, and the particles of all actions would cost A times as many pairs.
+    """
+    actions = best.shape[-1]
+    if not share_ties:
+        return jax.nn.one_hot(jnp.argmax(best, axis=-1), actions)
+    if head in QUANTILE_HEADS:
+        return jax.nn.one_hot(jax.random.categorical(key, jnp.log(best)), actions)
+    return best
+
+
+def mix_actions(distribution: ReturnDistribution, policy: jax.Array, *, head: str) -> tuple[jax.Array, jax.Array]:
+    """The return distribution when actions are taken by ``policy [B, A]``: particles and probabilities ``[B, N]``.
+
+    A categorical head mixes the probabilities of its common atoms. The other heads mix particles, which is right for
+    expected returns, and for quantiles where the policy puts everything on one action.
+    """
+    if head == "categorical":
+        return distribution.particles[:, 0], jnp.sum(policy[..., None] * distribution.weights, axis=1)
+    particles = jnp.sum(policy[..., None] * distribution.particles, axis=1)
+    return particles, jnp.broadcast_to(distribution.weights, particles.shape)
+
+
+def bellman_target(
+    segment: Segment, particles: jax.Array, probabilities: jax.Array, *, head: str, atoms: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """``segment.reward + segment.discount * Z`` in the form that the head's loss takes, and its mean ``[B]``.
+
+    Args:
+      segment: ``[B]``.
+      particles, probabilities: the distribution of ``Z``, ``[B, N]``.
+      head: ``expected`` gives numbers ``[B]``, ``categorical`` probabilities ``[B, N]`` on ``atoms``, a quantile head
+        samples ``[B, N]``.
+      atoms: ``[N]`` of a categorical head.
+    """
+    if head == "expected":
+        value = segment.reward + segment.discount * particles[:, 0]
+        return value, value
+    if head == "categorical":
+        projected = categorical_projection(atoms, segment.reward, segment.discount, probabilities)
+        return projected, jnp.sum(atoms * projected, axis=-1)
+    shifted = segment.reward[:, None] + segment.discount[:, None] * particles
+    return shifted, jnp.mean(shifted, axis=-1)
+
+
+def head_loss(
+    outputs: jax.Array, target: jax.Array, *, head: str, fractions: jax.Array | None, huber: float | jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The loss of the taken actions' ``outputs [B, N]``, and their priority in a prioritised buffer; ``[B]`` each.
+
+    * ``expected``: Huber loss of the error; the priority is the absolute error;
+    * ``categorical``: cross-entropy to the target;
+    * quantile heads: quantile Huber loss at ``fractions`` (``None`` for the midpoints).
+
+    The priority of the distributional heads is the loss.
+    """
+    if head == "expected":
+        error = target - outputs[:, 0]
+        return huber_loss(error, huber), jnp.abs(error)
+    if head == "categorical":
+        loss = categorical_cross_entropy(outputs, target)
+    else:
+        fractions = midpoints(outputs.shape[-1]) if fractions is None else fractions
+        loss = quantile_huber_loss(outputs, fractions, target, kappa=huber)
+    return loss, loss
+
+
+def follow_online(
+    target: PyTree, online: PyTree, gradient_steps: jax.Array, *, rate: float | jax.Array, period: int | None
+) -> PyTree:
+    """The target network's parameters after a gradient step: ``target + rate (online - target)``, and a copy of
+    ``online`` after every ``period`` gradient steps (``None`` for never)."""
+    target = jax.tree.map(lambda old, new: old + rate * (new - old), target, online)
+    if period is None:
+        return target
+    copies = gradient_steps % period == 0
+    return jax.tree.map(lambda old, new: jnp.where(copies, new, old), target, online)

@@ -1,1 +1,1 @@
-"""Behaviour: networks, distributions, losses, credit and the agent families."""
+"""Agents: networks, action distributions, losses, credit, the agent families, and planners for known models."""

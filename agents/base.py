@@ -1,4 +1,4 @@
-"""The agent: a named tuple of pure functions, and what it wants to be fed."""
+"""The agent: a named tuple of pure functions, and the data it learns from."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ class DataSpec:
     """The data an agent learns from; static.
 
     Attributes:
-      kind: ``unroll``: ``length`` steps of ``batch`` auto-resetting environments; ``episodes``: whole episodes of at
-        most ``length`` steps, ``batch`` of them in groups of ``group_size`` rollouts of one start state,
-        neighbours in the batch axis, masked after the end; ``replay``: unrolls kept in a buffer.
-      length: ``T``.
-      batch: ``B``.
-      group_size: ``N``; 1 where there are no groups.
+      kind: ``unroll``: ``length`` steps of ``batch`` environments that reset themselves; ``episodes``: ``batch`` whole
+        episodes of at most ``length`` steps, masked after their end, in groups of ``group_size`` rollouts of one start
+        state, which are neighbours in the batch axis; ``replay``: unrolls that the agent keeps in a buffer.
+      length: ``T``, steps.
+      batch: ``B``, environments or episodes.
+      group_size: ``N``, rollouts per start state; 1 where there are no groups.
+
+    Raises:
+      ValueError: an unknown kind, a number below 1, or a ``batch`` that is not a multiple of ``group_size``.
     """
 
     kind: Kind
@@ -44,17 +47,18 @@ class DataSpec:
 
 
 class Agent(NamedTuple):
-    """A pure-functional agent. The factory takes the ``EnvironmentSpec`` and plain keyword arguments.
+    """A pure-functional agent. A factory takes an ``EnvironmentSpec`` and plain keyword arguments and returns one.
 
     Attributes:
       init: ``(key) -> state``; the state has a field ``params``.
-      initial_carry: ``(batch) -> carry``, the recurrent state at an episode's start; ``()`` if there is none.
+      initial_carry: ``(batch) -> carry``, the recurrent state at the start of an episode; ``()`` if there is none.
       act: ``(params, carry, observation [B, ...], key, *, greedy=False, action=None) -> (action [B, ...], carry,
-        extras)``. A given ``action`` is not drawn but described: ``extras`` are those of having taken it.
-      update: ``(state, trajectory [T, B, ...], key) -> (state, metrics)``. With data of kind ``replay`` the trajectory
-        is raw, the state has a field ``replay``, and ``relabel=`` is given: the reward chain for sampled data,
-        ``trajectory -> trajectory``.
-      data: what ``update`` wants to be fed.
+        extras)``. Where an ``action`` is given, none is drawn, and carry and extras are those of taking it.
+      update: ``(state, trajectory [T, B, ...], key) -> (state, metrics)``. The metrics ``loss`` and ``gradient_norm``
+        say whether the update was finite: the learn step undoes one that was not. With data of kind ``replay`` the
+        trajectory holds raw rewards, the state has a field ``replay``, and ``update`` also takes ``relabel=``, the
+        reward chain as ``trajectory -> trajectory``, for sampled data.
+      data: what ``update`` is to be called with.
     """
 
     init: Callable[..., PyTree]

@@ -1,4 +1,4 @@
-"""Behaviour cloning: a warm start for a policy from demonstrations."""
+"""Behaviour cloning: fitting a policy to demonstrations, as a warm start for learning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from envs.base import PyTree
 
 
 class Demonstrations(NamedTuple):
-    """Expert transitions: ``observation`` and ``action`` with a leading axis ``[M]``."""
+    """``M`` demonstrated steps: ``observation`` and ``action``, pytrees of ``[M, ...]``."""
 
     observation: PyTree
     action: PyTree
@@ -25,8 +25,19 @@ def behaviour_cloning(
 ):
     """Builds ``fit(params, demonstrations, key) -> (params, metrics)``.
 
-    Minimises ``-mean log pi(a | o)`` over batches drawn with replacement, with Adam, for ``steps`` steps. ``params``
-    are those of ``network`` (head ``policy``), feed-forward or recurrent with a fresh carry per transition.
+    ``fit`` minimises ``-mean log pi(action | observation)`` with Adam, over minibatches drawn with replacement
+    (Pomerleau, 1989). Use it where a policy that starts at random hardly ever finds a reward. A recurrent network sees
+    each step as the first of an episode.
+
+    Args:
+      network: with the head ``policy``; ``fit`` takes and returns its parameters.
+      distribution: over actions.
+      learning_rate: of Adam.
+      steps: optimiser steps.
+      batch: demonstrated steps per optimiser step.
+
+    Returns:
+      ``fit``; its metrics hold ``cloning_loss``, the loss of the last minibatch in nats.
 
     Raises:
       ValueError: ``steps`` or ``batch`` below 1; from ``fit``, no demonstrations.

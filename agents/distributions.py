@@ -1,8 +1,7 @@
 """Action distributions as pure functions of a flat parameter array ``[..., P]``.
 
-A network returns one array of parameters, whatever the action space; everything else a learner needs
-(sample, mode, log-probability, entropy) is a function of it. A joint distribution over a Dict or Tuple
-space is the product of its parts.
+A network outputs one array of parameters, whatever the action space. Samples, modes, log-probabilities and entropies
+are functions of that array. The distribution over a Dict or Tuple space is the product of its parts.
 """
 
 from __future__ import annotations
@@ -27,7 +26,8 @@ class Distribution(NamedTuple):
 
     Attributes:
       num_parameters: ``P``, the length of the parameter array.
-      num_free: how many of the last parameters do not depend on the observation (log standard deviations).
+      num_free: how many of the last parameters do not depend on the observation (log standard deviations); a network
+        keeps them as parameters of its own.
       sample: ``(key, parameters [..., P]) -> action``.
       mode: ``(parameters) -> action``, the greedy action.
       log_prob: ``(parameters, action) -> [...]``, summed over action dimensions.
@@ -53,8 +53,7 @@ def categorical(num_actions: int) -> Distribution:
     def entropy(parameters):
         log_probabilities = jax.nn.log_softmax(parameters)
         probabilities = jnp.exp(log_probabilities)
-        # 0 log 0 = 0: an action of probability zero adds nothing, not NaN. Replaced before the product, because
-        # the product's gradient would be 0 * -inf.
+        # 0 log 0 = 0. The infinite logarithm is replaced before the product, whose gradient would be 0 * -inf = NaN.
         log_probabilities = jnp.where(probabilities > 0, log_probabilities, 0.0)
         return -jnp.sum(probabilities * log_probabilities, axis=-1)
 
@@ -103,10 +102,11 @@ def _gaussian_log_prob(mean, log_std, x):
 
 
 def gaussian(size: int, *, state_dependent_std: bool = False) -> Distribution:
-    """``a ~ N(mean, exp(log_std)^2)`` with ``parameters = [mean, log_std]``; unbounded ``[..., size]``.
+    """``a ~ N(mean, exp(log_std)^2)`` with ``parameters = [mean, log_std]``; actions ``[..., size]`` are unbounded.
 
-    ``log_std`` is clipped to [-5, 2]. A rollout clips what it sends to a bounded environment; the log-probability
-    is that of the unclipped action.
+    ``log_std`` is clipped to [-5, 2]. A rollout clips actions on their way to a bounded environment; the
+    log-probability is that of the unclipped action. With ``state_dependent_std`` the network predicts ``log_std``,
+    otherwise it is a free parameter.
     """
 
     def sample(key, parameters):
@@ -135,13 +135,13 @@ def tanh_gaussian(low: np.ndarray, high: np.ndarray, *, state_dependent_std: boo
 
     ``log p(a) = log N(x) - sum_i log(1 - tanh(x_i)^2) - sum_i log((high_i - low_i)/2)``
     (Haarnoja et al., 2018, appendix C). The entropy has no closed form; it is the Gaussian's plus the
-    expectation of the log-derivative by the trapezoidal rule on 81 points, exact to about 1e-4. ``log_prob`` takes what
-    lies beyond ``|x| = 7.25``, where ``tanh`` leaves no digits, for that.
+    expectation of the log-derivative by the trapezoidal rule on 81 points, with an error of about 1e-4.
+    ``log_prob`` treats actions beyond ``|x| = 7.25``, where float32 cannot resolve ``tanh``, as if ``|x|`` were 7.25.
     """
     low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
     centre, half_width = (low + high) / 2, (high - low) / 2
     log_half_width = float(np.sum(np.log(half_width)))
-    # Not Gauss-Hermite: where the deviation is large the log-derivative is nearly -2|x|, and its kink costs 0.2 nats.
+    # Not Gauss-Hermite: for a large standard deviation the log-derivative is nearly -2|x|, whose kink costs 0.2 nats.
     nodes = np.linspace(-6.0, 6.0, 81)
     node_weights = np.exp(-0.5 * np.square(nodes))
     node_weights = node_weights / node_weights.sum()
@@ -183,8 +183,9 @@ def tanh_gaussian(low: np.ndarray, high: np.ndarray, *, state_dependent_std: boo
 def joint(parts: list[Distribution], structure: Any) -> Distribution:
     """The product of ``parts``, over actions of the pytree ``structure`` (a treedef with one leaf per part).
 
-    Free parameters of the parts stay where the part keeps them, so parts must have none
-    (``state_dependent_std=True``).
+    Raises:
+      ValueError: a part has free parameters, which would not be the last of the joint array: expected Gaussians with
+        ``state_dependent_std=True``.
     """
     if any(part.num_free for part in parts):
         raise ValueError("joint: a part has observation-independent parameters; expected none")

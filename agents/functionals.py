@@ -1,20 +1,20 @@
-"""Objective functionals: what to optimise about the return distribution, the same for planners and agents.
+"""Objective functionals of the return distribution, used by planners and agents alike.
 
-The objectives for planning are expected utilities of stock plus return, ``E f(C_0 + G)``, with a rule for the initial
-stock. The stock ``C`` is carried along, ``C_t+1 = (C_t + r_t) / discount``, so that ``C_t + G_t`` says at every step
-what the whole episode comes to and one greedy step is right for a functional that no reward expresses (Pires et al.,
-2025, "Optimizing Return Distributions with Distributional Dynamic Programming", JMLR 26(185)).
+Planners and agents optimise expected utilities of stock plus return, ``E f(C_0 + G)``, with a rule for the initial
+stock ``C_0``. The stock is updated along the episode, ``C_t+1 = (C_t + r_t) / discount``, so that at every step
+``discount ** t (C_t + G_t) = C_0 + G_0``, the stock plus return of the whole episode. Greedy steps can therefore
+optimise functionals that cannot be expressed by a reward (Pires et al., 2025, "Optimizing Return Distributions with
+Distributional Dynamic Programming", JMLR 26(185)).
 
-Three conditions decide whether greedy steps solve the problem:
+Greedy steps solve the problem under three conditions:
 
 * ``mixtures``: which of two distributions is better does not change when both are mixed with a third one;
-* ``homogeneous``: it does not change when both are scaled by a discount below 1 either, which
-  ``f(g x) = g ** a f(x) + constant`` ensures;
-* ``lipschitz``: without time limit, distributions that are close are worth about the same, so that backups come to an
-  end.
+* ``homogeneous``: nor does it change when both are scaled by a discount below 1; ``f(g x) = g ** a f(x) + constant`` is
+  sufficient;
+* ``lipschitz``: for problems without a time limit, close distributions have close values, so that backups converge.
 
-``require`` refuses what violates them. A distribution is a set of weighted particles: ``particles [..., K]``, or
-``[..., K, m]`` where stock and return are vectors, and ``weights [..., K]`` that sum to one over ``K``.
+``require`` refuses functionals that violate them. A distribution is a set of weighted particles: ``particles [...,
+K]``, or ``[..., K, m]`` where stock and return are vectors, and ``weights [..., K]`` that sum to one over ``K``.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ FIXED, LARGEST, SMALLEST = "fixed", "largest", "smallest"
 
 
 class Start(NamedTuple):
-    """How the initial stock is chosen.
+    """The rule for the initial stock; ``U(c) = E f(c + G)``.
 
     Attributes:
-      kind: ``"fixed"``: the stock ``stock``; ``"largest"``: the stock with the largest ``-c + scale U(c)``;
-        ``"smallest"``: the one with the smallest.
-      stock: for ``"fixed"``, a number or a tuple of ``m``.
-      scale: for the searches.
+      kind: ``"fixed"``: always ``stock``; ``"largest"``: the stock ``c`` with the largest ``-c + scale U(c)``;
+        ``"smallest"``: the stock with the smallest.
+      stock: where fixed, a number or a tuple of ``m``.
+      scale: where searched.
     """
 
     kind: str = FIXED
@@ -49,15 +49,15 @@ class Functional(NamedTuple):
     """An objective functional of the distribution of stock plus return.
 
     Attributes:
-      name: for messages.
+      name: used in messages.
       value: ``(particles, weights) -> [...]``, the functional of a distribution; ``E f`` for an expected utility.
-      utility: ``f``, elementwise ``[...] -> [...]``, or ``[..., m] -> [...]``; ``None`` where there is none.
-      lipschitz: constant of ``f`` for the sum norm, ``inf`` where it has none.
+      utility: ``f``, elementwise ``[...] -> [...]``, or ``[..., m] -> [...]``; ``None`` if it is no expected utility.
+      lipschitz: Lipschitz constant of ``f`` in the sum norm, ``inf`` if there is none.
       mixtures: whether it is indifferent to mixtures.
       homogeneous: whether it is indifferent to a discount below 1.
       needs_stock: whether the greedy action depends on the stock.
-      dimension: 0 for numbers, ``m`` for vectors of ``m`` components, ``None`` for any.
-      start: rule of the initial stock.
+      dimension: of the rewards: 0 for numbers, ``m`` for vectors of ``m`` components, ``None`` for any.
+      start: the rule for the initial stock.
     """
 
     name: str
@@ -81,7 +81,7 @@ def expected_utility(
     dimension: int | None = 0,
     start: Start | None = None,
 ) -> Functional:
-    """``E f(C_0 + G)``. Every expected utility is indifferent to mixtures; the caller states the other conditions.
+    """``E f(C_0 + G)``. Every expected utility is indifferent to mixtures; the caller declares the other conditions.
 
     Args:
       utility: ``f``, in JAX.
@@ -123,10 +123,10 @@ def cvar(level: float) -> Functional:
 def optimistic_cvar(level: float) -> Functional:
     """The mean of the best share ``level`` of the returns: ``min_c -c + E max(c + G, 0) / level``, a saddle point.
 
-    The functional is concave in the distribution, so that ``min_c max_policy`` is its optimum over policies that may be
-    drawn at random before the episode (minimax theorem). The greedy policy that starts from the minimising stock alone
-    may realise less. The minimum may lie between the stocks of a grid, even where all returns are on it: on a grid the
-    value is an upper bound, above the optimum by at most ``step (1 - level)``.
+    The functional is concave in the distribution, so that ``min_c max_policy`` is its optimum over mixtures of
+    policies, of which one is drawn before the episode (minimax theorem). The greedy policy from the minimising stock
+    alone may achieve less. The minimum may lie between the stocks of a grid even where all returns are on it: on a grid
+    the value is an upper bound, above the optimum by at most ``step (1 - level)``.
 
     Raises:
       ValueError: ``level`` outside (0, 1].
@@ -188,7 +188,7 @@ def homeostasis(set_points: Sequence[float], order: float = 2.0) -> Functional:
         raise ValueError("set_points is empty: expected one per component of the reward")
     _check_finite("set_points", *set_points)
     if not order >= 1:
-        raise ValueError(f"order={order}: expected a norm, of an order of at least 1")
+        raise ValueError(f"order={order}: expected the order of a norm, at least 1")
 
     def utility(x):
         if order == math.inf:
@@ -206,10 +206,10 @@ def homeostasis(set_points: Sequence[float], order: float = 2.0) -> Functional:
 
 
 def soft_constraints(weights: Sequence[float], thresholds: Sequence[float]) -> Functional:
-    """Component 0 counts, and what the others fall short of their thresholds is punished, per episode.
+    """Component 0 of the return, less penalties where other components fall short of their thresholds.
 
-    ``E [G_0 + sum_i weights_i min(G_i - thresholds_i, 0)]``: ``f(x) = x_0 + sum_i weights_i min(x_i, 0)`` from the
-    stock ``(0, -thresholds)``.
+    ``E [G_0 + sum_i weights_i min(G_i - thresholds_i, 0)]``, per episode: ``f(x) = x_0 + sum_i weights_i min(x_i, 0)``
+    from the stock ``(0, -thresholds)``.
 
     Raises:
       ValueError: no constraint, unequal lengths, a negative weight or a number that is not finite.
@@ -238,12 +238,13 @@ def soft_constraints(weights: Sequence[float], thresholds: Sequence[float]) -> F
 
 
 def exponential_utility(rate: float) -> Functional:
-    """``E (1 - exp(-rate G)) / rate``, averse to risk for ``rate > 0`` and seeking it below; discount 1 only.
+    """``E (1 - exp(-rate G)) / rate``, risk-averse for ``rate > 0`` and risk-seeking for ``rate < 0``; discount 1
+    only.
 
     The stock factors out of the exponential, so that the greedy action does not depend on it.
 
     Raises:
-      ValueError: ``rate`` is 0, where ``expectation`` is meant, or not finite.
+      ValueError: ``rate`` is not finite, or 0 (use ``expectation``).
     """
     _check_finite("rate", rate)
     if rate == 0:
@@ -254,10 +255,9 @@ def exponential_utility(rate: float) -> Functional:
 
 
 def direct_cvar(level: float) -> Functional:
-    """Conditional value at risk as a statistic of the return distribution, without stock: it evaluates, it does not
-    plan.
+    """Conditional value at risk computed from the return distribution itself, without stock; for evaluation only.
 
-    It is not indifferent to mixtures, so that greedy steps with it need not lead to its optimum.
+    It is not indifferent to mixtures, so that greedy steps with it need not optimise it.
 
     Raises:
       ValueError: ``level`` outside (0, 1].
@@ -271,17 +271,17 @@ def direct_cvar(level: float) -> Functional:
 
 
 def require(functional: Functional, *, discount: float, dimension: int, stock: bool, infinite: bool) -> None:
-    """Refuses a functional for which greedy steps do not solve the problem.
+    """Refuses a functional that greedy steps do not optimise in the given problem.
 
     Args:
       functional: the objective.
       discount: of the problem.
       dimension: of its rewards, 0 for numbers.
-      stock: whether the planner or agent carries the stock along.
-      infinite: whether returns are summed without time limit, with a discount below 1.
+      stock: whether the planner or agent tracks the stock.
+      infinite: whether episodes have no time limit (with a discount below 1).
 
     Raises:
-      ValueError: the reason, and what would do.
+      ValueError: the condition that fails, and what would satisfy it.
     """
     if not functional.mixtures or functional.utility is None:
         raise ValueError(
@@ -295,8 +295,8 @@ def require(functional: Functional, *, discount: float, dimension: int, stock: b
         )
     if infinite and not functional.lipschitz < math.inf:
         raise ValueError(
-            f"{functional.name} has no Lipschitz constant (lipschitz={functional.lipschitz}), so that no number of "
-            "backups is enough without time limit: expected one, or a time limit"
+            f"{functional.name} has no Lipschitz constant (lipschitz={functional.lipschitz}), so that backups without "
+            "a time limit need not converge: expected a finite constant, or a time limit"
         )
     if functional.dimension is not None and functional.dimension != dimension:
         kinds = [f"vectors of {size}" if size else "numbers" for size in (functional.dimension, dimension)]
@@ -306,12 +306,11 @@ def require(functional: Functional, *, discount: float, dimension: int, stock: b
 
 
 def finite_utility(functional: Functional, totals: Any) -> jax.Array:
-    """The utility ``f`` of stocks plus returns ``totals``, ``[...]`` or ``[..., m]``, where distributions have a mass
-    on each.
+    """The utility ``f`` of all stocks plus returns ``totals``, ``[...]`` or ``[..., m]``, that a planner distinguishes.
 
     Raises:
-      ValueError: ``f`` is not finite somewhere. Times the mass 0 of what cannot happen that is NaN, and no action that
-        is worth NaN is better than another.
+      ValueError: ``f`` is not finite somewhere: multiplied by a probability of 0 it would be NaN, and NaN action values
+        cannot be compared.
     """
     if functional.utility is None:
         raise ValueError(f"{functional.name} is no expected utility")
@@ -323,25 +322,25 @@ def finite_utility(functional: Functional, totals: Any) -> jax.Array:
         total, more = np.asarray(totals)[place].tolist(), ", or jax.enable_x64" if bits < 64 else ""
         raise ValueError(
             f"{functional.name} is {float(found[place])} where stock plus return is {total}, in {bits} bits: expected "
-            "a finite utility of all stocks and returns that are told apart, such as by a smaller rate or smaller "
+            "a finite utility of every stock plus return on the grids; try a smaller rate or smaller "
             f"ranges{more}"
         )
     return found
 
 
 def initial_stock(functional: Functional, stocks: Any, utilities: Any) -> tuple[float, int]:
-    """The initial stock by the functional's rule, and what the functional comes to.
+    """The initial stock chosen by the functional's rule, and the functional's value there.
 
     Args:
       functional: the objective.
-      stocks: ``[C]`` or ``[C, m]``, the candidates, concrete.
-      utilities: ``[C]``, ``E f(c + G)`` at each of them.
+      stocks: ``[C]`` or ``[C, m]``, the candidates; concrete, not traced.
+      utilities: ``[C]``, ``E f(c + G)`` at each candidate.
 
     Returns:
-      The value (for ``"fixed"``, the utility) and the index of the stock; see ``searched_stock``.
+      The value (the utility, for a fixed stock; see ``searched_stock`` otherwise) and the index of the stock.
 
     Raises:
-      ValueError: a fixed stock that is none of ``stocks``, or a search over vectors.
+      ValueError: a fixed stock that is not among ``stocks``, or a search over vectors.
     """
     points, start = np.asarray(stocks, np.float64), functional.start
     if start.kind == FIXED:
@@ -361,12 +360,13 @@ def initial_stock(functional: Functional, stocks: Any, utilities: Any) -> tuple[
 
 
 def searched_stock(functional: Functional, stocks: Any, utilities: Any) -> tuple[jax.Array, jax.Array]:
-    """The best ``-c + scale U(c)`` of a functional that searches, and the index of its stock; traced.
+    """The best ``-c + scale U(c)``, and the index of its stock; may be traced.
 
-    Stocks tie within ``tolerance max(1, |best|)``, 1e-9 for 64 bits and 1e-5 for others, and the largest is taken.
+    Stocks tie within ``tolerance max(1, |best|)``, with a tolerance of 1e-9 in 64 bits and 1e-5 otherwise. The largest
+    of the tied stocks is taken.
 
     Args:
-      functional: whose rule is ``"largest"`` or ``"smallest"``.
+      functional: with the rule ``"largest"`` or ``"smallest"``.
       stocks: ``[C]``.
       utilities: ``[C]``, ``U(c) = E f(c + G)``.
     """
@@ -381,11 +381,11 @@ def searched_stock(functional: Functional, stocks: Any, utilities: Any) -> tuple
 
 
 def statistic(functional: Functional, particles: jax.Array, weights: jax.Array) -> jax.Array:
-    """The objective of return distributions ``[..., K]``, whose stock is the one its rule chooses; ``[...]``, traced.
+    """The objective of return distributions ``[..., K]`` at the initial stock that its rule chooses; ``[...]``.
 
-    ``E f(stock + G)`` for a fixed stock. Where the stock is searched, the extremum of ``-c + scale E f(c + G)``, which
-    is at ``c = -particles_i`` for one of the particles: between two of them, ``f`` being linear on either side of 0,
-    the objective is linear.
+    ``E f(stock + G)`` for a fixed stock. Where the stock is searched, it is the extremum of ``-c + scale E f(c + G)``
+    over all ``c``. ``f`` is linear on either side of 0, so that this function of ``c`` is linear between two particles
+    and its extremum is at ``c = -particles_i`` for one of them.
     """
     start = functional.start
     if start.kind == FIXED:
@@ -406,8 +406,9 @@ def quantile(particles: Any, weights: Any, level: float) -> jax.Array:
 
 
 def cvar_of(particles: Any, weights: Any, level: float) -> jax.Array:
-    """Mean of the lowest share ``level`` of the mass of distributions ``[..., K]``, the mass at its edge divided;
-    ``[...]``.
+    """The mean of the lowest share ``level`` of distributions ``[..., K]``; ``[...]``.
+
+    A particle at the edge of that share counts with the part of its weight that lies inside.
 
     Raises:
       ValueError: ``level`` outside (0, 1].
@@ -417,7 +418,7 @@ def cvar_of(particles: Any, weights: Any, level: float) -> jax.Array:
 
 
 def optimistic_cvar_of(particles: Any, weights: Any, level: float) -> jax.Array:
-    """Mean of the highest share ``level`` of the mass of distributions ``[..., K]``; ``[...]``.
+    """The mean of the highest share ``level`` of distributions ``[..., K]``; ``[...]``.
 
     Raises:
       ValueError: ``level`` outside (0, 1].
@@ -429,7 +430,7 @@ def optimistic_cvar_of(particles: Any, weights: Any, level: float) -> jax.Array:
 def _quantile(particles: jax.Array, weights: jax.Array, level: jax.Array) -> jax.Array:
     ordered, cumulative, _ = _ordered(particles, weights)
     reached = cumulative >= level - 8 * jnp.finfo(cumulative.dtype).eps
-    # Where rounding keeps the whole mass below the level, the largest particle of positive weight is meant.
+    # Where rounding leaves the total weight below the level, take the largest particle.
     index = jnp.where(reached.any(-1), reached.argmax(-1), ordered.shape[-1] - 1)
     return jnp.take_along_axis(ordered, index[..., None], axis=-1)[..., 0]
 
@@ -454,7 +455,7 @@ def _ordered(particles: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.A
 
 def _check_level(level: float) -> None:
     if not 0 < level <= 1:
-        raise ValueError(f"level={level}: expected a share of the mass, above 0 and at most 1")
+        raise ValueError(f"level={level}: expected a probability above 0 and at most 1")
 
 
 def _check_finite(name: str, *values: float) -> None:

@@ -1,7 +1,7 @@
 """Networks: pure ``init`` and ``apply`` over plain parameter pytrees. The only module that imports flax.linen.
 
-One network serves every use: an encoder for any observation space, an optional GRU over time and one
-linear head per output. It is always called time-major, ``[T, B, ...]``; acting is a call with ``T = 1``.
+One network serves every purpose: an encoder for any observation space, an optional GRU over time, and one linear head
+per output. It is always called time-major, ``[T, B, ...]``; acting is a call with ``T = 1``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ class NetworkConfig:
       channels: widths of 3x3 convolutions for image leaves (three-dimensional Box); ``()`` flattens images.
       strides: one per convolution; empty means 1 throughout.
       recurrent_size: width of a GRU after the dense layers; 0 for a feed-forward network.
-      layer_norm: normalise after every dense layer.
+      layer_norm: normalise after every dense layer, before the activation.
+
+    Raises:
+      ValueError: an unknown activation, strides that do not match the channels, or sizes below 1.
     """
 
     hidden: tuple[int, ...] = (128, 128)
@@ -78,9 +81,9 @@ class Network(NamedTuple):
 def orthogonal(gain: float) -> Callable[..., jax.Array]:
     """An initialiser: ``gain`` times a uniformly distributed matrix with orthonormal rows or columns.
 
-    The polar factor of a Gaussian matrix by Newton-Schulz iterations, ``X <- 1.5 X - 0.5 X X^T X``. The usual QR
-    has the same distribution, but it is a LAPACK call: batched over seeds, it waits for the very threads that run it,
-    and XLA's thread pool hangs on a machine with two cores (seen with jaxlib 0.10.2). Products of matrices cannot.
+    It is the polar factor of a Gaussian matrix, found by Newton-Schulz iterations, ``X <- 1.5 X - 0.5 X X^T X``. The
+    usual QR decomposition has the same distribution, but batched over seeds its LAPACK calls wait for threads that they
+    occupy themselves, and XLA's thread pool hangs on two cores (jaxlib 0.10.2). Matrix products cannot hang.
     """
 
     def initialise(key, shape, dtype=jnp.float32, out_sharding=None):
@@ -88,10 +91,11 @@ def orthogonal(gain: float) -> Callable[..., jax.Array]:
         columns = shape[-1]
         rows = math.prod(shape[:-1])
         tall = jax.random.normal(key, (max(rows, columns), min(rows, columns)), dtype)
-        # Singular values of a Gaussian matrix lie below sqrt(rows) + sqrt(columns) but for a tail far below the
-        # sqrt(3) at which the iteration would diverge; the smallest grow by 1.5 per step until they are near 1.
+        # The singular values of a Gaussian matrix lie below sqrt(rows) + sqrt(columns), and exceed it by far less than
+        # the factor sqrt(3) at which the iteration would diverge. Small ones grow by 1.5 per step until they are near
+        # 1.
         x = tall / (math.sqrt(rows) + math.sqrt(columns))
-        # In full: a GPU's short products would leave it as far from orthonormal as they are short.
+        # Full float32: reduced-precision products on a GPU would leave the result as far from orthonormal.
         times = functools.partial(jnp.matmul, precision="highest")
         x = jax.lax.fori_loop(0, 60, lambda _, x: 1.5 * x - times(0.5 * x, times(x.T, x)), x)
         x = x if rows >= columns else x.T
@@ -108,8 +112,8 @@ def _dense(width: int, scale: float, name: str) -> nn.Dense:
 def _convolution(images: jax.Array, kernel: jax.Array, window_strides, padding, **options) -> jax.Array:
     """``[N, H, W, C]`` and ``[h, w, C, F]`` to ``[N, H', W', F]``, in place of ``jax.lax.conv_general_dilated``.
 
-    On the CPU patches times a matrix: XLA's own convolution has no fast path there for kernels with a batch axis, which
-    ``vmap`` over seeds makes, nor inside a scan.
+    On the CPU it multiplies patches by a matrix: XLA's own convolution is slow there inside a scan, and for kernels
+      with a batch axis, such as ``vmap`` over seeds makes.
     """
     height, width = kernel.shape[:2]
     vertical, horizontal = window_strides
@@ -249,7 +253,13 @@ class _ImplicitQuantileModule(nn.Module):
 
 @dataclass(frozen=True)
 class Head:
-    """A linear output: its size, the scale of its initial weights and how many last entries are free parameters."""
+    """A linear output.
+
+    Attributes:
+      size: numbers per step.
+      scale: gain of the initial weights.
+      num_free: how many of the last numbers are free parameters, which do not depend on the observation.
+    """
 
     size: int
     scale: float = 1.0
@@ -264,7 +274,7 @@ def _encodable_leaves(observation_space: gymnasium.Space) -> tuple[gymnasium.Spa
 
 
 def _blank(leaves: tuple[gymnasium.Space, ...]) -> list[jax.Array]:
-    """One observation of zeros, ``[1, 1, ...]``, to shape the parameters by."""
+    """One observation of zeros, ``[1, 1, ...]``, from which the shapes of the parameters follow."""
     return [jnp.zeros((1, 1, *leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
 
 
@@ -312,11 +322,12 @@ class QuantileNetwork(NamedTuple):
 def implicit_quantile_network(
     observation_space: gymnasium.Space, head: Head, config: NetworkConfig, *, cosines: int = 64
 ) -> QuantileNetwork:
-    """A network that is asked for any quantile (Dabney et al., 2018, "Implicit quantile networks", section 3.1).
+    """A network that predicts any quantile (Dabney et al., 2018, "Implicit quantile networks", section 3.1).
 
         Z_tau(x) = W (psi(x) * phi(tau)) + b,  phi_j(tau) = relu(sum_{i < cosines} cos(pi i tau) w_ij + b_j)
 
-    with ``psi`` the encoder and the dense layers of ``config`` and ``*`` element-wise. Weights start as in ``network``.
+    with ``psi`` the encoder and the dense layers of ``config``, and ``*`` element-wise. Weights start as in
+    ``network``.
 
     Raises:
       UnsupportedSpaceError: if a leaf of the space cannot be encoded.
@@ -347,7 +358,7 @@ class CharacterConfig:
       embedding_size: numbers per character.
       channels: width of every convolution.
       kernels: how many characters each convolution sees.
-      pools: of how many neighbours the largest stays after each; 1 for all.
+      pools: width of the maximum pooling after each convolution; 1 for none.
       hidden: widths of the dense layers after the convolutions.
     """
 
@@ -364,14 +375,14 @@ class CharacterConfig:
             raise ValueError(f"{self}: expected numbers of at least 1")
 
     def width(self, length: int) -> int:
-        """Positions that are left of a text of ``length`` after the convolutions; below 1 where it is too short."""
+        """How many positions the convolutions leave of a text of ``length``; below 1 if the text is too short."""
         for kernel, pool in zip(self.kernels, self.pools, strict=True):
             length = (length - kernel + 1) // pool
         return length
 
 
 class CharacterNetwork(NamedTuple):
-    """A number for a text as pure functions.
+    """A network that maps a text to one number, as pure functions.
 
     Attributes:
       init: ``(key) -> params``.
@@ -385,12 +396,12 @@ class CharacterNetwork(NamedTuple):
 def character_network(length: int, config: CharacterConfig) -> CharacterNetwork:
     """A convolutional network over the bytes of a text (Zhang, Zhao and LeCun, 2015), with one output.
 
-    Embedding, then per layer a convolution without padding, a rectifier and the largest of every ``pool`` neighbours
-    (those that are left over at the end are dropped), then dense layers. Hidden weights are orthogonal with gain
-    sqrt(2), the output's with gain 0.1, embeddings Gaussian, biases zero.
+    An embedding; per layer a convolution without padding, a rectifier and maximum pooling, which drops a remainder at
+    the end; then dense layers. Hidden weights start orthogonal with gain sqrt(2), the output's with gain 0.1,
+    embeddings Gaussian, biases 0.
 
     Raises:
-      ValueError: if the layers leave nothing of ``length`` characters.
+      ValueError: the layers leave nothing of ``length`` characters.
     """
     width = config.width(length)
     if width < 1:
@@ -417,7 +428,7 @@ def character_network(length: int, config: CharacterConfig) -> CharacterNetwork:
         }
 
     def apply_fn(params, text):
-        # What flax tells its convolutions.
+        # The layout that flax uses.
         options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
         x = params["embedding"][text.astype(jnp.int32)][:, None]
         for weights, pool in zip(params["convolutions"], config.pools, strict=True):
@@ -433,8 +444,10 @@ def character_network(length: int, config: CharacterConfig) -> CharacterNetwork:
 
 
 def action_features(space: gymnasium.Space, action: PyTree) -> jax.Array:
-    """Actions ``[T, B, ...]`` as the environment gets them, as floats ``[T, B, features]``: discrete parts one-hot,
-    Box parts clipped to their bounds and flat, the parts of a Dict or Tuple joined.
+    """Actions ``[T, B, ...]`` as floats ``[T, B, features]``, after what the environment does to them.
+
+    Discrete parts are one-hot, Box parts are clipped to their bounds and flattened, and the parts of a Dict or Tuple
+    are joined.
 
     Raises:
       UnsupportedSpaceError: for a part that is not Box, Discrete, MultiDiscrete or MultiBinary.
@@ -443,7 +456,7 @@ def action_features(space: gymnasium.Space, action: PyTree) -> jax.Array:
 
 
 def observation_features(space: gymnasium.Space, observation: PyTree) -> jax.Array:
-    """Observations ``[T, B, ...]`` as floats ``[T, B, features]``, as a network gets them, with images flat.
+    """Observations ``[T, B, ...]`` as floats ``[T, B, features]``, encoded as for a network but with images flattened.
 
     Raises:
       UnsupportedSpaceError: if a leaf of the space cannot be encoded.

@@ -1,10 +1,11 @@
-"""Weights of many places, kept so that places are drawn by weight at a cost that hardly grows with their number.
+"""A sum tree: draws places with probability proportional to their weight, at a cost that hardly grows with their
+number.
 
-A sum tree (Schaul et al., 2016, appendix B.2.1) of ``LEVELS`` levels whose nodes have ``fan = ceil(size^(1/LEVELS))``
-children each. A level is an array ``[nodes, fan]`` whose sums over the last axis are the next level, which has a
-``fan``-th of the nodes, up to the last with one; so place ``i`` is the child ``i % fan`` of the node ``i // fan``. What
-drawing and setting touch is ``LEVELS * fan`` numbers a place. A sum is always taken anew from its children: rounding
-does not add up over updates, and an index may occur twice.
+The tree (Schaul et al., 2016, appendix B.2.1) has ``LEVELS`` levels, and every node has ``fan = ceil(size^(1/LEVELS))``
+children. A level is an array ``[nodes, fan]``; its sums over the last axis are the entries of the next level, and the
+last level is a single node. Place ``i`` is child ``i % fan`` of node ``i // fan`` of the first level. Drawing or
+setting a place reads ``LEVELS * fan`` numbers. Sums are always recomputed from the children, so that rounding errors do
+not accumulate over updates and an index may occur twice in one update.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-# Few long steps: on a CPU every level costs several calls, and the sums of 20 children nothing.
+# Few wide levels: on a CPU each level costs several calls, whereas summing 20 children costs next to nothing.
 LEVELS = 4
 
 PriorityTree = tuple[jax.Array, ...]
@@ -22,7 +23,7 @@ PriorityTree = tuple[jax.Array, ...]
 
 
 def tree_init(size: int) -> PriorityTree:
-    """A tree of ``size`` places without weight (and of what is missing to a power of ``fan``, which never gets any)."""
+    """A tree of ``size`` places of weight 0, padded to ``fan ** LEVELS`` places; the padding must stay at weight 0."""
     fan = 1
     while fan**LEVELS < size:
         fan += 1
@@ -36,7 +37,7 @@ def tree_weights(tree: PriorityTree, index: jax.Array) -> jax.Array:
 
 
 def tree_set(tree: PriorityTree, index: jax.Array, weight: jax.Array) -> PriorityTree:
-    """Gives the places ``index [n]`` the weights ``weight [n]``; where one occurs twice, the larger stays."""
+    """Sets the weights of the places ``index [n]`` to ``weight [n]``; where a place occurs twice, the larger counts."""
     fan = tree[0].shape[1]
     node, child = index // fan, index % fan
     weights = tree[0].at[node, child].set(0.0).at[node, child].max(weight)
@@ -54,14 +55,14 @@ def tree_draw(
     """Draws ``batch`` places with replacement, each with ``P(i) = weight_i / sum_j weight_j``.
 
     Args:
-      tree: what to draw from.
+      tree: the weights.
       key: a key of ``jax.random``.
-      batch: how many.
-      without: ``[m]``, places that count as if they had no weight, for this draw alone.
-      is_without: whether a place is one of those; given where ``without`` is.
+      batch: number of places to draw.
+      without: ``[m]``, places that have weight 0 for this draw.
+      is_without: ``(places) -> bool``, whether places are among ``without``; required together with it.
 
     Returns:
-      The places ``int32 [batch]`` and the probability ``[batch]`` of each. Where nothing has weight, they mean nothing.
+      The places ``int32 [batch]`` and the probability ``[batch]`` of each; meaningless if all weights are 0.
     """
     fan = tree[0].shape[1]
 
@@ -78,12 +79,12 @@ def tree_draw(
         weights = levels[height][index] if height else weights_below(index)
         index = index * fan + _child(weights.T, uniform[height])
     probability = tree_weights(tree, index) / jnp.sum(levels[-1])
-    # Read before anything is written: otherwise the compiler keeps a copy of the whole tree to read it later.
+    # Read before the tree is updated: otherwise the compiler copies the whole tree in order to read it later.
     return jax.lax.optimization_barrier((index, probability))
 
 
 def _summed(tree: PriorityTree, node: jax.Array, weights_below: Callable[[jax.Array], jax.Array]) -> PriorityTree:
-    """The tree with new sums above the nodes ``node [n]`` of the places ``weights_below(node) [n, fan]``."""
+    """The tree with new sums above the nodes ``node [n]``, whose places have the weights ``weights_below(node)``."""
     made, fan = [tree[0]], tree[0].shape[1]
     for level in tree[1:]:
         below = weights_below(node) if len(made) == 1 else made[-1][node]
@@ -93,10 +94,12 @@ def _summed(tree: PriorityTree, node: jax.Array, weights_below: Callable[[jax.Ar
 
 
 def _child(weight: jax.Array, uniform: jax.Array) -> jax.Array:
-    """The first child up to which ``weight [fan, batch]`` sums to more than ``uniform [batch]`` of the whole; never one
-    without weight, unless none has any."""
+    """The first child at which the cumulative ``weight [fan, batch]`` exceeds ``uniform [batch]`` times the total.
+
+    A child of weight 0 is never chosen, unless all have weight 0.
+    """
     cumulative = jax.lax.associative_scan(jnp.add, weight, axis=0)
-    # Rounding may raise the sum where nothing was added.
+    # A parallel scan rounds differently at each position, so that the sum may grow where the weight is 0.
     cumulative = jnp.where(weight > 0, cumulative, 0.0)
     whole = jnp.max(cumulative, axis=0)
     threshold = jnp.minimum(uniform * whole, jnp.nextafter(whole, 0.0))

@@ -1,4 +1,4 @@
-"""A recurrent cell for world models, in halves: as much of it as can be stays outside the loop over time."""
+"""A recurrent cell for world models, split so that as much as possible is computed outside the loop over time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from envs.base import PyTree
 
 
 class Recurrence(NamedTuple):
-    """A recurrent cell as pure functions, in two halves: what does not wait for the carry is computed for all steps at
-    once, outside the loop over time.
+    """A recurrent cell as pure functions: ``project`` does not need the carry and runs once for all steps, ``step``
+    runs inside the loop over time.
 
     Attributes:
       init: ``(key) -> params``.
@@ -29,12 +29,13 @@ class Recurrence(NamedTuple):
 
 
 def gated_recurrence(features: int, size: int) -> Recurrence:
-    """A gated recurrent unit (Cho et al., 2014) of ``size`` numbers over inputs of ``features``.
+    """A gated recurrent unit (Cho et al., 2014) with ``size`` units over inputs of ``features`` numbers.
 
         r, z, n' = split(W_i x + b_i),   hr, hz, hn = split(W_h h)
         r, z = sigmoid(r + hr), sigmoid(z + hz);   n = tanh(n' + r (hn + b_n));   h <- (1 - z) n + z h
 
-    Input weights are Gaussian with deviation ``1 / sqrt(features)``, the three recurrent matrices orthogonal, biases 0.
+    Input weights start Gaussian with standard deviation ``1 / sqrt(features)``, the three recurrent matrices
+    orthogonal, biases 0.
     """
 
     def init_fn(key):

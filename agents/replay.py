@@ -1,8 +1,8 @@
-"""A replay buffer in device memory: a ring over time rows ``[rows, B]`` as an explicit state and pure functions.
+"""A replay buffer in device memory: a ring of time rows ``[rows, B]``, as an explicit state and pure functions.
 
-Rows that follow each other in the ring followed each other in time, environment by environment, so that a segment of
-several rows is a piece of one environment's history. It may cross the end of an episode (the learner cuts there) and
-never crosses the write head, where the newest row meets the oldest.
+Consecutive rows of the ring are consecutive time steps of each environment, so that a segment of several rows is a
+piece of one environment's history. A segment may contain the end of an episode, where the learner cuts it, but never
+the write position, where the newest row is next to the oldest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from agents.channels import read_channel
 from agents.priority_tree import PriorityTree, tree_draw, tree_init, tree_set
 from envs.base import Trajectory
 
-# Priorities are at least this: a transition without surprise is rare, not impossible.
+# Priorities are at least this, so that a transition with error 0 can still be drawn.
 SMALLEST_PRIORITY = 1e-6
 
 
@@ -25,11 +25,11 @@ class ReplayState(NamedTuple):
 
     Attributes:
       transitions: ``[rows, B, ...]``, without extras.
-      cursor: ``int32``, the row that is written next.
-      size: ``int32``, how many rows are filled.
-      priority: ``p ^ alpha`` of the segment that starts at a transition, whose place is ``row * B + environment``;
-        ``None`` where sampling is uniform.
-      largest: ``[]``, the largest priority so far, which new rows get; ``None`` where sampling is uniform.
+      cursor: ``int32``, the row to write next.
+      size: ``int32``, the number of filled rows.
+      priority: ``p ^ alpha`` of the segment that starts at each transition, which has the place ``row * B +
+        environment`` in the tree; ``None`` for uniform sampling.
+      largest: ``[]``, the largest ``p ^ alpha`` so far, which new rows get; ``None`` for uniform sampling.
     """
 
     transitions: Trajectory
@@ -46,10 +46,10 @@ def replay_init(template: Trajectory, *, capacity: int, batch: int, prioritised:
       template: one transition without leading axes (arrays or ``jax.ShapeDtypeStruct``); its extras are not kept.
       capacity: transitions of all environments together, rounded down to whole rows.
       batch: ``B``.
-      prioritised: keep priorities.
+      prioritised: whether to keep priorities.
 
     Raises:
-      ValueError: if ``capacity`` holds no row or does not fit 32-bit indices.
+      ValueError: ``capacity`` is below one row, or too large for 32-bit indices.
     """
     if not batch <= capacity < 2**31:
         raise ValueError(f"capacity={capacity}: expected at least one row of batch={batch} and below 2 ** 31")
@@ -100,9 +100,9 @@ def replay_sample(
 ) -> tuple[Trajectory, jax.Array, jax.Array]:
     """Draws ``batch`` segments of ``length`` consecutive rows of one environment each, with replacement.
 
-    A segment may start at any filled row but the newest ``length - 1``: uniformly, or where the buffer keeps
-    priorities with ``P(i) = p_i^alpha / sum_j p_j^alpha`` (Schaul et al., 2016, equation 1). The buffer must hold
-    ``length`` rows at least; before that, what is returned means nothing.
+    A segment may start at any filled row except the newest ``length - 1``. The start is uniform or, in a buffer with
+    priorities, ``P(i) = p_i^alpha / sum_j p_j^alpha`` (Schaul et al., 2016, equation 1). The buffer must hold at least
+    ``length`` rows; until then the result is meaningless.
 
     Returns:
       The segments ``[length, batch]``, the index ``int32 [batch]`` of each (for ``replay_prioritise``) and its
@@ -118,7 +118,7 @@ def replay_sample(
         environment = jax.random.randint(environment_key, (batch,), 0, environments)
         probability = jnp.full(batch, 1.0) / (starts * environments)
     else:
-        # What was never written has no weight.
+        # Rows that were never written have no weight.
         newest = (state.cursor - 1 - jnp.arange(length - 1)) % rows
         index, probability = tree_draw(
             state.priority,
@@ -136,10 +136,10 @@ def replay_sample(
 def replay_prioritise(
     state: ReplayState, index: jax.Array, priority: jax.Array, *, exponent: float | jax.Array = 1.0
 ) -> ReplayState:
-    """Gives the segments ``index [batch]`` the priorities ``priority [batch]``, each to the power ``exponent`` (alpha).
+    """Sets the priorities of the segments ``index [batch]`` to ``priority [batch]``, raised to ``exponent`` (alpha).
 
-    Where an index occurs twice, the larger priority stays. One that is not finite, of an update that will be undone,
-    becomes the largest so far.
+    Where an index occurs twice, the larger priority counts. A priority that is not finite belongs to an update that
+    will be undone; it becomes the largest so far.
 
     Raises:
       ValueError: if the buffer keeps no priorities.
@@ -147,7 +147,7 @@ def replay_prioritise(
     if state.priority is None or state.largest is None:
         raise ValueError("the buffer keeps no priorities: expected one made with prioritised=True")
     power = jnp.maximum(priority, SMALLEST_PRIORITY) ** exponent
-    # Where 64 bits are enabled, those of a loss must not change what a learner carries.
+    # With 64 bits enabled the loss may be float64, but the type of the state must not change.
     power = jnp.where(jnp.isfinite(power), power, state.largest).astype(jnp.float32)
     updated = tree_set(state.priority, index, power)
     return state._replace(priority=updated, largest=jnp.maximum(state.largest, jnp.max(power)))

@@ -1,4 +1,4 @@
-"""Networks that predict returns, and which actions are greedy by their predictions."""
+"""Networks that predict returns, and the actions that are greedy with respect to their predictions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from envs.choices import require_known
 from envs.stock import is_augmented, visible
 
 HEADS = ("expected", "categorical", "quantile", "implicit_quantile")
-# Actions whose utility is this close to the best, relative to the largest, tie: rounding of a mean in 32 bits.
+# Actions tie whose utilities differ from the best by at most this share of the largest: float32 rounding of a mean.
 TIE_TOLERANCE = 1e-6
 
 
 class ReturnDistribution(NamedTuple):
-    """return distributions by action: ``particles [B, A, N]`` and ``weights``, which broadcast to them."""
+    """Return distributions by action: ``particles [B, A, N]``, and ``weights`` that broadcast to that shape."""
 
     particles: jax.Array
     weights: jax.Array
@@ -35,7 +35,7 @@ class ReturnNetwork(NamedTuple):
     Attributes:
       init: ``(key) -> params``.
       apply: ``(params, observation [B, ...], fractions [B, N] or None) -> outputs [B, A, N]``: values (N = 1), logits
-        or quantiles. ``fractions`` are for an implicit head; ``None`` is the midpoints.
+        or quantiles. Only an implicit head uses ``fractions``; ``None`` means the midpoints.
       distribution: ``(outputs) -> ReturnDistribution``.
       atoms: ``[N]`` for a categorical head, else ``None``.
       head: one of ``HEADS``.
@@ -64,17 +64,17 @@ def return_network(
     """The network of ``agents.value_based``; see there for the arguments.
 
     Raises:
-      ValueError: unknown head; a recurrent network; a dueling implicit head; fewer than 1 quantile or 2 atoms; one
-        stock feature, or features of a stock that is not there or not used.
-      UnsupportedSpaceError: actions that are not Discrete, or an observation without encoder.
+      ValueError: an unknown head; a recurrent network; a dueling implicit head; fewer than 1 quantile or 2 atoms; a
+        single stock feature, or stock features where there is no stock or it is not used.
+      UnsupportedSpaceError: actions that are not Discrete, or an observation space that cannot be encoded.
     """
     require_known("head", head, HEADS)
     if not isinstance(spec.action_space, gymnasium.spaces.Discrete):
         raise UnsupportedSpaceError(
-            f"value_based: no greedy action in the space {spec.action_space}: expected Discrete"
+            f"value_based finds greedy actions in Discrete spaces only, got {spec.action_space}"
         )
     if config.recurrent_size > 0:
-        raise ValueError(f"recurrent_size={config.recurrent_size}: value_based has no recurrence, expected 0")
+        raise ValueError(f"recurrent_size={config.recurrent_size}: value_based is feed-forward, expected 0")
     if head == "implicit_quantile" and dueling:
         raise ValueError(f"dueling=True: expected one of the heads {HEADS[:3]}, got {head!r}")
     if quantiles < 1 or atoms < 2:
@@ -92,7 +92,7 @@ def return_network(
             return ReturnDistribution(jnp.broadcast_to(support, outputs.shape), jax.nn.softmax(outputs))
         return ReturnDistribution(outputs, jnp.full(outputs.shape[-1], 1 / outputs.shape[-1]))
 
-    # Heads start near 0: a first guess of no return, for every action alike.
+    # Heads start near 0, so that the first prediction is a return of about 0 for every action.
     if head == "implicit_quantile":
         implicit = implicit_quantile_network(space, Head(actions, scale=0.01), config)
 
@@ -123,15 +123,17 @@ def return_network(
 def _stock_encoder(
     space: gymnasium.Space, use_stock: bool, features: int
 ) -> tuple[Callable[[Observation], Observation], gymnasium.Space]:
-    """What the network sees of an observation, and its space."""
+    """The function that selects what the network sees of an observation, and the space of its result."""
     if not is_augmented(space):
         if features:
             raise ValueError(
-                f"stock_features={features}: expected 0 but for a stock-augmented environment (envs.stock)"
+                f"stock_features={features}: expected 0, because the environment has no stock (see envs.stock)"
             )
         return lambda observation: observation, space
     if features == 1 or features < 0 or (features and not use_stock):
-        raise ValueError(f"stock_features={features}, use_stock={use_stock}: expected 0, or at least 2 of a used stock")
+        raise ValueError(
+            f"stock_features={features}, use_stock={use_stock}: expected 0, or at least 2 and use_stock=True"
+        )
     parts = dict(visible(space).spaces)
     start = space["start_stock"]
     if not use_stock:
@@ -149,12 +151,13 @@ def _stock_encoder(
 
 
 def stock_hats(stock: jax.Array, low: np.ndarray, high: np.ndarray, count: int) -> jax.Array:
-    """``count`` hat functions of a stock and the stock itself, scaled; ``[...]`` to ``[..., count + 1]``.
+    """``count`` hat functions of a stock, and the scaled stock itself; ``[...]`` to ``[..., count + 1]``.
 
-    ``max(0, 1 - |stock - z_i| / step)`` at ``count`` points z, ``step`` apart from ``low`` to ``high``: all that a
-    function of the stock with kinks at the z needs is a linear layer, where a network on the bare number first has to
-    make the kinks. Beyond the range the outermost hat stays 1 and the scaled stock, ``2 (stock - low) / (high - low) -
-    1``, goes on for the width of the range once more: a discounted stock grows without bound.
+    The hats are ``max(0, 1 - |stock - z_i| / step)`` at ``count`` points ``z_i``, ``step`` apart from ``low`` to
+    ``high``. A linear layer on them represents every function of the stock that is piecewise linear with kinks at the
+    ``z_i``, which a network on the bare number would have to learn. Beyond the range the outermost hat stays 1. The
+    scaled stock, ``2 (stock - low) / (high - low) - 1``, is clipped one width of the range beyond either end, because a
+    discounted stock grows without bound.
     """
     low, width = jnp.asarray(low), jnp.maximum(jnp.asarray(high) - low, 1e-6)
     place = jnp.clip((jnp.asarray(stock) - low) / width, -1.0, 2.0)
@@ -171,9 +174,16 @@ def utilities(
     return_scale: float | jax.Array = 1.0,
     use_stock: bool = True,
 ) -> jax.Array:
-    """What each action is worth, ``[B, A]``: the mean of its distribution, or the functional of stock plus return.
+    """The utility of each action, ``[B, A]``: the mean of its return, or the functional of stock plus return.
 
-    Without ``use_stock``: the objective of the return distribution to come alone, as if the episode began here.
+    Without ``use_stock`` it is the functional's objective of the future return alone, as if the episode began here.
+
+    Args:
+      distribution: of the returns by action.
+      observation: ``[B, ...]``, with the entry ``stock`` in a stock-augmented environment.
+      functional: the objective; ``None`` for the mean.
+      return_scale: what a predicted return is multiplied by to be in units of the stock.
+      use_stock: whether to add the stock.
     """
     if functional is None:
         return jnp.sum(distribution.weights * distribution.particles, axis=-1)
@@ -186,7 +196,8 @@ def utilities(
 
 
 def best_actions(utility: jax.Array) -> jax.Array:
-    """The uniform policy over the best actions: ``[B, A]`` to probabilities ``[B, A]``; ties within rounding."""
+    """The uniform policy over the best actions, utilities ``[B, A]`` to probabilities ``[B, A]``; see
+    ``TIE_TOLERANCE``."""
     scale = jnp.max(jnp.abs(utility), axis=-1, keepdims=True)
     tied = utility >= jnp.max(utility, axis=-1, keepdims=True) - TIE_TOLERANCE * scale
     return tied / jnp.sum(tied, axis=-1, keepdims=True)

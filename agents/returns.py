@@ -1,7 +1,7 @@
-"""Recurrences over time, time-major ``[T, B]``, one scan each.
+"""Returns and advantages over time-major arrays ``[T, B]``, one scan each.
 
-``ends`` is ``terminated | truncated``: nothing flows back over an episode's end. Whether the value behind
-that end counts is another question, answered by ``terminated`` alone.
+``ends`` is ``terminated | truncated``: nothing flows back over the end of an episode. Whether the value of the final
+observation counts is a separate question, answered by ``terminated`` alone.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ import jax.numpy as jnp
 
 
 def return_to_go(rewards: jax.Array, ends: jax.Array, discount: float | jax.Array, bootstrap=None) -> jax.Array:
-    """``G_t = r_t + discount * (1 - ends_t) * G_{t+1}``, with ``G_T = bootstrap`` (zero by default).
+    """The discounted sum of rewards from each step to the end of its episode.
+
+        G_t = r_t + discount * (1 - ends_t) * G_{t+1},    G_T = bootstrap
 
     Args:
       rewards: ``[T, B]``, zero where masked.
       ends: ``[T, B]`` bool.
       discount: in [0, 1].
-      bootstrap: ``[B]`` or ``None``.
+      bootstrap: ``[B]``, the value after the last row; ``None`` for zero.
 
     Returns:
-      ``[T, B]``.
+      ``G``, ``[T, B]``.
     """
     start = jnp.zeros_like(rewards[0]) if bootstrap is None else bootstrap
 
@@ -42,14 +44,14 @@ def generalised_advantage(
     discount: float | jax.Array,
     gae_lambda: float | jax.Array,
 ) -> jax.Array:
-    """Generalised advantage estimation (Schulman et al., 2016, equations 11 to 16) with time limits told apart.
+    """Generalised advantage estimation (Schulman et al., 2016, equations 11 to 16); a time limit is not a termination.
 
-    ``delta_t = r_t + discount * (1 - terminated_t) * next_values_t - values_t`` and
-    ``A_t = delta_t + discount * gae_lambda * (1 - ends_t) * A_{t+1}``.
+        delta_t = r_t + discount * (1 - terminated_t) * next_values_t - values_t
+        A_t = delta_t + discount * gae_lambda * (1 - ends_t) * A_{t+1}
 
     Args:
       rewards, values: ``[T, B]``.
-      next_values: ``[T, B]``, the value of the observation that followed, before any reset.
+      next_values: ``[T, B]``, the value of the observation that followed each step, before any reset.
       terminated, ends: ``[T, B]`` bool.
       discount, gae_lambda: in [0, 1]; ``gae_lambda`` is the lambda of Schulman et al.
 

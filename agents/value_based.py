@@ -325,7 +325,7 @@ def target_of(
     return bellman_target(batch.segment, particles, probabilities, head=head, atoms=rule.returns.atoms)
 
 
-def value_loss(
+def batch_loss(
     rule: LearningRule, online: PyTree, batch: Batch, target: jax.Array, fractions: jax.Array | None
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """``sum(valid * importance * head_loss) / sum(valid)`` at the taken actions; with it the priorities ``[B]`` and the
@@ -398,7 +398,7 @@ def gradient_step(
         shape = (2, batch.action.shape[0], rule.quantiles)
         fractions, target_fractions = jax.random.uniform(fraction_key, shape)
     goal, goal_mean = target_of(rule, tie_key, learner.target, learner.online, batch, target_fractions)
-    loss_and_gradient = jax.value_and_grad(partial(value_loss, rule), has_aux=True)
+    loss_and_gradient = jax.value_and_grad(partial(batch_loss, rule), has_aux=True)
     (loss, (priority, value)), gradient = loss_and_gradient(learner.online, batch, goal, fractions)
     change, optimiser_state = rule.optimiser.update(gradient, learner.optimiser, learner.online)
     online, count = optax.apply_updates(learner.online, change), learner.gradient_steps + 1
@@ -423,7 +423,7 @@ def linear_epsilon(
 
 
 def outside_start(spec: EnvironmentSpec, stock: jax.Array) -> jax.Array:
-    """Whether a stock is outside the range that start stocks are drawn from, any component of a vector; ``[...]``."""
+    """Whether a stock, or any of its components, is outside the range of start stocks; ``[...]`` bool."""
     space = spec.observation_space["start_stock"]
     outside = (stock < space.low) | (stock > space.high)
     return jnp.any(outside.reshape(*outside.shape[: outside.ndim - len(space.shape)], -1), axis=-1)
@@ -488,19 +488,19 @@ def _validate_functional(functional, spec, head, discount, use_stock, stock_edit
     stocked = is_augmented(spec.observation_space) and use_stock
     if stock_edits < 0 or (stock_edits and not stocked):
         raise ValueError(
-            f"stock_edits={stock_edits}: expected 0 but for a stock-augmented environment (envs.stock) whose stock "
-            f"is used"
+            f"stock_edits={stock_edits}: expected 0, because the environment has no stock (see envs.stock) or "
+            "use_stock=False"
         )
     if functional is None:
         return
     if head == "expected":
         raise ValueError(f"{functional.name}: head='expected' predicts no distribution: expected one of {HEADS[1:]}")
     if not use_stock:
-        # Greedy steps that ignore the stock optimise nothing: they are what the stock is compared with.
+        # Greedy steps that ignore the stock optimise no functional; they serve as a comparison for those that use it.
         if functional.dimension not in (None, 0):
             raise ValueError(f"{functional.name} is for vectors of {functional.dimension}, the return is a number")
         return
-    # A traced discount is a sweep's, whose points were checked one by one.
+    # A traced discount belongs to a sweep whose points were checked one by one.
     known = 1.0 if isinstance(discount, jax.core.Tracer) else float(discount)
     infinite = known < 1 and spec.max_episode_steps is None
     require(functional, discount=known, dimension=0, stock=stocked, infinite=infinite)

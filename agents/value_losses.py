@@ -1,4 +1,4 @@
-"""Losses of value learning: functions of arrays, one loss per item; means are left to the caller.
+"""Losses of value learning, as functions of arrays with one loss per item; the caller takes means.
 
 A head predicts an expected return, a distribution on fixed atoms, or quantiles of the return; each has its own loss
 against a target that is a constant.
@@ -12,14 +12,15 @@ import jax.numpy as jnp
 
 
 def huber_loss(error: jax.Array, delta: float | jax.Array) -> jax.Array:
-    """``error^2 / 2`` up to ``|error| = delta``, then ``delta (|error| - delta / 2)`` (Huber, 1964); any shape."""
+    """``error^2 / 2`` where ``|error| <= delta``, beyond it ``delta (|error| - delta / 2)`` (Huber, 1964); any
+    shape."""
     size = jnp.abs(error)
     quadratic = jnp.minimum(size, delta)
     return 0.5 * jnp.square(quadratic) + delta * (size - quadratic)
 
 
 def midpoints(count: int) -> jax.Array:
-    """``(2 i + 1) / (2 count)`` for i from 0: the fractions of ``count`` equally likely quantiles."""
+    """``(2 i + 1) / (2 count)`` for i from 0 to ``count - 1``: the midpoints of ``count`` equally likely quantiles."""
     return (2 * jnp.arange(count, dtype=jnp.float32) + 1) / (2 * count)
 
 
@@ -28,12 +29,12 @@ def categorical_projection(
 ) -> jax.Array:
     """The distribution of ``reward + discount * Z`` on the same atoms (Bellemare, Dabney and Munos, 2017, equation 7).
 
-    The probability of every shifted atom, clipped to the range, goes to its two neighbours by linear
-    interpolation; one that falls on an atom goes there whole. The mean stays where nothing is clipped.
+    Each atom is shifted to ``reward + discount * atom`` and clipped to the range; its probability is divided between
+    the two neighbouring atoms by linear interpolation. Where nothing is clipped, the mean is exact.
 
     Args:
       atoms: ``[K]``, equally spaced, increasing.
-      reward, discount: ``[...]``; a discount of 0 puts everything at the reward.
+      reward, discount: ``[...]``; with a discount of 0 all probability is at the reward.
       probabilities: ``[..., K]``, the distribution of ``Z``.
 
     Returns:
@@ -47,7 +48,7 @@ def categorical_projection(
 
 
 def categorical_cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """``-sum_k target_k log softmax(logits)_k``; ``[..., K]`` to ``[...]``."""
+    """``-sum_k target_k log softmax(logits)_k``, from logits and probabilities ``[..., K]`` to ``[...]``."""
     chex.assert_equal_shape((logits, target))
     return -jnp.sum(target * jax.nn.log_softmax(logits), axis=-1)
 
@@ -59,11 +60,11 @@ def quantile_huber_loss(
     *,
     kappa: float | jax.Array,
 ) -> jax.Array:
-    """Quantile regression with a Huber core (Dabney et al., 2018a, equation 10; Dabney et al., 2018b, equation 3).
+    """The quantile Huber loss (Dabney et al., 2018a, equation 10; Dabney et al., 2018b, equation 3).
 
     ``L = sum_i mean_j |tau_i - 1{u_ij < 0}| L_kappa(u_ij) / kappa`` with ``u_ij = target_j - quantile_i`` and
-    ``L_kappa`` the Huber loss; ``kappa = 0`` is the quantile loss itself, ``|u_ij|`` in place of
-    ``L_kappa / kappa``. With midpoints as fractions it is QR-DQN's loss, with sampled ones IQN's.
+    ``L_kappa`` the Huber loss. ``kappa = 0`` gives the quantile loss itself, with ``|u_ij|`` in place of
+    ``L_kappa / kappa``. With midpoints as fractions this is QR-DQN's loss, with sampled fractions IQN's.
 
     Args:
       quantiles: ``[..., N]``, the prediction at ``fractions``.
@@ -76,7 +77,7 @@ def quantile_huber_loss(
     """
     error = targets[..., None, :] - quantiles[..., :, None]
     size = jnp.abs(error)
-    # Divided by 1 where kappa is 0: that branch is not taken, and its gradient must be finite all the same.
+    # Where kappa is 0 the quadratic branch is not selected, but its gradient must be finite all the same.
     width = jnp.where(jnp.asarray(kappa) > 0, kappa, 1.0)
     core = jnp.where(size < kappa, 0.5 * jnp.square(error) / width, size - 0.5 * kappa)
     side = jnp.abs(fractions[..., :, None] - (jax.lax.stop_gradient(error) < 0))

@@ -1,8 +1,9 @@
-"""The backup of distributional dynamic programming, compiled: return distributions one step earlier, for every stock.
+"""The compiled backup of distributional dynamic programming.
 
     G(s, c) = sum_a policy(a | s, c) sum_o p_o (r_o + discount G(s'_o, (c + r_o) / discount))
 
-in the terms of ``agents/planning/distributional.py``, which checks what comes in and says what comes out.
+It takes return distributions one time step back, for every stock at once. ``agents/planning/distributional.py`` checks
+its arguments and documents its results.
 """
 
 from __future__ import annotations
@@ -21,25 +22,26 @@ from agents.planning.return_distributions import Representation, StockGrid, move
 from envs.base import PyTree
 from envs.native.tabular import TabularModel
 
-# How many numbers are moved at a time: as many as a core's cache holds.
+# How many numbers are moved at a time: about as many as fit into a core's cache.
 _PIECE = 2**17
 
 
 class BackupProblem(NamedTuple):
-    """A model as arrays, its outcomes as successors: the pairs of a next state and a reward that occur.
+    """A model as arrays. Its successors are the distinct pairs of next state and reward that occur.
 
-    Outcomes share most successors, so that each is moved once and not per state and action. They are listed in ``N``
-    pieces of ``B`` with one reward each, padded with state ``S``, where an episode that has ended stands. ``U`` counts
-    the rewards, ``J`` the grid points that a stock is rounded to.
+    Many outcomes share a successor, so that each successor is moved once instead of once per state and action.
+    Successors are listed in ``N`` pieces of ``B`` with one reward each, padded with the state ``S``, which stands for
+    an episode that has ended. ``U`` is the number of distinct rewards, ``J`` the number of grid points that a stock is
+    rounded to.
 
     Attributes:
       probability: ``[S, A, O]``.
       successor: ``[S, A, O]``, an index into the ``N B`` successors.
-      states: ``[N, B]``, of each successor.
-      group: ``[N]``, the reward of each piece.
+      states: ``[N, B]``, the next state of each successor.
+      group: ``[N]``, the index of each piece's reward.
       stock_index, stock_weight: ``[U, C, J]``.
       stock_outside: ``[U, C]``.
-      operators: of the representation, ``[U, ...]``.
+      operators: of the representation, ``[U, ...]``, see ``Representation``.
       utility: ``[U, C, K]``, ``f(c + r + discount z)``; ``[U, 1, 1]`` zeros for an evaluation.
       zero: ``[K]``.
     """
@@ -63,7 +65,7 @@ def backup_problem(
     grid: StockGrid | None,
     discount: float,
 ) -> BackupProblem:
-    """The arrays of a checked problem; without a functional, those of an evaluation.
+    """The arrays of a problem whose arguments were checked; without a functional, for an evaluation.
 
     Raises:
       ValueError: see ``functionals.finite_utility``.
@@ -111,18 +113,19 @@ def _pieces(groups: np.ndarray, following: np.ndarray, num_states: int, size: in
 
 
 def _start(problem: BackupProblem) -> tuple[jax.Array, jax.Array]:
-    """Distributions ``[S, C, K]`` of the return 0, and ``[S, C, 2]`` zeros: left stock, left support."""
+    """The distributions ``[S, C, K]`` of the return 0, and zeros ``[S, C, 2]`` for ``left_stock`` and
+    ``left_support``."""
     num_states, num_stocks = problem.probability.shape[0], problem.stock_index.shape[1]
     distributions = jnp.broadcast_to(problem.zero, (num_states, num_stocks, len(problem.zero)))
     return distributions, jnp.zeros((num_states, num_stocks, 2), distributions.dtype)
 
 
 def _successors(problem: BackupProblem, distributions: jax.Array, left: jax.Array, transport: Callable):
-    """What follows each successor at the stock before the reward, in one pass over the distributions.
+    """The return through each successor, by the stock before the reward, in one pass over the distributions.
 
     Returns:
       ``E f(c + r + discount G(s', c'))``, ``[N B, C]``; the distributions of ``r + discount G(s', c')``, ``[N B, C,
-      K]``; what left, ``[N B, C, 2]``.
+      K]``; ``left_stock`` and ``left_support``, ``[N B, C, 2]``.
     """
 
     def per_piece(part):
@@ -141,7 +144,7 @@ def _successors(problem: BackupProblem, distributions: jax.Array, left: jax.Arra
         rows = jnp.where(ended, problem.zero, _moved(distributions, states, index, weight))
         before = jnp.where(ended, 0.0, _moved(left, states, index, weight))
         moved, beyond = transport(operator, rows)
-        # An episode that has ended needs no stock.
+        # After the end of an episode the stock does not matter.
         gone = jnp.where(outside & ~ended[..., 0], 1.0, before[..., 0])
         # A product with ones is several times as fast as a sum over the last axis.
         value = jnp.matmul(rows * utility, jnp.ones(rows.shape[-1], rows.dtype), precision="highest")
@@ -194,7 +197,7 @@ def _mix(problem: BackupProblem, blocks: jax.Array, policy: jax.Array) -> jax.Ar
 
 
 def _backup(problem: BackupProblem, distributions: jax.Array, left: jax.Array, transport: Callable, choose: Callable):
-    """Distributions and what left one step earlier, and the policy: ``choose(action values [S, A, C])``."""
+    """Distributions and ``left`` one step earlier, and the policy ``choose(action values [S, A, C])``."""
     following, blocks, gone = _successors(problem, distributions, left, transport)
     policy = choose(_action_values(problem, following))
     return _mix(problem, blocks, policy), _mix(problem, gone, policy), policy
@@ -204,12 +207,12 @@ def _backup(problem: BackupProblem, distributions: jax.Array, left: jax.Array, t
 def optimal(
     problem: BackupProblem, *, transport: Callable, length: int, uniform: bool, keep_policies: bool, keep_stages: bool
 ):
-    """``length`` backups, each greedy: what is best with so many steps to go.
+    """``length`` greedy backups.
 
     Returns:
-      Distributions ``[S, C, K]``; what left, ``[S, C, 2]``; policies, one per step or the last alone, ``[1, S, C]``,
-      with an axis of actions if ties are shared (``uniform``); distributions of every step ``[length + 1, S, C, K]``,
-      or ``None``.
+      Distributions ``[S, C, K]``; ``left_stock`` and ``left_support``, ``[S, C, 2]``; policies, one per step or only
+      the last, ``[1, S, C]``, with an axis of actions if ties are shared (``uniform``); distributions of every step
+      ``[length + 1, S, C, K]``, or ``None``.
     """
 
     def greedy(values):
@@ -242,10 +245,10 @@ def optimal(
 def improve(problem: BackupProblem, policy: jax.Array, *, transport: Callable, length: int, finite: bool):
     """Distributions of ``policy [H or 1, S, C]`` after ``length`` backups, and the policy that is greedy on them.
 
-    An action that ties with the best stays.
+    An action that ties with the best is kept.
 
     Returns:
-      Distributions ``[S, C, K]``, what left ``[S, C, 2]``, the greedy policy.
+      Distributions ``[S, C, K]``; ``left_stock`` and ``left_support``, ``[S, C, 2]``; the greedy policy.
     """
 
     def step(carry, actions):
@@ -266,8 +269,8 @@ def evaluate(problem: BackupProblem, policy: jax.Array, *, transport: Callable, 
     """Distributions of ``policy [H or 1, S, C]`` or ``[H or 1, S, C, A]`` after ``length`` backups.
 
     Returns:
-      Distributions ``[S, C, K]``; what left, ``[S, C, 2]``; distributions of every step ``[length + 1, S, C, K]``, or
-      ``None``.
+      Distributions ``[S, C, K]``; ``left_stock`` and ``left_support``, ``[S, C, 2]``; distributions of every step
+      ``[length + 1, S, C, K]``, or ``None``.
     """
 
     def backup(carry, actions):
@@ -278,7 +281,8 @@ def evaluate(problem: BackupProblem, policy: jax.Array, *, transport: Callable, 
 
 @jax.jit(static_argnames=("length", "keep_stages"))
 def evaluate_particles(problem: BackupProblem, policy: jax.Array, *, length: int, keep_stages: bool):
-    """As ``evaluate``, for particles of equal weight: all that can follow are sorted and thinned out."""
+    """As ``evaluate``, for particles of equal weight: the particles of all successors are sorted, and their quantiles
+    taken."""
     num_states, num_actions, _ = problem.probability.shape
     count = len(problem.zero)
     levels = (2 * jnp.arange(count) + 1) / (2 * count)

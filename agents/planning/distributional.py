@@ -1,17 +1,17 @@
-"""Distributional dynamic programming with stock: planning for the return distribution, not only for its mean.
+"""Distributional dynamic programming with stock: planning for functionals of the return distribution.
 
-State and stock ``(s, c)`` carry the return distribution that follows. One backup is
+Every pair of state and stock ``(s, c)`` has a return distribution ``G(s, c)``. One backup is
 
     c' = (c + r) / discount,    G(s, c) = r + discount G(s', c'),    action = argmax_a E f(c + r + discount G(s', c'))
 
 (Pires et al., 2025, "Optimizing Return Distributions with Distributional Dynamic Programming", JMLR 26(185)). With
-``horizon`` (by default the model's) the time limit is counted down and the policy has one table per time step; with
-``iterations`` the discount is below 1 and the policy is stationary.
+``horizon`` (by default the model's) the episode has a time limit and the policy has one table per time step; with
+``iterations`` it has none, the discount is below 1 and the policy is stationary.
 
-What is exact. On a ``lattice`` of returns, with discount 1 and a stock grid that holds every stock, all of it. A
-stock between two grid points is rounded up or down at random, with its interpolation weights, and a stock beyond the
-grid is moved to its edge: the distributions returned are those of the greedy policy that sees these stocks. What left
-  the grid or the support of the distributions is counted, per start, in ``left_stock`` and ``left_support``.
+The result is exact on a ``lattice`` of returns with discount 1 and a stock grid that holds every stock. Otherwise a
+stock between two grid points is rounded up or down at random, with its interpolation weights as probabilities, and a
+stock beyond the grid is moved to the edge; the resulting distributions are those of the greedy policy that sees these
+stocks. ``left_stock`` and ``left_support`` report, per start, the probability that left the grid or the support.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ _TIES = ("lowest", "uniform")
 
 
 class DistributionalPlan(NamedTuple):
-    """A policy over states and stocks, and the distributions it leads to.
+    """A policy over states and stocks, and its return distributions.
 
     Attributes:
       policy: ``int32 [H, S, C]``, the action at each time step, or probabilities ``[H, S, C, A]`` where ties are
-        shared; ``H = 1``, the stationary one, without time limit.
-      distributions: ``[S, C, K]``, the return distribution at time 0 in its representation.
-      values: ``[S, C]``, the functional of stock plus return at time 0; NaN where none was given.
-      stocks: ``[C]`` or ``[C, m]``; one stock 0 where the policy does not depend on it.
+        shared; without a time limit ``H = 1``, and the policy is stationary.
+      distributions: ``[S, C, K]``, the return distributions at time 0, see ``Representation``.
+      values: ``[S, C]``, the functional of stock plus return at time 0; NaN where no functional was given.
+      stocks: ``[C]`` or ``[C, m]``; the single stock 0 where the policy does not depend on it.
       particles: the support of the distributions, see ``Representation``.
-      left_stock: ``[S, C]``, probability that the stock leaves its grid, by the step before a time limit included.
-      left_support: ``[S, C]``, expected mass that was moved to the edge of the distributions' support, over all
-        backups.
-      bound: on the error of ``values`` as the utility of the policies' returns where nothing left:
+      left_stock: ``[S, C]``, the probability that the stock leaves its grid, the last reward before a time limit
+        included.
+      left_support: ``[S, C]``, the expected probability that was moved to the edge of the support, over all backups.
+      bound: on the error of ``values``, as utilities of the policy's returns, where nothing left grid or support:
         ``lipschitz (discount ** n (diameter + zero_error) + sum_k<n discount ** k error)``, with the representation's
-        errors of the return 0 and per backup, and diameter 0 with a horizon. It does not count how much better a
-        finer stock grid would act.
+        errors of the return 0 and per backup, and diameter 0 with a horizon. It does not say how much better a policy
+        on a finer stock grid would be.
       wasserstein: the same without ``lipschitz``: a bound on the 1-Wasserstein distance of the distributions.
       stages: ``[H + 1, S, C, K]``, the distributions from every time step on, or ``None``.
-      rounds: evaluations that policy iteration took, else 1.
+      rounds: evaluations that policy iteration needed; 1 for the other planners.
     """
 
     policy: jax.Array
@@ -86,19 +86,20 @@ def value_iteration(
     ties: str = "lowest",
     keep_stages: bool = False,
 ) -> DistributionalPlan:
-    """Distributional value iteration: greedy backups from the return distribution 0.
+    """Distributional value iteration: greedy backups, starting from the distribution of the return 0.
 
-    Without time limit the distributions are those of the policies of all iterations in turn, and ``policy`` is the last
-    one; ``policy_evaluation`` gives its own distributions.
+    Without a time limit, the distributions are those of following the policy of each iteration in turn, and ``policy``
+    is the last of these policies; ``policy_evaluation`` computes the distributions of following it forever.
 
     Args:
       model: the environment.
-      functional: the objective; its initial stock is chosen afterwards, by ``initial_stock`` from ``values``.
+      functional: the objective; ``agents.functionals.initial_stock`` chooses its initial stock from ``values``.
       representation: ``lattice`` or ``categorical``.
       grid: of the stock; ``None`` where the functional does not need one.
       discount, horizon, iterations: of the problem, see the module.
-      ties: ``"lowest"`` action, or ``"uniform"``: all that tie (within ``1e-6 max(1, |best|)``) equally often.
-      keep_stages: returns the distributions of every time step (only with a horizon).
+      ties: ``"lowest"`` takes the lowest of the tied actions, ``"uniform"`` all actions within ``1e-6 max(1, |best|)``
+        of the best with equal probability.
+      keep_stages: whether to return the distributions of every time step (only with a horizon).
 
     Raises:
       ValueError: see ``tabular.validated``, ``functionals.require``, ``functionals.finite_utility`` and
@@ -133,15 +134,15 @@ def policy_iteration(
     iterations: int | None = None,
     rounds: int = 1000,
 ) -> DistributionalPlan:
-    """Distributional policy iteration: evaluates a policy, acts greedily on its distributions, until no action changes.
+    """Distributional policy iteration: evaluates a policy and improves it greedily, until no action changes.
 
-    It starts with action 0 everywhere and changes an action only for a better one. With a horizon one backward pass
-    evaluates and improves, and at most ``H + 1`` passes are needed; without, an evaluation takes ``iterations``
+    It starts with action 0 everywhere and replaces an action only by a better one. With a horizon, one backward pass
+    evaluates and improves, and at most ``H + 1`` passes are needed. Without one, an evaluation takes ``iterations``
     backups.
 
     Args:
       model, functional, representation, grid, discount, horizon, iterations: as in ``value_iteration``.
-      rounds: at most so many evaluations.
+      rounds: the largest number of evaluations.
 
     Raises:
       ValueError: as in ``value_iteration``.
@@ -197,9 +198,9 @@ def policy_evaluation(
         leading axis ``[H]`` gives one per time step.
       representation: ``lattice``, ``categorical`` or ``quantiles``.
       grid: of the stock; ``None`` for a policy that does not depend on it.
-      functional: fills ``values``, any functional of the distribution of stock plus return.
+      functional: of the distribution of stock plus return, for ``values``; any functional will do.
       discount, horizon, iterations: of the problem, see the module.
-      keep_stages: returns the distributions of every time step (only with a horizon).
+      keep_stages: whether to return the distributions of every time step (only with a horizon).
 
     Raises:
       ValueError: see ``tabular.validated``, ``planning.resolve_length`` and ``functionals.finite_utility``; a
@@ -238,10 +239,10 @@ def return_distribution(plan: DistributionalPlan, state: Any, stock: Any = None)
     Args:
       plan: from a planner.
       state: an index, or a distribution ``[S]`` over states, such as ``model.initial``.
-      stock: one of ``plan.stocks``; not needed where there is one only.
+      stock: one of ``plan.stocks``; may be left out where there is only one.
 
     Raises:
-      ValueError: a state that is none, shares that are no distribution, or a stock off the grid.
+      ValueError: an unknown state, numbers that are no distribution over states, or a stock off the grid.
     """
     distributions = np.asarray(plan.distributions)[:, stock_index(plan, stock)]
     if np.ndim(state) == 0:
@@ -265,7 +266,7 @@ def return_distribution(plan: DistributionalPlan, state: Any, stock: Any = None)
 
 
 def stock_index(plan: DistributionalPlan, stock: Any = None) -> int:
-    """The index of ``stock`` in ``plan.stocks``; ``None`` is right where there is one only.
+    """The index of ``stock`` in ``plan.stocks``; ``None`` is allowed where there is only one.
 
     Raises:
       ValueError: a stock off the grid, or none where there are several.
@@ -284,13 +285,16 @@ def stock_index(plan: DistributionalPlan, stock: Any = None) -> int:
 def act(
     plan: DistributionalPlan, grid: StockGrid, time: jax.Array, state: jax.Array, stock: jax.Array, key: jax.Array
 ) -> jax.Array:
-    """The plan's action at ``stock`` (``[]`` or ``[m]``), rounded to the grid at random as in the plan; jit and vmap.
+    """The plan's action at ``stock`` (``[]`` or ``[m]``), which is rounded to the grid at random as in the plan.
+
+    Works under ``jit`` and ``vmap``.
 
     Args:
       plan: with actions or probabilities.
-      grid: that the plan was made with.
-      time: step since the start of the episode; a stationary plan ignores it.
-      state, stock: what the agent is in and carries.
+      grid: the one that the plan was made with.
+      time: steps since the start of the episode; a stationary plan ignores it.
+      state: the present state.
+      stock: the present stock.
       key: for the rounding, and for the action where the plan has probabilities.
     """
     axes = grid_axes(*grid)
@@ -299,7 +303,7 @@ def act(
     for axis, value, part in zip(axes, jnp.ravel(stock), jax.random.split(rounding_key, len(axes)), strict=True):
         position = jnp.clip((value - axis[0]) / (axis[1] - axis[0] if len(axis) > 1 else 1.0), 0, len(axis) - 1)
         nearest = jnp.round(position)
-        # Rounding errors of the stock are no reason to draw.
+        # A stock that is off the grid by rounding errors alone is not rounded at random.
         position = jnp.where(jnp.abs(position - nearest) < 1e-4, nearest, position)
         below = jnp.floor(position)
         up = jax.random.uniform(part) < position - below
@@ -350,8 +354,8 @@ def _checked(
     )
     if not representation.linear:
         raise ValueError(
-            f"{representation.name} keeps no expected utility of a mixture, so that greedy steps would be biased: "
-            "expected lattice(...) or categorical(...)"
+            f"{representation.name} does not preserve the expected utility of a mixture, so that greedy steps would be "
+            "biased: expected lattice(...) or categorical(...)"
         )
     _check_dimension(model, representation, grid)
     _check_utility(model, functional, representation, grid)
@@ -405,7 +409,8 @@ def _plan(
     steps = length if discount == 1 else (1 - discount**length) / (1 - discount)
     spread = float((np.maximum(possible.max(0), 0) - np.minimum(possible.min(0), 0)).sum()) * steps
     tail = 0.0 if finite else discount**length * float(np.abs(possible).sum(-1).max()) / (1 - discount)
-    # Also for episodes that end earlier: each backup that they save would add more than their return 0 adds earlier.
+    # Holds for episodes that end earlier as well: a backup that they save would have added more than the error of their
+    # return 0, which counts from an earlier step.
     wasserstein = tail + discount**length * representation.zero_error + steps * representation.error(spread)
     lipschitz = math.nan if functional is None else functional.lipschitz
     return DistributionalPlan(

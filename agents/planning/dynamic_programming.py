@@ -1,10 +1,10 @@
-"""Dynamic programming for the expected return of a known model: value iteration, policy iteration and evaluation.
+"""Dynamic programming for the expected return on a known model: value iteration, policy iteration and evaluation.
 
     Q(s, a) = sum_o p(o | s, a) (r_o + discount (1 - terminated_o) V(s'_o))
 
-Two problems are told apart. With ``horizon`` (by default the model's) the episode ends after that many steps, the
-answer is exact and the policy has one row per time step. With ``iterations`` the episode has no time limit, the
-discount is below 1, the answer carries a bound on its error and the policy is stationary.
+There are two kinds of problems. With ``horizon`` (by default the model's) the episode ends after that many steps, the
+result is exact and the policy has one row per time step. With ``iterations`` the episode has no time limit, the
+discount is below 1, the result comes with a bound on its error and the policy is stationary.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ TIE_TOLERANCE = 1e-6
 
 
 class Plan(NamedTuple):
-    """A policy and what it is worth.
+    """A policy and its values.
 
     Attributes:
-      policy: ``int32 [H, S]``, the action at each time step; ``[1, S]``, the stationary one, without time limit.
-        Value iteration takes the lowest of the actions whose values tie.
+      policy: ``int32 [H, S]``, the action at each time step; ``[1, S]``, stationary, without a time limit. Value
+        iteration takes the lowest of tied actions.
       values: ``[S]``, at time 0.
       action_values: ``[S, A]``, at time 0.
       bound: on ``max_s |values - V*|``; 0 with a horizon.
-      rounds: evaluations that policy iteration took, 1 for value iteration.
+      rounds: evaluations that policy iteration needed; 1 for value iteration.
     """
 
     policy: jax.Array
@@ -40,7 +40,7 @@ class Plan(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What a policy is worth.
+    """The values of a policy.
 
     Attributes:
       values: ``[S]``, at time 0.
@@ -59,7 +59,8 @@ def resolve_length(
     """The number of backups, and whether the problem has a time limit.
 
     Raises:
-      ValueError: a discount outside (0, 1], both lengths or neither, one below 1, or discount 1 without time limit.
+      ValueError: a discount outside (0, 1]; both ``horizon`` and ``iterations``, or neither where the model has no time
+        limit; one of them below 1; discount 1 without a time limit.
     """
     if not 0 < discount <= 1:
         raise ValueError(f"discount={discount}: expected a number above 0 and at most 1")
@@ -101,8 +102,8 @@ def value_iteration(
 ) -> Plan:
     """``V <- max_a Q``, from ``V = 0``: backward induction with a horizon, else ``iterations`` backups.
 
-    The bound without time limit is the smaller of ``discount ** n / (1 - discount) max |r|`` and
-    ``discount / (1 - discount) max |V_n - V_(n-1)|``, and some units in the last place for rounding.
+    Without a time limit, the bound is the smaller of ``discount ** n / (1 - discount) max |r|`` and
+    ``discount / (1 - discount) max |V_n - V_(n-1)|``, plus a few units in the last place for rounding.
 
     Raises:
       ValueError: see ``resolve_length`` and ``tabular.validated``; vector rewards.
@@ -156,16 +157,16 @@ def policy_iteration(
     iterations: int | None = None,
     rounds: int = 1000,
 ) -> Plan:
-    """Evaluates, then acts greedily, from action 0 everywhere until no action changes.
+    """Evaluates a policy and improves it greedily, starting with action 0 everywhere, until no action changes.
 
-    With a horizon one backward pass evaluates a policy and finds its greedy one, and at most ``H + 1`` passes are
-    needed. Without, each evaluation takes ``iterations`` backups. An action is changed only for a better one, so
-    that ties end the search; the bound counts the error of the evaluation and of the last improvement.
+    With a horizon, one backward pass evaluates a policy and finds the greedy one, and at most ``H + 1`` passes are
+    needed. Without one, each evaluation takes ``iterations`` backups. An action is replaced only by a better one, so
+    that ties end the search. The bound covers the error of the evaluation and of the last improvement.
 
     Args:
       model: with scalar rewards.
       discount, horizon, iterations: of the problem.
-      rounds: at most so many evaluations.
+      rounds: the largest number of evaluations.
 
     Raises:
       ValueError: see ``resolve_length`` and ``tabular.validated``; vector rewards.
@@ -265,5 +266,5 @@ def _bound(model: TabularModel, discount: float, length: int, values: jax.Array,
 
 
 def _rounding(values: jax.Array, discount: float) -> float:
-    # A backup rounds by a few units in the last place; the sum of the roundings of all backups.
+    # Each backup rounds by a few units in the last place; this bounds the discounted sum over all backups.
     return 4 * float(jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))) / (1 - discount)

@@ -1,9 +1,9 @@
-"""return distributions, stored in ``K`` numbers, and the stocks a planner tells apart: how both are moved by a reward.
+"""How planners store return distributions and stocks, and how a reward moves both.
 
-A distribution of ``G`` becomes that of ``r + discount G``, a stock ``c`` becomes ``(c + r) / discount``. A ``lattice``
-is exact for discount 1; ``categorical`` distributions and ``quantiles`` are projected, with a stated error. A stock
-between two grid points is split between them with its interpolation weights, and a stock beyond the grid is moved to
-its edge.
+The distribution of ``G`` becomes that of ``r + discount G``, and a stock ``c`` becomes ``(c + r) / discount``. A
+distribution is stored in ``K`` numbers. A ``lattice`` is exact for discount 1; ``categorical`` distributions and
+``quantiles`` are projected, with a known error. A stock between two points of its grid is rounded to one of them at
+random, with its interpolation weights as probabilities, and a stock beyond the grid is moved to the edge.
 """
 
 from __future__ import annotations
@@ -20,26 +20,27 @@ import numpy as np
 from envs.base import PyTree
 from envs.stock import next_stock
 
-# What is this close to a grid point is on it.
+# Tolerance within which a number counts as a grid point.
 ON_GRID = 1e-6
 
 
 class Representation(NamedTuple):
-    """How the distribution of a return is stored, in ``K`` numbers; pure functions.
+    """How a return distribution is stored in ``K`` numbers; pure functions.
 
     Attributes:
-      name: for messages.
-      particles: ``[K]`` or ``[K, m]``, the support of a probability vector; ``None`` where the numbers are
+      name: used in messages.
+      particles: ``[K]`` or ``[K, m]``, the support, where the numbers are probabilities; ``None`` where the numbers are
         particles of equal weight.
-      dimension: 0 for numbers, else ``m``.
-      zero: ``[K]``, the return distribution 0.
-      operators: ``(rewards [U] or [U, m], discount) -> pytree [U, ...]``, what ``transport`` needs for each reward.
-      transport: ``(operator, distributions [..., K]) -> (distributions [..., K], outside [...])``, the distributions of
-        ``r + discount G``, and the mass that was moved to the edge of the support.
-      linear: whether the distribution of a mixture is the mixture of the numbers.
-      error: ``(spread of the returns) -> `` bound on the 1-Wasserstein error, in the sum norm, that one backup adds
+      dimension: of the returns: 0 for numbers, otherwise ``m``.
+      zero: ``[K]``, the distribution of the return 0.
+      operators: ``(rewards [U] or [U, m], discount) -> pytree [U, ...]``, the argument of ``transport`` for each
+        reward.
+      transport: ``(operator, distributions [..., K]) -> (distributions [..., K], outside [...])``: the distributions of
+        ``r + discount G``, and the probability that was moved to the edge of the support.
+      linear: whether mixing the numbers mixes the distributions.
+      error: ``(spread of the returns) -> `` a bound on the 1-Wasserstein error, in the sum norm, that one backup adds
         inside the support.
-      zero_error: that of ``zero``, at most the error of a backup; 0 where 0 is on the support.
+      zero_error: the same error of ``zero``; 0 where 0 is on the support.
     """
 
     name: str
@@ -54,7 +55,7 @@ class Representation(NamedTuple):
 
 
 class StockGrid(NamedTuple):
-    """The stocks a planner tells apart: ``low, low + step, ..., high``; tuples of ``m`` make a product grid.
+    """The stocks that a planner distinguishes: ``low, low + step, ..., high``; tuples of ``m`` make a product grid.
 
     Attributes:
       low, high, step: numbers, or one per component of the reward.
@@ -66,7 +67,7 @@ class StockGrid(NamedTuple):
 
 
 def lattice(low: float | Sequence[float], high: float | Sequence[float], step: float | Sequence[float] = 1.0):
-    """Probability vectors on ``low, low + step, ..., high``: exact for discount 1 and rewards that are multiples.
+    """Probabilities on ``low, low + step, ..., high``: exact for discount 1 and rewards that are multiples of ``step``.
 
     Tuples of ``m`` make a product lattice for vectors.
 
@@ -109,11 +110,11 @@ def lattice(low: float | Sequence[float], high: float | Sequence[float], step: f
 
 
 def categorical(low: float | Sequence[float], high: float | Sequence[float], atoms: int | Sequence[int] = 51):
-    """Probability vectors on ``atoms`` evenly spaced returns; what falls between two is split so that the mean stays.
+    """Probabilities on ``atoms`` evenly spaced returns, for any discount.
 
-    The projection of categorical learning (Bellemare, Dabney and Munos, 2017), any discount. It moves no particle
-    by more than half a step on average. Tuples make a product of ``m`` axes. The return 0 of an episode that has
-    ended is split as well where it is no atom.
+    A return between two atoms is divided between them so that the mean is exact: the projection of categorical learning
+    (Bellemare, Dabney and Munos, 2017), which moves a particle by at most half a step on average. The return 0 of an
+    episode that has ended is divided as well where it is no atom. Tuples make a product of ``m`` axes.
 
     Returns:
       A ``Representation``.
@@ -159,9 +160,9 @@ def categorical(low: float | Sequence[float], high: float | Sequence[float], ato
 def quantiles(count: int):
     """``count`` particles of equal weight at the midpoint quantiles ``(2 i + 1) / (2 count)``; for evaluation only.
 
-    The quantiles of a mixture are not the mixture of the quantiles, and they keep neither the mean nor another
-    expected utility, so that actions would be compared by biased numbers: value and policy iteration refuse them.
-    A projection costs at most ``spread / (2 count)`` in 1-Wasserstein distance.
+    The quantiles of a mixture are not the mixture of the quantiles. They preserve neither the mean nor other expected
+    utilities, so that actions would be compared by biased numbers; value and policy iteration therefore refuse them.
+    A projection adds at most ``spread / (2 count)`` in 1-Wasserstein distance.
 
     Returns:
       A ``Representation``.
@@ -190,7 +191,7 @@ def stock_points(grid: StockGrid) -> np.ndarray:
     return _points(grid_axes(*grid), 0 if np.ndim(grid.low) == 0 else len(np.ravel(grid.low)))
 
 
-# Transports. A distribution is reshaped to the axes of its support, and each axis is moved on its own.
+# Transports: a distribution is reshaped to the axes of its support, and each axis is moved separately.
 
 
 class _Shift(NamedTuple):
@@ -201,7 +202,7 @@ class _Shift(NamedTuple):
 
 
 class _Projection(NamedTuple):
-    """Moves one axis by ``matrix [K_i, K_i]`` (from, to); ``outside [K_i]``: whose image is beyond the support."""
+    """Moves one axis by ``matrix [K_i, K_i]`` (from, to); ``outside [K_i]`` is 1 for atoms that leave the support."""
 
     matrix: jax.Array
     outside: jax.Array
@@ -214,7 +215,8 @@ def _shift(operator: tuple[_Shift, ...], distributions: jax.Array) -> tuple[jax.
             distributions, [(size, size) if place == axis else (0, 0) for place in range(distributions.ndim)]
         )
         moved = jax.lax.dynamic_slice_in_dim(padded, size - part.offset, size, axis)
-        # Products are several times as fast as masked sums, and writes to the two edges as a masked addition.
+        # Products are several times as fast as masked sums, and so are writes to the two edges compared with a masked
+        # addition.
         beyond = [
             jnp.tensordot(distributions, outside.astype(distributions.dtype), (axis, 0), precision="highest")
             for outside in (target < 0, target >= size)
@@ -248,7 +250,7 @@ def _by_axis(
 
 
 def move_particles(operator: tuple[jax.Array, jax.Array], distributions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The transport of particles of equal weight, ``[..., K]``; none leaves a support."""
+    """The transport of particles of equal weight, ``[..., K]``; nothing leaves the support."""
     reward, discount = operator
     return reward + discount * distributions, jnp.zeros(distributions.shape[:-1], distributions.dtype)
 
@@ -294,12 +296,12 @@ def _hats(axis: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 
 def stocks_or_zero(grid: StockGrid | None, dimension: int) -> np.ndarray:
-    """``stock_points``, or one stock 0 where there is no grid: a number, or a vector of ``dimension``."""
+    """``stock_points``, or the single stock 0 without a grid: a number, or a vector of ``dimension`` components."""
     return np.zeros((1, dimension) if dimension else 1) if grid is None else stock_points(grid)
 
 
 def stock_moves(grid: StockGrid | None, rewards: np.ndarray, discount: float):
-    """Where the stocks go: index and weight ``[U, C, J]``, and whether beyond the grid, ``[U, C]``."""
+    """The next stocks: grid indices and weights ``[U, C, J]``, and whether they are beyond the grid, ``[U, C]``."""
     if grid is None:
         shape = (len(rewards), 1, 1)
         return np.zeros(shape, int), np.ones(shape), np.zeros(shape[:2], bool)

@@ -175,7 +175,7 @@ def test_initial_stock_rules():
 @pytest.mark.parametrize("make", [cvar, optimistic_cvar, direct_cvar, lambda level: mean_cvar(level, 0.5)])
 @pytest.mark.parametrize("level", [0.0, 1.1, math.nan])
 def test_a_level_is_a_share(make, level):
-    with pytest.raises(ValueError, match="expected a share of the mass"):
+    with pytest.raises(ValueError, match="expected a probability above 0 and at most 1"):
         make(level)
 
 

@@ -554,7 +554,7 @@ def test_numbers_may_be_traced():
     [
         ({"head": "quantiles"}, "unknown head 'quantiles', did you mean 'quantile'"),
         ({"data": DataSpec("unroll", 1, 1)}, "data.kind='unroll', expected 'replay'"),
-        ({"network_config": NetworkConfig(recurrent_size=4)}, "recurrent_size=4: value_based has no recurrence"),
+        ({"network_config": NetworkConfig(recurrent_size=4)}, "recurrent_size=4: value_based is feed-forward"),
         ({"head": "implicit_quantile", "dueling": True}, "dueling=True: expected one of the heads"),
         ({"head": "categorical", "atoms": 1}, "atoms=1"),
         ({"updates": 0}, "updates=0: expected at least 1"),
@@ -562,8 +562,8 @@ def test_numbers_may_be_traced():
         ({"huber": 0.0}, "huber=0: head='expected' would lose nothing"),
         ({"capacity": 2, "n_step": 3}, "capacity=2 holds 2 rows of batch=1: expected at least 3 rows"),
         ({"learning_starts": 5}, "learning_starts=5: the buffer never holds more than 1 transitions"),
-        ({"stock_edits": 1}, "stock_edits=1: expected 0 but for a stock-augmented environment"),
-        ({"stock_features": 4}, "stock_features=4: expected 0 but for a stock-augmented environment"),
+        ({"stock_edits": 1}, "stock_edits=1: expected 0, because the environment has no stock"),
+        ({"stock_features": 4}, "stock_features=4: expected 0, because the environment has no stock"),
         ({"functional": expectation()}, "head='expected' predicts no distribution"),
         ({"functional": cvar(0.5), "head": "quantile"}, "depends on the stock"),
         ({"functional": exponential_utility(1.0), "head": "quantile"}, "not indifferent to discount=0.5"),
@@ -575,7 +575,9 @@ def test_refusals(arguments, message):
 
 
 def test_actions_must_be_discrete_and_a_vector_stock_has_no_functional():
-    with pytest.raises(UnsupportedSpaceError, match="no greedy action in the space Box"):
+    with pytest.raises(
+        UnsupportedSpaceError, match="value_based finds greedy actions in Discrete spaces only, got Box"
+    ):
         agent_of(ContinuousTarget().spec)
     for arguments in ({"stock_features": 1}, {"stock_features": 3, "use_stock": False}):
         with pytest.raises(ValueError, match="expected 0, or at least 2 of a used stock"):
@@ -586,7 +588,7 @@ def test_actions_must_be_discrete_and_a_vector_stock_has_no_functional():
     agent_of(ONE_STEP.spec, head="quantile", functional=square)
     with pytest.raises(ValueError, match="square has no Lipschitz constant"):
         agent_of(replace(ONE_STEP.spec, max_episode_steps=None), head="quantile", functional=square)
-    with pytest.raises(ValueError, match="stock_edits=2: expected 0 but"):
+    with pytest.raises(ValueError, match="stock_edits=2: expected 0, because"):
         agent_of(ONE_STEP.spec, stock_edits=2, use_stock=False)
     environment = StockAugmented(ObservationActionReward(), 0.5, 0.0, 1.0, channels=("env",))
     with pytest.raises(ValueError, match="the stock is a vector"):

@@ -1,4 +1,4 @@
-"""Trajectories written by hand, for the tests of what learns from them."""
+"""Hand-written trajectories for the tests of estimators and agents."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def make_trajectory():
 
 @pytest.fixture(scope="session")
 def products():
-    """``products(function, *arguments)``: how many products of matrices it has, and of these how many in full."""
+    """``products(function, *arguments)`` counts its matrix products, and those of them in full float32 precision."""
 
     def count(function, *arguments):
         lines = str(jax.jit(function).lower(*arguments).as_text()).splitlines()

@@ -1,4 +1,4 @@
-"""What a learner may ask to be fed."""
+"""Which data an agent may declare that it learns from."""
 
 import pytest
 

@@ -14,7 +14,7 @@ from agents.distributions import distribution_for
 from agents.networks import Head, NetworkConfig, network
 
 KEY = jax.random.key(0)
-# These programs run for milliseconds; what costs is to compile them.
+# These programs run for milliseconds; nearly all time goes into compiling them.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 OBSERVATION = spaces.Discrete(6)
 EXPERT = np.array([2, 0, 1, 1, 2, 0], np.int32)
@@ -46,8 +46,8 @@ def test_a_deterministic_expert_is_recovered(recurrent_size):
     assert after < 0.1 and metrics["cloning_loss"] < 0.1
 
 
-def test_the_shares_of_a_mixed_expert_are_recovered():
-    # Maximum likelihood: the policy is the relative frequency, here 3/4 and 1/4 whatever is seen.
+def test_the_action_frequencies_of_a_random_expert_are_recovered():
+    # Maximum likelihood: the policy is the relative frequency, here 3/4 and 1/4 for every observation.
     net, distribution, params = parts(spaces.Discrete(2), hidden=())
     observation, action = np.repeat(np.arange(6), 4), np.tile([0, 0, 0, 1], 6)
     fit = jit(behaviour_cloning(net, distribution, learning_rate=1e-2, steps=300, batch=256))

@@ -28,7 +28,7 @@ def test_entries_are_mixed_by_weight_and_learned_weight(make_trajectory):
     assert_columns(assign(credit, learned, 1, {}, {}).advantage, [[22, 36], [54]])
 
 
-def test_a_learned_weight_is_of_one_entry_where_two_read_the_same_channel(make_trajectory):
+def test_a_learned_weight_multiplies_one_of_two_entries_that_read_the_same_channel(make_trajectory):
     trajectory = make_trajectory([[1, 2], [3]])
     weight = {"again": jnp.array([[2.0, 1.0], [0.5, 1.0]])}
     credit = Credit({"outcome": Entry("env", plain_return()), "again": Entry("env", plain_return(0.0), 10.0)})
@@ -39,14 +39,14 @@ def test_a_learned_weight_is_of_one_entry_where_two_read_the_same_channel(make_t
     assert_columns(mixed.parts["again"], [[1, 2], [3]])
 
 
-def test_a_learned_weight_for_no_entry_is_refused(make_trajectory):
+def test_a_learned_weight_that_names_no_entry_is_refused(make_trajectory):
     # The name of the channel is not the name of the entry.
     trajectory = make_trajectory([[1.0]])._replace(extras={"credit_weight": {"env": jnp.ones((1, 1))}})
     with pytest.raises(ValueError, match=r"unknown credit entry 'env' in .*known: outcome"):
         assign(Credit({"outcome": Entry("env", plain_return())}), trajectory, 1, {}, {})
 
 
-def test_what_is_not_one_number_per_step_is_refused(make_trajectory):
+def test_arrays_without_one_number_per_step_are_refused(make_trajectory):
     trajectory, credit = make_trajectory([[1, 2], [3]]), Credit({"outcome": Entry("env", plain_return())})
     rewards = trajectory._replace(rewards={"env": jnp.ones(2)})
     with pytest.raises(ValueError, match=r"channel 'env', read by credit 'outcome', has shape \(2,\).* = \(2, 2\)"):
@@ -64,7 +64,7 @@ def test_whitening_is_over_the_mixture_of_valid_steps(make_trajectory):
     entries = {"env": Entry("env", plain_return(0.0))}
     white = assign(Credit(entries, "batch"), trajectory, 1, {}, {}).advantage
     assert_columns(white, [[-np.sqrt(1.5), 0], [np.sqrt(1.5)]])
-    # Left to the learner.
+    # ``minibatch`` leaves whitening to the learner.
     assert_columns(assign(Credit(entries, "minibatch"), trajectory, 1, {}, {}).advantage, [[1, 2], [3]])
 
 
@@ -72,7 +72,7 @@ def test_every_critic_gets_its_own_values_and_target(make_trajectory):
     trajectory = make_trajectory([[1.0], [2.0]], bonus=[[10.0], [20.0]])
     credit = Credit({"a": Entry("env", gae()), "b": Entry("bonus", gae()), "c": Entry("env", plain_return())})
     assert credit.critics == ("a", "b")
-    # The one without a critic needs whole episodes.
+    # The entry without a critic needs whole episodes.
     assert credit.grouped and not credit._replace(entries={name: credit.entries[name] for name in "ab"}).grouped
     values = {"a": jnp.array([[0.5, 0.5]]), "b": jnp.array([[1.0, 2.0]])}
     assigned = assign(credit, trajectory, 1, values, {name: jnp.zeros((1, 2)) for name in values})

@@ -40,7 +40,7 @@ def test_categorical_samples_follow_the_probabilities():
     samples = categorical(3).sample(KEY, jnp.broadcast_to(LOGITS, (40_000, 3)))
     assert samples.shape == (40_000,) and samples.dtype == jnp.int32
     share = np.bincount(samples, minlength=3) / 40_000
-    # Four standard errors of a share.
+    # Four standard errors of a relative frequency.
     np.testing.assert_allclose(share, [0.5, 0.25, 0.25], atol=4 * math.sqrt(0.25 / 40_000))
 
 
@@ -88,7 +88,7 @@ def test_gaussian_by_hand():
 
 
 @pytest.mark.parametrize(("given", "used"), [(-50.0, LOG_STD_MIN), (50.0, LOG_STD_MAX)])
-def test_the_log_deviation_is_clipped(given, used):
+def test_the_log_standard_deviation_is_clipped(given, used):
     entropy = gaussian(1).entropy(jnp.array([0.0, given]))
     np.testing.assert_allclose(entropy, used + 0.5 * math.log(2 * math.pi * math.e), rtol=1e-6)
 
@@ -150,7 +150,7 @@ JOINTS = {
 def test_a_joint_is_the_product_of_its_parts(space):
     d = distribution_for(space)
     parts = dict(sorted(space.spaces.items())) if isinstance(space, spaces.Dict) else dict(enumerate(space.spaces))
-    # Parameters lie one part after the other; a Box has a mean and a log deviation for each of its numbers.
+    # Parameters lie one part after the other; a Box has a mean and a log standard deviation per number.
     own = {
         name: gaussian(2, state_dependent_std=True) if isinstance(part, spaces.Box) else distribution_for(part)
         for name, part in parts.items()

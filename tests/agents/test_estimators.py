@@ -67,7 +67,7 @@ def test_non_episodic_gae_flows_through_every_end(make_trajectory):
 
 
 @pytest.mark.parametrize("padding", [1, 4])
-def test_non_episodic_gae_does_not_flow_back_out_of_the_padding(make_trajectory, padding):
+def test_padding_adds_nothing_to_non_episodic_gae(make_trajectory, padding):
     # Two steps, and rows that repeat the final observation, of value 4; beside it a column that fills all rows.
     trajectory = make_trajectory([[1, 1], [1] * (2 + padding)])
     values = jnp.full((2 + padding, 2), 4.0).at[:2, 0].set(jnp.array([2.0, 3.0]))
@@ -88,7 +88,7 @@ def test_non_episodic_gae_on_unrolls_is_the_recursion_without_ends_bit_for_bit(m
         following = jnp.concatenate([values[1:], values[-1:]])
         return generalised_advantage(rewards, values, following, never, never, 0.99, 0.95)
 
-    # Committed rows were made so: a sum that is rounded otherwise would be another run.
+    # Committed results were computed with this order of operations; another rounding would change those runs.
     np.testing.assert_array_equal(jax.jit(found)(values), jax.jit(recursion)(trajectory.rewards["env"], values))
 
 
@@ -98,7 +98,7 @@ def test_non_episodic_gae_on_unrolls_is_the_recursion_without_ends_bit_for_bit(m
 @pytest.mark.parametrize(
     ("baseline", "scale", "first_group"),
     [
-        # Outcomes 4, 5, 6: mean 5, deviation 1 with one degree of freedom off.
+        # Outcomes 4, 5, 6: mean 5, standard deviation 1 with ddof=1.
         ("mean", "std", [-1 / (1 + 1e-6), 0, 1 / (1 + 1e-6)]),
         ("mean", "none", [-1, 0, 1]),
         ("leave_one_out", "none", [4 - 5.5, 5 - 5, 6 - 4.5]),
@@ -130,7 +130,7 @@ def test_equal_rewards_give_exactly_zero(make_trajectory, baseline, scale, value
     assert not estimate(group_steps(baseline, scale), unequal).advantage.any()
 
 
-def test_rounding_noise_is_not_blown_up(make_trajectory):
+def test_rounding_noise_is_not_scaled_up(make_trajectory):
     noise = [100.1 * (1 + 1e-7 * k) for k in range(6)]
     trajectory = make_trajectory([noise[:2], noise[2:3], noise[3:]])
     assert not estimate(group_steps(), trajectory).advantage.any()
@@ -140,7 +140,7 @@ def test_rounding_noise_is_not_blown_up(make_trajectory):
 
 # --- steps ---------------------------------------------------------------------------------------------
 
-# Steps 1, 3, 5, 0, 4, 2: mean 5/2, squared deviations sum to 35/2, deviation sqrt(7/2).
+# Steps 1, 3, 5, 0, 4, 2: mean 5/2, squared deviations sum to 35/2, standard deviation sqrt(7/2).
 STEPS_STD = np.sqrt(3.5) + 1e-6
 
 
@@ -279,7 +279,7 @@ def brute_anchor(observation, rewards, mask, group_size, discount, scale):
 
 
 @pytest.mark.parametrize("scale", ["none", "std"])
-def test_anchor_group_is_the_loop(make_trajectory, scale):
+def test_anchor_group_equals_the_loop(make_trajectory, scale):
     rng = np.random.default_rng(3)
     lengths = [4, 2, 3, 4, 1, 4]
     observation = rng.integers(0, 3, (4, 6, 2)).astype(np.float32)
@@ -297,15 +297,15 @@ def test_anchor_group_is_the_loop(make_trajectory, scale):
     assert np.count_nonzero(result) > 8
 
 
-def test_anchor_deviation_survives_a_large_mean(make_trajectory):
+def test_the_standard_deviation_of_an_anchor_survives_a_large_mean(make_trajectory):
     # Sums of squares would cancel: 1000 +- 0.01 in float32.
     trajectory = make_trajectory([[1000.0], [1000.25], [1000.5]])
     result = estimate(anchor_group(1.0, "std"), trajectory).advantage
     np.testing.assert_allclose(result, [[-1, 0, 1]], rtol=1e-3, atol=1e-6)
 
 
-def test_anchors_are_summed_in_full_where_products_are_short(make_trajectory, products):
-    # On the CPU they always are.
+def test_anchors_are_summed_in_full_float32(make_trajectory, products):
+    # On the CPU all products are; on a GPU only those that ask for it.
     trajectory = make_trajectory(COLUMNS)
     asked = products(lambda t: estimate(anchor_group(1.0, "std"), t), trajectory)
     assert asked == (2, 2)
@@ -315,7 +315,7 @@ def test_anchors_are_summed_in_full_where_products_are_short(make_trajectory, pr
 
 
 def tree_of_two_steps():
-    """Every trajectory of an environment of two steps: probability, actions and states, and what they are worth.
+    """Every trajectory of an environment of two steps: probability, actions and states, and the advantages.
 
     The first action leads to state 0 or 1 or ends the episode, by chance; a second action follows in states 0 and 1.
     """
@@ -367,20 +367,20 @@ def test_the_other_steps_leave_the_gradient_unbiased_and_lower_its_variance(make
     reduced, reduced_variance = gradient_moments(policy, paths, make_trajectory, advantage)
     np.testing.assert_allclose(reduced, plain, atol=1e-6)
     assert reduced_variance < 0.7 * plain_variance
-    # Any rewards that are centred under the policy: unbiased, whatever they say.
+    # Any rewards that are centred under the policy leave the gradient unbiased.
     rng = np.random.default_rng(7)
     table = rng.normal(size=(3, 2))
     table -= np.sum(policy * table, axis=1, keepdims=True)
     arbitrary = [[table[0, a]] + ([] if b is None else [table[1 + s, b]]) for _, a, s, b, _ in paths]
     np.testing.assert_allclose(gradient_moments(policy, paths, make_trajectory, arbitrary)[0], plain, atol=1e-6)
-    # Rewards that are not centred bias it: the check above can fail.
+    # Rewards that are not centred bias it, which shows that the check above can fail.
     biased = [
         [r + 1.0 + (k == 1) * a for k, r in enumerate(row)] for row, (_, a, *_) in zip(arbitrary, paths, strict=True)
     ]
     assert np.abs(gradient_moments(policy, paths, make_trajectory, biased)[0] - plain).max() > 0.05
 
 
-# --- what is refused ---------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -401,10 +401,10 @@ def test_unknown_choices_are_refused_with_the_nearest(build, message):
         build()
 
 
-def test_estimators_that_look_across_a_column_or_a_group_say_so():
+def test_estimators_that_need_whole_episodes_declare_it():
     grouped = {name for name, factory in ESTIMATORS.items() if factory().grouped}
     groups = {"group_outcome", "group_steps", "leave_one_out_return_to_go", "other_steps", "anchor_group"}
-    # Those that no critic tells of what follows the last row need whole episodes as well.
+    # Without a critic nothing is known of what follows the last row, so that these need whole episodes as well.
     assert grouped == groups | {"plain_return", "whitened_return"}
     assert {name for name, factory in ESTIMATORS.items() if factory().critic} == {"gae"}
 

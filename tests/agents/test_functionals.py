@@ -1,4 +1,4 @@
-"""Objective functionals against hand numbers, their dual forms and the conditions they claim."""
+"""Objective functionals against numbers by hand, their dual forms and the conditions they declare."""
 
 import math
 from functools import partial
@@ -86,7 +86,7 @@ def test_utilities_by_hand():
 
 @settings(max_examples=25)
 @given(x=st.lists(st.floats(-50, 50), min_size=4, max_size=4), factor=st.floats(0.05, 1.0))
-def test_lipschitz_and_homogeneity_as_stated(x, factor):
+def test_lipschitz_and_homogeneity_hold_as_declared(x, factor):
     with jax.enable_x64(True):
         for functional in SCALAR + VECTOR:
             size = max(functional.dimension, 1)
@@ -99,8 +99,9 @@ def test_lipschitz_and_homogeneity_as_stated(x, factor):
             assert functional.homogeneous and scaled == pytest.approx(factor * here, abs=1e-9)
 
 
-def test_direct_cvar_changes_its_mind_when_distributions_are_mixed():
-    """Alone, the risky distribution is better; where half of the mass is at -10 anyway, only its worst half counts."""
+def test_direct_cvar_is_not_indifferent_to_mixtures():
+    """Alone, the risky distribution is better; mixed with a certain -10, only its worst half counts, and it is
+    worse."""
     functional, support = direct_cvar(0.75), np.array([-10.0, -1.0, 1.0, 10.0])
     risky, safe, bad = np.array([[0, 0.5, 0, 0.5], [0, 0, 1, 0], [1, 0, 0, 0]])
     assert functional.value(support, risky) > functional.value(support, safe)
@@ -124,12 +125,12 @@ def test_direct_cvar_changes_its_mind_when_distributions_are_mixed():
         ),
     ],
 )
-def test_what_is_refused(functional, problem, message):
+def test_functionals_that_greedy_steps_do_not_optimise_are_refused(functional, problem, message):
     with pytest.raises(ValueError, match=message):
         require(functional, **({"discount": 1.0, "dimension": 0, "stock": True, "infinite": False} | problem))
 
 
-def test_what_is_allowed():
+def test_functionals_that_greedy_steps_optimise_are_allowed():
     square = expected_utility(lambda x: -(x**2), homogeneous=True)
     for infinite in (False, True):
         require(expectation(), discount=0.9, dimension=0, stock=False, infinite=infinite)
@@ -174,7 +175,7 @@ def test_initial_stock_rules():
 
 @pytest.mark.parametrize("make", [cvar, optimistic_cvar, direct_cvar, lambda level: mean_cvar(level, 0.5)])
 @pytest.mark.parametrize("level", [0.0, 1.1, math.nan])
-def test_a_level_is_a_share(make, level):
+def test_a_level_outside_0_and_1_is_refused(make, level):
     with pytest.raises(ValueError, match="expected a probability above 0 and at most 1"):
         make(level)
 
@@ -197,6 +198,6 @@ def test_a_level_is_a_share(make, level):
         (lambda: functionals.quantile(PARTICLES, WEIGHTS, 0), "level=0"),
     ],
 )
-def test_bad_parameters(make, message):
+def test_bad_parameters_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

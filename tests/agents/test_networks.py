@@ -43,7 +43,7 @@ def test_outputs_are_time_major_with_one_entry_per_head():
     assert carry == () and net.initial_carry(2) == () and not net.recurrent
 
 
-def test_a_feed_forward_network_is_its_formula():
+def test_a_feed_forward_network_equals_its_formula():
     net = network(BOX, {"policy": Head(2)}, NetworkConfig(hidden=(8, 8), activation="relu"))
     params = jax.tree.map(lambda x: x + 0.1, jax.jit(net.init)(KEY))
     x = np.array(jax.random.normal(jax.random.key(1), (4, 3, 3)))
@@ -64,8 +64,8 @@ def test_initial_weights_are_orthogonal_with_their_gain():
         assert not np.any(params[layer]["bias"])
 
 
-def test_initial_weights_are_made_in_full_where_products_are_short(products):
-    # On the CPU they always are.
+def test_initial_weights_are_computed_in_full_float32(products):
+    # On the CPU all products are; on a GPU only those that ask for it.
     assert products(lambda key: orthogonal(1.0)(key, (4, 8)), KEY) == (2, 2)
 
 
@@ -81,13 +81,13 @@ def test_layer_norm_makes_features_of_unit_scale():
     net = network(BOX, {"policy": Head(2)}, NetworkConfig(hidden=(64,), layer_norm=True))
     params = jax.jit(net.init)(KEY)
     x = jax.random.normal(KEY, (3, 2, 3))
-    # Before the activation the features do not feel the scale of the observation (biases are zero).
+    # Before the activation, the features do not depend on the scale of the observation (biases are zero).
     apply = jax.jit(net.apply)
     outputs = [apply(params, scale * x)[0]["policy"] for scale in (1.0, 1000.0)]
     np.testing.assert_allclose(*outputs, rtol=1e-3, atol=1e-3)
 
 
-def test_one_call_over_time_is_one_call_per_step(recurrent):
+def test_one_call_over_time_equals_one_call_per_step(recurrent):
     net, params, observation, apply = recurrent
     whole, last = apply(params, observation, net.initial_carry(2), None)
     carry, steps = net.initial_carry(2), []
@@ -96,7 +96,7 @@ def test_one_call_over_time_is_one_call_per_step(recurrent):
         steps.append(output["policy"][0])
     np.testing.assert_allclose(whole["policy"], jnp.stack(steps), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(last, carry, rtol=1e-5, atol=1e-6)
-    # It does remember: the same observation gives another output later.
+    # The network does remember: the same observation gives another output later.
     same = apply(params, jnp.ones((7, 2, 3)), net.initial_carry(2), None)[0]["policy"]
     assert np.abs(same[0] - same[3]).max() > 1e-3
 
@@ -111,7 +111,7 @@ def test_episode_start_resets_the_carry(recurrent):
     uncut, _ = apply(params, observation, stale, None)
     np.testing.assert_allclose(together["policy"][:3, 0], first["policy"][:, 0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(together["policy"][3:, 0], second["policy"][:, 0], rtol=1e-5, atol=1e-6)
-    # The other column is not touched.
+    # The other column does not change.
     np.testing.assert_allclose(together["policy"][:, 1], uncut["policy"][:, 1], rtol=1e-5, atol=1e-6)
     assert np.abs(together["policy"][3:, 0] - uncut["policy"][3:, 0]).max() > 1e-3
 
@@ -128,7 +128,7 @@ def test_a_start_at_the_first_row_drops_a_stale_carry(recurrent):
 
 
 def identity(space: gymnasium.Space):
-    """A network whose head reads the encoded observation as it is: what the encoder writes."""
+    """A network whose head returns the encoded observation unchanged."""
     net = network(space, {"policy": Head(1)}, NetworkConfig(hidden=()))
     size = jax.eval_shape(net.init, KEY)["head_policy"]["kernel"].shape[0]
     return lambda x: network(space, {"policy": Head(size)}, NetworkConfig(hidden=())).apply(
@@ -232,7 +232,7 @@ def test_a_bad_configuration_is_refused(arguments, message):
 
 
 @pytest.mark.parametrize(("size", "stride"), [((5, 7), 1), ((6, 5), 2), ((24, 24), 4)])
-def test_the_convolution_is_the_one_of_the_library(size, stride):
+def test_the_convolution_equals_the_one_of_the_library(size, stride):
     images = jax.random.normal(KEY, (2, *size, 3))
     kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
     options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
@@ -253,14 +253,14 @@ def test_actions_as_features():
         [spaces.Discrete(3, start=5), spaces.Box(-1, 1, (2,), np.float32), spaces.MultiDiscrete([2, 2])]
     )
     action = (jnp.array([[2]]), jnp.array([[[0.5, 3.0]]]), jnp.array([[[1, 0]]]))
-    # Numbered from 0, clipped to what the environment gets, one-hot part by part.
+    # Actions count from 0, are clipped to the bounds, and are one-hot part by part.
     np.testing.assert_array_equal(action_features(space, action), [[[0, 0, 1, 0.5, 1, 0, 1, 1, 0]]])
     assert action_size(space) == 9
     for each in (spaces.Discrete(4), spaces.MultiBinary(3), spaces.Box(0, 1, (2, 2), np.float32)):
         assert action_features(each, jnp.asarray(each.sample())[None, None]).shape == (1, 1, action_size(each))
 
 
-def test_a_character_network_is_its_formula():
+def test_a_character_network_equals_its_formula():
     config = CharacterConfig(embedding_size=3, channels=4, kernels=(3, 2), pools=(2, 1), hidden=(5,))
     net = character_network(12, config)
     params = jax.tree.map(lambda x: np.asarray(x + 0.1), jax.jit(net.init)(KEY))
@@ -272,7 +272,7 @@ def test_a_character_network_is_its_formula():
             kernel = weights["kernel"][0]
             windows = [x[start : start + len(kernel)] for start in range(len(x) - len(kernel) + 1)]
             x = np.maximum([np.einsum("kc,kcf->f", window, kernel) for window in windows] + weights["bias"], 0)
-            # 10 positions become 5; 4 are left of these.
+            # 10 positions become 5, of which the second layer leaves 4.
             x = np.stack([x[start : start + pool].max(0) for start in range(0, len(x) - pool + 1, pool)])
         x = np.maximum(x.reshape(-1) @ params["dense"][0]["kernel"] + params["dense"][0]["bias"], 0)
         return x @ params["output"]["kernel"][:, 0] + params["output"]["bias"][0]

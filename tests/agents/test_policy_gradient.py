@@ -21,11 +21,11 @@ from experiments.training.learn import acting_policy, collect, initial_state, le
 from rewards.base import chain
 
 KEY = jax.random.key(0)
-# These programs run for milliseconds; what costs is to compile them.
+# These programs run for milliseconds; nearly all time goes into compiling them.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 LINEAR = NetworkConfig(hidden=())
 PLAIN = Credit({"env": Entry("env", plain_return(0.0))})
-# Adam divides by |g| + epsilon: with a large one, and a rate as large, a first step is the gradient itself.
+# Adam divides by |g| + epsilon: with a large epsilon and an equal learning rate, the first step is the gradient.
 AS_GRADIENT = {"learning_rate": 1e4, "adam_epsilon": 1e4, "max_gradient_norm": None, "epochs": 1}
 
 BANDIT = EnvironmentSpec(spaces.Box(0, 1, (1,), np.float32), spaces.Discrete(3), max_episode_steps=1)
@@ -55,7 +55,8 @@ def with_logits(agent):
 
 
 def bandit_trajectory(columns, actions, ratio=1.0, **changes):
-    """Columns of rewards and actions, one observation, recorded by a policy against which ``LOGITS`` has ``ratio``."""
+    """Columns of rewards and actions, one observation, recorded by a policy to which ``LOGITS`` has the probability
+    ``ratio``."""
     length, batch = max(map(len, columns)), len(columns)
     rewards, mask, action = (np.zeros((length, batch), kind) for kind in (np.float32, np.float32, np.int32))
     ends = np.zeros((length, batch), bool)
@@ -141,7 +142,7 @@ def test_the_entropy_bonus_in_closed_form():
 @pytest.mark.parametrize(
     ("arguments", "cases"),
     [
-        # Advantage, ratio, and by what the gradient of log pi is multiplied.
+        # Advantage, ratio, and the factor of the gradient of log pi.
         ({}, [(1, 1.1, 1.1), (1, 1.3, 0), (-1, 0.7, 0), (-1, 4, -4)]),
         ({"clip_high": 0.4, "dual_clip": 3.0}, [(1, 1.3, 1.3), (1, 1.5, 0), (-1, 0.7, 0), (-1, 2.9, -2.9), (-1, 4, 0)]),
     ],
@@ -155,7 +156,7 @@ def test_off_policy_the_ratio_weighs_and_clips(arguments, cases):
         np.testing.assert_allclose(change, factor * (np.eye(3)[1] - P), rtol=2e-3, atol=1e-5)
 
 
-def test_what_is_inside_an_uneven_range_is_not_counted_as_clipped():
+def test_ratios_inside_an_asymmetric_range_do_not_count_as_clipped():
     # Beside 1: 0.2 below and 0.28 above.
     ratios = {1.25: 0.0, 1.3: 1.0, 0.85: 0.0, 0.75: 1.0}
     agent = bandit_agent(data=DataSpec("episodes", 1, 4), clip=0.2, clip_high=0.28)
@@ -165,7 +166,7 @@ def test_what_is_inside_an_uneven_range_is_not_counted_as_clipped():
         assert metrics["clip_fraction"] == fraction, ratio
 
 
-def test_minibatch_whitening_is_by_the_minibatch():
+def test_minibatch_whitening_is_over_the_minibatch():
     agent = bandit_agent(credit=PLAIN._replace(whiten="minibatch"))
     flat = np.concatenate(COLUMNS)
     white = [list((np.array(column) - flat.mean()) / flat.std()) for column in COLUMNS]
@@ -173,9 +174,9 @@ def test_minibatch_whitening_is_by_the_minibatch():
     np.testing.assert_allclose(change, -closed_form(REDUCTIONS["steps"], white), rtol=1e-3, atol=1e-5)
 
 
-def test_a_pass_takes_every_step_into_one_minibatch():
+def test_an_epoch_uses_every_step_in_exactly_one_minibatch():
     # Two minibatches of two steps. Adam's second step is 0.4737 of the first gradient and 0.5263 of the second
-    # (0.09 and 0.1 over 0.19), so that the change tells which split of the four steps was drawn.
+    # (0.09 and 0.1 over 0.19), so that the change reveals which split of the four steps was drawn.
     columns, actions = [[1.0], [-2.0], [0.5], [3.0]], [[0], [1], [2], [2]]
     agent = bandit_agent(data=DataSpec("episodes", 1, 4), minibatches=2, learning_rate=1.0)
     change = 1e4 * bias_change(agent, bandit_trajectory(columns, actions))
@@ -203,7 +204,7 @@ VALUES = np.linspace(-1, 2, 2 * STEPS).astype(np.float32)
 
 
 def one_hot_environment(limit):
-    """Every observation, and every one that followed, is a one-hot vector of its own: its value is one weight."""
+    """Every observation and every next observation is a different one-hot vector, whose value is a single weight."""
     observation = np.eye(2 * STEPS, dtype=np.float32)[:STEPS].reshape(T, B, -1)
     following = np.eye(2 * STEPS, dtype=np.float32)[STEPS:].reshape(T, B, -1)
     return (
@@ -221,7 +222,7 @@ def test_the_bootstrap_is_the_value_before_the_reset(kind, limit, shared):
     spec, observation, following = one_hot_environment(limit)
     terminated, truncated, mask = np.zeros((T, B), bool), np.zeros((T, B), bool), np.ones((T, B), np.float32)
     if kind == "unroll":
-        # Truncated sooner and more often than the limit says: it is a bound on the length, not the length.
+        # Truncated sooner and more often than at the limit, which is only an upper bound of the length.
         truncated[[0, 1, 3], 0] = True
         terminated[2, 0] = True
         terminated[[4, 5], 1] = True
@@ -266,7 +267,7 @@ def test_the_bootstrap_is_the_value_before_the_reset(kind, limit, shared):
         np.testing.assert_allclose(recovered[t, b], rewards[t, b] + 0.5 * behind, rtol=2e-3, atol=2e-3)
 
 
-def test_a_recurrent_critic_is_asked_with_the_carry_of_its_step():
+def test_a_recurrent_critic_is_evaluated_with_the_carry_of_its_step():
     probe = TruncationProbe(length=3)
     agent = policy_gradient(
         probe.spec,
@@ -285,7 +286,7 @@ def test_a_recurrent_critic_is_asked_with_the_carry_of_its_step():
     _, trajectory = more(rollout, jax.random.key(1))
     trajectory = trajectory._replace(rewards={"env": jnp.zeros((8, 2))})
     _, metrics = update_of(agent, trajectory, state._replace(params=params))
-    # The value of what followed every step: one more call of the agent, with the carry after that step.
+    # The value after every step, by one more call of the agent with the carry after that step.
     act = jit(agent.act)
     trajectory = jax.tree.map(np.asarray, trajectory)
     values = np.zeros((8, 2))
@@ -302,7 +303,7 @@ def test_a_recurrent_critic_is_asked_with_the_carry_of_its_step():
 
 
 @pytest.mark.parametrize("recurrent_size", [0, 3])
-def test_what_stands_in_the_padding_does_not_matter(recurrent_size):
+def test_the_content_of_the_padding_does_not_matter(recurrent_size):
     credit = Credit(
         {
             "env": Entry("env", group_outcome()),
@@ -344,7 +345,7 @@ def test_what_stands_in_the_padding_does_not_matter(recurrent_size):
 # --- acting --------------------------------------------------------------------------------------------
 
 
-def test_acting_reports_what_it_drew_from():
+def test_acting_reports_the_distribution_that_it_drew_from():
     agent = bandit_agent(credit=Credit({"a": Entry("env", gae()), "b": Entry("env", gae(0.5))}))
     params = with_logits(agent).params
     observation = jnp.ones((5000, 1))
@@ -358,7 +359,7 @@ def test_acting_reports_what_it_drew_from():
     assert (greedy == 0).all()
 
 
-def test_a_given_action_is_described_and_not_drawn():
+def test_with_a_given_action_none_is_drawn_and_its_extras_are_returned():
     agent = bandit_agent()
     params, given = with_logits(agent).params, jnp.array([2, 0, 1])
     action, _, extras = agent.act(params, agent.initial_carry(3), jnp.ones((3, 1)), KEY, action=given)
@@ -442,7 +443,7 @@ def test_a_non_finite_update_is_undone_and_counted(small_run):
     assert all(jax.tree.leaves(changed))
 
 
-def test_without_a_valid_step_the_agent_stays_where_its_momentum_would_move_it(small_run):
+def test_without_a_valid_step_momentum_does_not_move_the_agent(small_run):
     probe, agent, reward, state = small_run
     collected = jit(lambda s: collect(probe, agent, s, 0))
     step = jit(lambda s, t, i: learn(agent, reward, s, t, i))
@@ -453,7 +454,7 @@ def test_without_a_valid_step_the_agent_stays_where_its_momentum_would_move_it(s
     assert int(after.rejected) == 0 and metrics["sum/rejected"] == 0
 
 
-def test_seeds_under_vmap_are_the_single_runs(small_run):
+def test_seeds_under_vmap_equal_the_single_runs(small_run):
     probe, agent, reward, _ = small_run
 
     def run(key):

@@ -16,7 +16,7 @@ from envs.native import probes
 from experiments.training.learn import evaluate_episodes, initial_state, run_chunk, start_rollout
 from rewards.base import chain
 
-# The runs take a tenth of a second; what costs is to compile them.
+# The runs take a tenth of a second; nearly all time goes into compiling them.
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
 DISCOUNT = 0.9
 SMALL = NetworkConfig(hidden=(16,))
@@ -76,7 +76,7 @@ def test_a_time_limit_is_bootstrapped_from_the_final_observation(data):
         probe, 400, data=data, network_config=NetworkConfig(hidden=()), learning_rate=0.05, epochs=4, value_weight=1.0
     )
     start, running = value_of(agent, params, [[1, 0], [0, 1]])
-    # Taken for an end it would be 3.08, and -1.02 from the observation after the reset.
+    # A time limit treated as a termination would give 3.08, the observation after the reset -1.02.
     np.testing.assert_allclose(running, 1 / (1 - DISCOUNT), atol=0.3)
     np.testing.assert_allclose(start, -5 + DISCOUNT / (1 - DISCOUNT), atol=0.3)
 
@@ -87,7 +87,7 @@ POLICIES = {
     "action": (probes.ActionReward(), {}, 0.99),
     "observation and action": (probes.ObservationActionReward(), {}, 0.99),
     "multi-discrete": (probes.MultiDiscreteMatch(), {"shared_critic": True, "minibatches": 2}, 0.99),
-    # The best policy that does not look has -1/12.
+    # The best policy that ignores the observation has -1/12.
     "gaussian": (probes.ContinuousTarget(), {}, -0.01),
     "tanh gaussian": (probes.ContinuousTarget(), {"continuous": "tanh_gaussian"}, -0.01),
 }
@@ -130,5 +130,5 @@ def test_only_a_recurrent_policy_recalls_a_cue(recurrent_size):
     if recurrent_size:
         assert result >= 0.99
     else:
-        # Half of the cues, whatever it answers; four standard errors of 256 episodes.
+        # Without memory half of the answers are right; within four standard errors of 256 episodes.
         assert abs(result - 0.5) < 4 * 0.5 / 16

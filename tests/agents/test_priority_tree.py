@@ -18,7 +18,7 @@ def weighted(weight):
 
 
 def sums(tree):
-    """What the levels above the places must hold."""
+    """The sums that the levels above the places must hold."""
     for below, level in itertools.pairwise(tree):
         yield level.reshape(-1), np.asarray(below).sum(axis=1)
 
@@ -36,14 +36,14 @@ def test_every_place_has_its_weight_and_every_node_its_sum(size):
     np.testing.assert_allclose(tree[-1].sum(), weight.sum(), rtol=1e-5)
 
 
-def test_of_two_weights_for_one_place_the_larger_stays():
+def test_where_a_place_gets_two_weights_the_larger_counts():
     tree = tree_set(weighted(np.full(40, 7.0)), jnp.array([5, 5, 6, 5]), jnp.array([1.0, 3.0, 4.0, 2.0]))
     np.testing.assert_array_equal(tree_weights(tree, jnp.arange(4, 8)), [7, 3, 4, 7])
     np.testing.assert_array_equal(tree[-1].sum(), 38 * 7 + 3 + 4)
 
 
-def test_rounding_does_not_add_up():
-    # Weights from 1e-6 to 1e6 at the same places: sums that were moved by differences would keep what 1e6 rounded off.
+def test_rounding_errors_do_not_accumulate():
+    # Weights from 1e-6 to 1e6 at the same places: sums updated by differences would keep the rounding errors of 1e6.
     size = 300
     step = jax.jit(tree_set)
     tree = weighted(np.full(size, 1e6))
@@ -71,7 +71,7 @@ def test_places_are_drawn_by_weight(size):
     assert stats.chisquare(np.delete(counts, 1), 50_000 * np.delete(expected, 1)).pvalue > 0.01
 
 
-def test_places_left_out_of_one_draw_are_back_in_the_next():
+def test_places_excluded_from_one_draw_are_back_in_the_next():
     weight = np.random.default_rng(2).uniform(0.1, 1.0, 30)
     tree = weighted(weight)
     index, probability = tree_draw(
@@ -89,15 +89,15 @@ def test_places_left_out_of_one_draw_are_back_in_the_next():
     assert np.bincount(again, minlength=30)[10:15].all()
 
 
-def test_what_has_no_weight_is_never_drawn():
-    # One place in 100,000 with the least of weights: whatever the uniform numbers are, it is drawn.
+def test_places_without_weight_are_never_drawn():
+    # A single place in 100,000 has a weight, and a tiny one: it is drawn whatever the uniform numbers are.
     tree = tree_set(tree_init(100_000), jnp.array([77_777]), jnp.array([1e-30]))
     index, probability = tree_draw(tree, KEY, 1000)
     np.testing.assert_array_equal(index, 77_777)
     np.testing.assert_array_equal(probability, 1.0)
 
 
-def test_a_member_of_a_vmap_is_the_single_tree():
+def test_a_member_of_a_vmap_equals_the_single_tree():
     def run(key):
         tree = weighted(np.arange(1.0, 41.0))
         index, probability = tree_draw(tree, key, 6)

@@ -1,4 +1,4 @@
-"""The replay buffer: what it holds after wrapping, which segments it gives and how often."""
+"""The replay buffer: its contents after wrapping, the segments it samples, and their frequencies."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ ENVIRONMENTS = 2
 
 
 def rows(first, length, **extras):
-    """Transitions whose every part tells time and environment: ``100 * environment + time``."""
+    """Transitions in which every part encodes time and environment: ``100 * environment + time``."""
     mark = first + np.arange(length)[:, None] + 100 * np.arange(ENVIRONMENTS)
     flag = np.zeros(mark.shape, bool)
     return Transition(
@@ -60,7 +60,7 @@ def priorities(state):
 
 
 def test_the_oldest_rows_are_overwritten():
-    # Seven rows; nine were written, so that 7 and 8 stand where 0 and 1 did.
+    # Nine rows were written to seven places, so that 7 and 8 replaced 0 and 1.
     state = filled(unrolls=3)
     np.testing.assert_array_equal(state.transitions.action[:, 0], [7, 8, 2, 3, 4, 5, 6])
     np.testing.assert_array_equal(state.transitions.action[:, 1], [107, 108, 102, 103, 104, 105, 106])
@@ -70,14 +70,14 @@ def test_the_oldest_rows_are_overwritten():
     assert (filled(unrolls=2).cursor, filled(unrolls=2).size) == (6, 6)
 
 
-def test_only_what_learning_needs_is_kept_in_the_types_of_the_template():
+def test_channels_and_types_of_the_template_are_kept_and_nothing_else():
     transitions = filled(unrolls=1).transitions
     assert transitions.extras == {} and set(transitions.rewards) == {"env"}
     kinds = (transitions.observation["x"].dtype, transitions.action.dtype, transitions.mask.dtype)
     assert kinds == (jnp.float32, jnp.int32, jnp.float32)
 
 
-def test_environments_that_were_started_anew_cut_the_newest_row():
+def test_environments_that_were_started_anew_truncate_the_newest_row():
     state = filled(unrolls=1)
     going_on = np.zeros((3, ENVIRONMENTS), bool)
     anew = going_on.copy()
@@ -85,7 +85,7 @@ def test_environments_that_were_started_anew_cut_the_newest_row():
     assert not np.any(add(state, rows(3, 3, episode_start=going_on)).transitions.truncated)
     truncated = np.asarray(add(state, rows(3, 3, episode_start=anew)).transitions.truncated)
     assert truncated[2, 1] and truncated.sum() == 1
-    # A row that terminated needs no other end.
+    # A row that terminated is not truncated as well.
     ended = state._replace(transitions=state.transitions._replace(terminated=jnp.ones((7, ENVIRONMENTS), bool)))
     assert not np.any(add(ended, rows(3, 3, episode_start=anew)).transitions.truncated)
 
@@ -95,7 +95,7 @@ def test_environments_that_were_started_anew_cut_the_newest_row():
 
 @pytest.mark.parametrize("prioritised", [False, True])
 @pytest.mark.parametrize(("unrolls", "newest"), [(1, 2), (2, 5), (3, 8), (5, 14)])
-def test_no_segment_crosses_the_write_head(unrolls, newest, prioritised):
+def test_no_segment_crosses_the_write_position(unrolls, newest, prioritised):
     state = filled(unrolls=unrolls, prioritised=prioritised)
     segments, index, probability = sample(state, KEY, batch=512, length=3)
     action = np.asarray(segments.action)
@@ -113,7 +113,7 @@ def test_no_segment_crosses_the_write_head(unrolls, newest, prioritised):
 def test_segments_are_drawn_uniformly(prioritised):
     _, index, _ = sample(filled(unrolls=3, prioritised=prioritised), KEY, batch=20_000, length=2)
     counts = np.bincount(index, minlength=14)
-    # The newest row, 8, stands at row 1: two environments of it cannot start a segment of two.
+    # The newest row, 8, is at place 1; neither of its two environments can start a segment of two rows.
     assert list(counts[2:4]) == [0, 0]
     assert stats.chisquare(np.delete(counts, [2, 3])).pvalue > 0.01
 
@@ -153,7 +153,7 @@ def test_importance_weights_by_hand():
 # --- transformations -----------------------------------------------------------------------------------
 
 
-def test_the_key_decides_and_the_second_call_compiles_nothing():
+def test_the_key_determines_the_sample_and_the_second_call_compiles_nothing():
     step = jit(
         lambda state, trajectory, key: (
             (state := replay_add(state, trajectory)),
@@ -169,7 +169,7 @@ def test_the_key_decides_and_the_second_call_compiles_nothing():
     assert step._cache_size() == 1
 
 
-def test_a_member_of_a_vmap_is_the_single_buffer():
+def test_a_member_of_a_vmap_equals_the_single_buffer():
     def run(key, shift):
         state = empty(prioritised=True)
         for index in range(3):

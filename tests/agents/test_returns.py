@@ -1,4 +1,4 @@
-"""Recurrences over time against plain Python loops."""
+"""Returns and advantages against plain Python loops."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +46,7 @@ def test_return_to_go_by_hand():
     np.testing.assert_array_equal(return_to_go(rewards, ends, 0.5, bootstrap), [[2.0], [2.0], [12.0], [16.0]])
 
 
-def test_return_to_go_is_the_loop(data):
+def test_return_to_go_equals_the_loop(data):
     rewards, values, _, _, ends = data
     for bootstrap in (None, values[0]):
         expected = loop_return(rewards, ends, 0.9, np.zeros(5) if bootstrap is None else bootstrap)
@@ -67,14 +67,14 @@ def test_generalised_advantage_by_hand():
 
 
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.95, 1.0])
-def test_generalised_advantage_is_the_loop(data, gae_lambda):
+def test_generalised_advantage_equals_the_loop(data, gae_lambda):
     rewards, values, next_values, terminated, ends = data
     advantage = generalised_advantage(rewards, values, next_values, terminated, ends, 0.9, gae_lambda)
     expected = loop_advantage(rewards, values, next_values, terminated, ends, 0.9, gae_lambda)
     np.testing.assert_allclose(advantage, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_trace_one_is_return_minus_value(data):
+def test_gae_lambda_1_is_return_minus_value(data):
     rewards, values, _, _, ends = data
     # With every end a termination and next values that agree with the values, lambda = 1 telescopes.
     next_values = np.concatenate([values[1:], values[:1]])

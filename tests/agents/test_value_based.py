@@ -23,14 +23,14 @@ from envs.rollout import start_unroll, unroll
 from envs.stock import StockAugmented
 
 KEY = jax.random.key(0)
-# These programs run for milliseconds; what costs is to compile them.
+# These programs run for milliseconds; nearly all time goes into compiling them.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 LINEAR = NetworkConfig(hidden=())
 SIZE, ACTIONS = 6, 2
 SPEC = EnvironmentSpec(spaces.Box(0, 1, (SIZE,), np.float32), spaces.Discrete(ACTIONS), 9, costs=("heat",))
-# Adam divides by |g| + epsilon: with a large one, and a rate as large, a first step is the gradient itself.
+# Adam divides by |g| + epsilon: with a large epsilon and an equal learning rate, the first step is the gradient.
 AS_GRADIENT = {"learning_rate": 1e4, "adam_epsilon": 1e4, "max_gradient_norm": None}
-# One environment and a buffer of one segment: what is sampled is known.
+# One environment and a buffer of one segment, so that the sample is known.
 
 
 def agent_of(spec=SPEC, *, n_step=1, **arguments):
@@ -49,7 +49,7 @@ def agent_of(spec=SPEC, *, n_step=1, **arguments):
 
 
 def trajectory_of(*, actions=(1,), rewards=(2.0,), terminated=(0,), truncated=(0,), mask=None, heat=None):
-    """One environment that shows the unit vectors in turn: row t goes from t to t + 1."""
+    """One environment whose observations are the unit vectors in turn: row t goes from t to t + 1."""
     length = len(rewards)
     numbers = [rewards, np.ones(length) if mask is None else mask, np.zeros(length) if heat is None else heat]
     rewards, mask, heat = (np.asarray(x, np.float32)[:, None] for x in numbers)
@@ -80,7 +80,7 @@ def with_weights(agent, online, target):
 
 
 def table_change(agent, trajectory, online, target, update=None):
-    """By how much one update changes the table, and its metrics."""
+    """The change of the table by one update, and its metrics."""
     state = with_weights(agent, online, target)
     after, metrics = (update or jit(agent.update))(state, trajectory, KEY)
     kernels = [each.params["online"]["head_advantage"]["kernel"] for each in (after, state)]
@@ -161,7 +161,7 @@ def test_the_reward_is_the_sum_of_channels_by_their_weights_and_learned_weights(
         weighted_reward(rows._replace(rewards={"env": jnp.ones(2)}), {"env": 1.0})
 
 
-def test_what_is_sampled_is_relabelled_and_what_is_stored_is_raw():
+def test_samples_are_relabelled_and_stored_data_is_raw():
     agent = agent_of(huber=100.0, channels={"process": 1.0})
 
     def relabel(rows):
@@ -239,7 +239,7 @@ def test_dueling_adds_the_centred_advantage_to_the_value():
     np.testing.assert_allclose(outputs[1], [[10 - 2, 20 + 1], [10 + 2, 20 - 1]])
 
 
-def test_an_implicit_quantile_network_is_its_formula():
+def test_an_implicit_quantile_network_equals_its_formula():
     box = spaces.Box(-1, 1, (3,), np.float32)
     network = implicit_quantile_network(box, Head(4, scale=0.5), NetworkConfig(hidden=(5,)), cosines=7)
     params = jax.tree.map(lambda x: x + 0.1, jit(network.init)(KEY))
@@ -251,7 +251,7 @@ def test_an_implicit_quantile_network_is_its_formula():
     expected = (psi[:, :, None] * phi) @ head["kernel"] + head["bias"]
     np.testing.assert_allclose(network.apply(params, x, fractions), expected, rtol=1e-4, atol=1e-5)
     assert expected.shape == (2, 3, 6, 4)
-    # By default the midpoints are asked for.
+    # The default fractions are the midpoints.
     network = return_network(SPEC, LINEAR, head="implicit_quantile", quantiles=3)
     params = network.init(KEY)
     given = jnp.broadcast_to(midpoints(3), (2, 3))
@@ -310,7 +310,7 @@ def test_priorities_are_the_errors_and_weigh_the_loss():
 
 
 @pytest.mark.parametrize("edits", [0, 3])
-def test_what_is_sampled_often_weighs_less_by_hand(edits):
+def test_importance_weights_of_the_loss_by_hand(edits):
     """Priorities 3 and 1, actions 0 and 1; both networks are 0: the errors are 2 and -1, the losses 2 and 1/2."""
     batch = 64
     arguments = {"capacity": 2, "batch_size": batch, "learning_starts": 2, "stock_edits": edits, "huber": 100.0}
@@ -327,7 +327,7 @@ def test_what_is_sampled_often_weighs_less_by_hand(edits):
     state, _ = update(state, first, KEY)
     state = state._replace(replay=state.replay._replace(priority=priorities(3.0, 0.0), largest=jnp.float32(1.0)))
     state, metrics = update(state, second, KEY)
-    # An action's bias moves by its share of the batch times weight times error; the weights are 1 / 3 and 1.
+    # An action's bias moves by its frequency in the batch times weight times error; the weights are 1 / 3 and 1.
     change = np.asarray(state.params["online"]["head_advantage"]["bias"])
     often, seldom = change[0] * batch / (1 / 3 * 2), change[1] * batch / (1 * -1)
     np.testing.assert_allclose([often, seldom], np.rint([often, seldom]), atol=0.02)
@@ -367,7 +367,7 @@ def test_ties_are_broken_at_random():
     np.testing.assert_allclose(best_actions(utility), expected)
 
 
-def test_a_given_action_is_described():
+def test_with_a_given_action_none_is_drawn():
     agent = agent_of()
     given = jnp.array([1, 0])
     action, _, extras = agent.act(agent.init(KEY).params, (), jnp.ones((2, SIZE)), KEY, action=given)
@@ -394,7 +394,7 @@ def test_utilities_are_of_stock_plus_scaled_return():
     )
 
 
-def test_without_the_stock_the_distribution_of_the_return_alone_is_judged():
+def test_without_the_stock_the_functional_is_of_the_future_return_alone():
     network = return_network(ONE_STEP.spec, LINEAR, head="quantile", quantiles=2, use_stock=False)
     params = network.init(KEY)
     observation = {"observation": jnp.zeros((2, 1)), "stock": jnp.array([0.0, -2.0]), "time": jnp.zeros(2)}
@@ -404,11 +404,11 @@ def test_without_the_stock_the_distribution_of_the_return_alone_is_judged():
     for functional, expected in [(cvar(0.5), [-1, 0]), (cvar(1.0), [1, 0.5]), (target_return(1.0), [-2, -0.5])]:
         found = utilities(distribution, observation, functional, use_stock=False)
         np.testing.assert_allclose(found, [expected] * 2, atol=1e-6)
-    # A functional that needs the stock may be used without it, as what the stock is compared with.
+    # A functional that needs the stock may be used without it, for comparison.
     agent_of(ONE_STEP.spec, head="quantile", functional=cvar(0.5), use_stock=False)
 
 
-def test_hats_of_the_stock_by_hand():
+def test_hat_functions_of_the_stock_by_hand():
     found = stock_hats(jnp.array([-3.0, -2.5, 1.0, 2.0, 1e30]), np.float32(-3.0), np.float32(1.0), 3)
     expected = [[1, 0, 0, -1], [0.75, 0.25, 0, -0.75], [0, 0, 1, 1], [0, 0, 1, 1.5], [0, 0, 1, 3]]
     np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -439,8 +439,8 @@ def test_steps_are_counted_at_which_the_stock_is_outside_its_range():
     np.testing.assert_array_equal(outside_start(vector.spec, stock), [False, True, True])
 
 
-def test_edited_segments_are_those_of_the_environment_from_another_start():
-    # The networks' only input that differs is the stock, and both networks are its identity: target = r + c'.
+def test_edited_segments_equal_those_of_the_environment_from_another_start_stock():
+    # Both networks return their stock, the only input that differs: the target is r + c'.
     environment = StockAugmented(ObservationActionReward(), 0.5, -3.0, 1.0, start=0.0)
     agent = agent_of(environment.spec, stock_edits=400, batch_size=1, huber=100.0)
     state = jit(agent.init)(KEY)
@@ -452,7 +452,7 @@ def test_edited_segments_are_those_of_the_environment_from_another_start():
     rollout = start_unroll(environment, KEY, 1, ())
     policy = lambda carry, observation, key: (jnp.ones(1, jnp.int32), (), {})  # noqa: E731
     _, trajectory = unroll(environment, policy, rollout, KEY, length=1, initial_carry=())
-    # As if the environment went on: a terminated step has no stock behind it.
+    # As if the environment went on, because the stock after a terminated step does not count.
     trajectory = trajectory._replace(terminated=jnp.zeros((1, 1), bool))
     _, metrics = jit(agent.update)(state, trajectory, KEY)
     reward = float(trajectory.rewards["env"][0, 0])
@@ -498,7 +498,7 @@ def run_of(environment, head, updates=3, **arguments):
 
 
 @pytest.mark.parametrize("prioritised", [False, True])
-def test_what_a_learner_carries_has_the_same_types_where_64_bits_are_enabled(prioritised):
+def test_the_state_keeps_its_types_where_64_bits_are_enabled(prioritised):
     with jax.enable_x64(True):
         agent = agent_of(prioritised=prioritised)
         before = jax.eval_shape(agent.init, KEY)
@@ -508,7 +508,7 @@ def test_what_a_learner_carries_has_the_same_types_where_64_bits_are_enabled(pri
 
 
 @pytest.mark.parametrize("head", ["expected", "implicit_quantile"])
-def test_a_member_of_a_vmap_is_the_single_run(head):
+def test_a_member_of_a_vmap_equals_the_single_run(head):
     _, run, _ = run_of(ONE_STEP, head)
     keys = jax.random.split(KEY, 2)
     together, alone = jit(jax.vmap(run))(keys), jit(run)(keys[1])

@@ -1,4 +1,5 @@
-"""The value-based family learns: probe environments whose values are known, and a toy whose best risk is known."""
+"""The value-based family learns: probe environments whose values are known, and a toy problem whose best CVaR is
+known."""
 
 from functools import partial
 
@@ -18,7 +19,7 @@ from envs.stock import StockAugmented
 from experiments.training.learn import evaluate_episodes, initial_state, run_chunk, start_rollout
 from rewards.base import chain
 
-# The runs take a second; what costs is to compile them.
+# The runs take a second; nearly all time goes into compiling them.
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
 DISCOUNT = 0.9
 DATA = DataSpec("replay", 8, 8)
@@ -95,12 +96,12 @@ def test_a_time_limit_is_bootstrapped_from_the_final_observation(arguments):
     probe = probes.TruncationProbe(length=5)
     _, network, params = train(probe, 300, **arguments)
     values = values_of(network, params, [[1, 0], [0, 1]])
-    # Taken for an end they would be -2.2 and 3.08, and -5.9 and -1.02 from the observation after the reset.
+    # Time limits treated as terminations would give -2.2 and 3.08, observations after the reset -5.9 and -1.02.
     np.testing.assert_allclose(values, [[-5 + 9] * 2, [10] * 2], atol=0.5)
 
 
 @pytest.mark.parametrize("arguments", HEADS.values(), ids=HEADS)
-def test_the_policy_looks(arguments):
+def test_the_policy_uses_the_observation(arguments):
     probe = probes.ObservationActionReward()
     agent, _, params = train(probe, 80, **arguments)
     assert greedy_return(probe, agent, params) >= 0.99
@@ -135,7 +136,7 @@ def test_the_stock_decides_between_safe_and_risky():
     distribution = network.distribution(network.apply(params["online"], observation))
     value, index = initial_stock(cvar(0.25), stocks, utilities(distribution, observation, cvar(0.25)).max(-1))
     assert value == pytest.approx(2.0, abs=0.25) and stocks[index] == pytest.approx(-2.0, abs=0.51)
-    # From -2 the certain reward twice; so deep down that everything is a loss, the mean alone counts.
+    # From -2 the certain reward twice; from a stock so low that the utility is linear, the action of the best mean.
     safe, risky = (greedy_return(toy(start), agent, params, 512) for start in (-2.0, -12.0))
     assert safe == pytest.approx(2.0, abs=1e-6)
     assert abs(risky - 3.0) < 4 * np.sqrt(2 * 6.25 / 512)

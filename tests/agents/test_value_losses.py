@@ -1,4 +1,4 @@
-"""Losses of value learning, against numbers worked out by hand and the formulae written out."""
+"""Losses of value learning against numbers by hand and written-out formulae."""
 
 from functools import partial
 
@@ -33,16 +33,16 @@ def test_huber_by_hand():
 @pytest.mark.parametrize(
     ("reward", "discount", "distribution", "expected"),
     [
-        # On atoms: nothing is split.
+        # Exactly on atoms.
         (0.0, 1.0, [0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4]),
         (1.0, 1.0, [0.1, 0.2, 0.3, 0.4], [0.0, 0.1, 0.2, 0.7]),
         # -0.25, 0.25, 0.75 and 1.25.
         (0.25, 0.5, [1.0, 0.0, 0.0, 0.0], [0.25, 0.75, 0.0, 0.0]),
         (0.25, 0.5, [0.0, 0.5, 0.0, 0.5], [0.0, 0.375, 0.5, 0.125]),
-        # A discount of 0 leaves the reward, between atoms and at one.
+        # With a discount of 0 only the reward is left, between atoms and at one.
         (0.5, 0.0, [0.1, 0.2, 0.3, 0.4], [0.0, 0.5, 0.5, 0.0]),
         (1.0, 0.0, [0.1, 0.2, 0.3, 0.4], [0.0, 0.0, 1.0, 0.0]),
-        # Beyond the range it stays at the edge.
+        # Beyond the range everything goes to the edge.
         (9.0, 1.0, [0.25, 0.25, 0.25, 0.25], [0.0, 0.0, 0.0, 1.0]),
         (-9.0, 0.5, [0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0]),
     ],
@@ -53,7 +53,7 @@ def test_the_projection_by_hand(reward, discount, distribution, expected):
 
 
 @given(st.floats(-0.5, 0.5), st.floats(0, 0.5), st.lists(st.floats(0.01, 1), min_size=4, max_size=4))
-def test_the_projection_keeps_mass_and_inside_the_range_the_mean(reward, discount, distribution):
+def test_the_projection_keeps_the_total_and_inside_the_range_the_mean(reward, discount, distribution):
     distribution = np.array(distribution, np.float32) / np.sum(distribution)
     found = np.asarray(project(ATOMS, jnp.array([reward]), jnp.array([discount]), jnp.array([distribution])))[0]
     assert found.sum() == pytest.approx(1, abs=1e-5) and (found >= 0).all()

@@ -1,5 +1,4 @@
-"""What the tests of planned distributions share: where an objective starts, and a tail mean that is worked out by a
-loop."""
+"""Shared by the tests of planners: the start of an objective, and a tail mean by a loop."""
 
 import jax.numpy as jnp
 import numpy as np

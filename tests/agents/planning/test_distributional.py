@@ -1,4 +1,4 @@
-"""Distributional planning against hand numbers, all history-dependent policies and a linear program."""
+"""Distributional planning against numbers by hand, all history-dependent policies and a linear program."""
 
 import itertools
 from functools import partial
@@ -37,7 +37,7 @@ from agents.planning.return_distributions import StockGrid, categorical, lattice
 from envs.native.tabular import TabularModel, gridworld, one_state, validated
 from tests.agents.planning.planned import lower_mean, start
 
-# Action 0 is safe, 1 has the best mean, 2 the best chance of much.
+# Action 0 is safe, 1 has the best mean, 2 the largest possible reward.
 TOY = [[(1, 1.0)], [(4, 0.5), (-1, 0.5)], [(10, 0.2), (-1, 0.8)]]
 LEVELS = (0.1, 0.25, 0.5, 0.8, 1.0)
 SHAPE = (2, 2, 2)
@@ -49,7 +49,7 @@ def toy(horizon):
 
 
 def history_distributions(model, steps, discount=1.0, state=0):
-    """The distribution ``{return: probability}`` of every deterministic policy that knows its whole past."""
+    """The distribution ``{return: probability}`` of every deterministic history-dependent policy."""
     zero = (0.0,) * max(model.reward_dimension, 1)
     if steps == 0:
         return [{zero: 1.0}]
@@ -114,7 +114,7 @@ def small_models(draw):
     )
 
 
-# The toy: every number by hand.
+# A toy problem with every number by hand.
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_expectation_is_classical_dynamic_programming(model):
             np.testing.assert_allclose(
                 plan.values[:, 0], dynamic_programming.value_iteration(model, **problem).values, atol=1e-6
             )
-            # The projection keeps the mean where nothing leaves the support.
+            # The projection preserves the mean where nothing leaves the support.
             result = policy_evaluation(model, policy, wide, **problem)
             assert float(result.left_support.max()) == 0
             expected = dynamic_programming.policy_evaluation(model, policy, **problem).values
@@ -262,13 +262,13 @@ def test_projected_distributions_stay_within_the_stated_distance(model):
     policy = np.array([[0.3, 0.7], [0.5, 0.5]])
     for horizon in (1, 3):
         distribution = markov_distribution(model, policy, horizon, 0.9)
-        # With 60 atoms 0 is none of them.
+        # With 60 atoms, 0 is not among them.
         for representation in (categorical(-10, 20, 61), categorical(-10, 20, 60), quantiles(16)):
             result = policy_evaluation(model, policy, representation, discount=0.9, horizon=horizon)
             particles, weights = return_distribution(result, 0)
             distance = wasserstein_distance(list(distribution), particles, list(distribution.values()), weights)
             assert distance <= result.wasserstein
-            # One step onto atoms from an atom is exact.
+            # A step from an atom to an atom is exact.
             assert distance > 0 or horizon == 1
     exact = policy_evaluation(model, policy, lattice(-3, 6))
     distribution = markov_distribution(model, policy, 3)
@@ -286,7 +286,7 @@ def test_projected_distributions_stay_within_the_stated_distance(model):
         (0.0, 0.5, (-1, 1, 2), 1.0),
     ],
 )
-def test_what_0_is_off_the_atoms_is_part_of_the_stated_distance(reward, discount, support, distance):
+def test_the_stated_distance_includes_the_error_of_the_return_0(reward, discount, support, distance):
     model, representation = one_state([[(reward, 1.0)]], horizon=1), categorical(*support)
     half_step = (support[1] - support[0]) / (support[2] - 1) / 2
     result = policy_evaluation(model, [0], representation, discount=discount)
@@ -353,7 +353,7 @@ def test_without_time_limit_the_bound_holds_and_policy_iteration_agrees():
 # Options, counts and refusals.
 
 
-def test_ties_are_the_lowest_action_or_shared():
+def test_ties_go_to_the_lowest_action_or_are_shared():
     model = one_state([[(1, 1.0)], [(2, 1.0)], [(-9, 1.0)]], horizon=1)
     arguments = model, cvar(0.5), lattice(-9, 2), StockGrid(-5, 5)
     lowest, shared = value_iteration(*arguments), value_iteration(*arguments, ties="uniform")
@@ -369,7 +369,7 @@ def test_ties_are_the_lowest_action_or_shared():
     assert set(actions.tolist()) == {0, 1}
 
 
-def test_what_leaves_the_grids_is_counted():
+def test_probability_that_leaves_the_grids_is_counted():
     model = one_state([[(4, 0.5), (-1, 0.5)]], horizon=2)
     plan = value_iteration(model, cvar(0.5), lattice(-2, 4), StockGrid(-4, 4))
     # From 0: 4 is still on the grid, 8 is not; -1 + 4 and -2 are.
@@ -403,14 +403,14 @@ def test_evaluation_with_any_functional():
         assert weights.sum() == pytest.approx(1) and weights @ particles == pytest.approx(3, abs=0.05)
 
 
-def test_a_utility_that_overflows_is_refused_and_chooses_nothing():
-    """One action loses 1 a step, the other nothing: 60 losses are more than 32 bits hold of this utility."""
+def test_a_utility_that_overflows_is_refused():
+    """One action loses 1 per step, the other nothing: after 60 losses this utility overflows in 32 bits."""
     model, functional = one_state([[(-1, 1.0)], [(0, 1.0)]], horizon=30), exponential_utility(5.0)
     message = r"exponential_utility\(5\.0\) is -inf where stock plus return is -60\.0, in 32 bits: .*enable_x64"
     for plan in (value_iteration, policy_iteration):
         with pytest.raises(ValueError, match=message):
             plan(model, functional, lattice(-60, 0))
-    # Only what follows a reward is too much: 17 losses are 85, and 18 are 90.
+    # Only the total after one more reward is too large: 17 losses are 85, and 18 are 90.
     with pytest.raises(ValueError, match=r"return is -18\.0"):
         value_iteration(model, functional, lattice(-17, 0))
     with pytest.raises(ValueError, match=r"return is -60\.0"):
@@ -453,7 +453,7 @@ PLAIN = {"functional": cvar(0.5), "representation": lattice(-2, 20), "grid": Sto
         ({"ties": "random"}, "unknown ties 'random', did you mean .*known: lowest, uniform"),
     ],
 )
-def test_what_planning_refuses(change, message):
+def test_refusals_of_planning(change, message):
     with pytest.raises(ValueError, match=message):
         value_iteration(one_state(TOY, 2), **(PLAIN | change))
 
@@ -465,7 +465,7 @@ def test_what_planning_refuses(change, message):
         ([1.5, -0.5], r"probability\[0, 0, 1\]=-0\.5: expected at least 0"),
     ],
 )
-def test_no_planner_takes_probabilities_that_are_none(probability, message):
+def test_planners_refuse_models_with_bad_probabilities(probability, message):
     model = one_state([[(1, 0.5), (2, 0.5)]], horizon=2)._replace(probability=np.array([[probability]]))
     arguments = lattice(0, 4), StockGrid(-4, 4)
     for plan in (
@@ -477,7 +477,7 @@ def test_no_planner_takes_probabilities_that_are_none(probability, message):
             plan(*arguments)
 
 
-def test_what_evaluation_and_look_ups_refuse():
+def test_refusals_of_evaluation_and_look_ups():
     model, representation, grid = toy(2)
     with pytest.raises(
         ValueError, match=r"policy has shape \(1, 2\), expected one of \(1, 3\), \(1, 1, 3\), \(2, 1, 3\)"

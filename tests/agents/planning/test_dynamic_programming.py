@@ -123,7 +123,7 @@ def test_an_action_that_ties_with_the_best_is_kept():
         ({"horizon": 2, "discount": 0.0}, "discount=0.0: expected a number above 0 and at most 1"),
     ],
 )
-def test_bad_problems(problem, message):
+def test_bad_problems_are_refused(problem, message):
     with pytest.raises(ValueError, match=message):
         value_iteration(one_state([[(1, 1.0)]]), **problem)
 
@@ -136,13 +136,13 @@ def test_bad_problems(problem, message):
         ([[[1.5, -0.5]]], r"probability\[0, 0, 1\]=-0\.5: expected at least 0"),
     ],
 )
-def test_probabilities_that_are_none(plan, probability, message):
+def test_bad_probabilities_are_refused(plan, probability, message):
     model = one_state([[(1, 0.5), (2, 0.5)]], horizon=2)
     with pytest.raises(ValueError, match=message):
         plan(model._replace(probability=np.array(probability)))
 
 
-def test_bad_models_and_policies():
+def test_bad_models_and_policies_are_refused():
     with pytest.raises(ValueError, match=r"vectors of 2: expected numbers; scalarised"):
         value_iteration(one_state([[((1, 2), 1.0)]], 2))
     model = one_state([[(1, 1.0)], [(2, 1.0)]], 2)

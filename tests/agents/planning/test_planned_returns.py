@@ -36,25 +36,25 @@ def simulated(model, plan, grid, stock, count, batches=1):
 
 
 def distance(returns, particles, weights):
-    """Kolmogorov and Smirnov's: the largest gap between two distribution functions, atoms included."""
+    """The Kolmogorov-Smirnov distance: the largest gap between two distribution functions, atoms included."""
     order = np.argsort(particles)
     empirical = np.searchsorted(np.sort(returns), particles[order] + 1e-3) / len(returns)
     return np.abs(np.cumsum(weights[order]) - empirical).max()
 
 
 def cliff(horizon):
-    """A short way past a row of falls, a long one away from it; a step costs 1, a fall 5 more."""
+    """A short way along a cliff and a long way around it; a step costs 1, a fall 5 more."""
     model = gridworld([".....", ".....", "S---G"], slip=0.3, horizon=horizon)
     return model._replace(reward=5 * model.reward - 1), lattice(-6 * horizon, 0), StockGrid(0, 6 * horizon)
 
 
 def frozen_lake():
-    """Gymnasium's: 1 for crossing it within 100 steps."""
+    """Gymnasium's FrozenLake: reward 1 for crossing it within 100 steps."""
     return from_gymnasium("FrozenLake-v1"), lattice(0, 1), StockGrid(-1, 1)
 
 
 def cliff_walking(horizon):
-    """Gymnasium's, slippery: a step costs 1, a fall 100; the grids of the notebook."""
+    """Gymnasium's slippery CliffWalking on the grids of the notebook: a step costs 1, a fall 100."""
     model = from_gymnasium("CliffWalking-v1", is_slippery=True)._replace(horizon=horizon)
     return model, lattice(-horizon - 100, 0), StockGrid(0, min(horizon, 150))
 
@@ -85,7 +85,7 @@ def test_simulated_episodes_follow_the_planned_distribution(cliff_plan):
     model, grid, plan = cliff_plan
     _, stock, particles, weights = start(cvar(0.2), plan, model)
     returns = simulated(model, plan, grid, stock, 20_000)
-    # Dvoretzky, Kiefer, Wolfowitz and Massart: exceeded once in a million.
+    # The bound of Dvoretzky, Kiefer, Wolfowitz and Massart, exceeded once in a million.
     assert distance(returns, particles, weights) < np.sqrt(np.log(2e6) / (2 * len(returns)))
     assert distance(returns, *return_distribution(plan, model.initial, 0.0)) > 0.05
 
@@ -102,7 +102,7 @@ def test_a_frozen_lake_is_crossed_as_often_as_classical_planning_says():
         assert start(cvar(level), plan, model)[0] == pytest.approx(tail, abs=6e-4)
 
 
-def test_slippery_cliff_walking_as_the_notebook_says():
+def test_slippery_cliff_walking_has_the_numbers_of_the_notebook():
     """The numbers that notebooks/distributional_dp.ipynb states: one distribution is the best at every level, unless
     the worst cases are the time limit itself."""
     model, representation, grid = cliff_walking(200)

@@ -1,4 +1,4 @@
-"""Stocks along a path and on their grid, and what no return distribution can be stored as."""
+"""Stocks along a path and on their grid, and refusals of representations."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from envs.stock import next_stock
     stock=st.floats(-20, 20),
     discount=st.sampled_from([0.5, 0.9, 0.997, 1.0]),
 )
-def test_stock_plus_return_is_kept_along_a_path(rewards, stock, discount):
+def test_stock_plus_return_is_constant_along_a_path(rewards, stock, discount):
     returns = [0.0]
     for reward in reversed(rewards):
         returns.append(reward + discount * returns[-1])
@@ -26,7 +26,7 @@ def test_stock_plus_return_is_kept_along_a_path(rewards, stock, discount):
             now = next_stock(now, rewards[time], discount)
 
 
-def test_the_last_component_of_a_stock_is_the_fastest():
+def test_the_last_component_of_a_stock_varies_fastest():
     assert stock_points(StockGrid((0, 0), (1, 2))).tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
 
 

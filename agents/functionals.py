@@ -417,15 +417,6 @@ def cvar_of(particles: Any, weights: Any, level: float) -> jax.Array:
     return _lower_tail_mean(*_as_floats(particles, weights), level)
 
 
-def optimistic_cvar_of(particles: Any, weights: Any, level: float) -> jax.Array:
-    """The mean of the highest share ``level`` of distributions ``[..., K]``; ``[...]``.
-
-    Raises:
-      ValueError: ``level`` outside (0, 1].
-    """
-    return -cvar_of(-jnp.asarray(particles), weights, level)
-
-
 @jax.jit
 def _quantile(particles: jax.Array, weights: jax.Array, level: jax.Array) -> jax.Array:
     ordered, cumulative, _ = _ordered(particles, weights)

@@ -10,28 +10,26 @@ import jax
 import jax.numpy as jnp
 
 
-def return_to_go(rewards: jax.Array, ends: jax.Array, discount: float | jax.Array, bootstrap=None) -> jax.Array:
+def return_to_go(rewards: jax.Array, ends: jax.Array, discount: float | jax.Array) -> jax.Array:
     """The discounted sum of rewards from each step to the end of its episode.
 
-        G_t = r_t + discount * (1 - ends_t) * G_{t+1},    G_T = bootstrap
+        G_t = r_t + discount * (1 - ends_t) * G_{t+1},    G_T = 0
 
     Args:
       rewards: ``[T, B]``, zero where masked.
       ends: ``[T, B]`` bool.
       discount: in [0, 1].
-      bootstrap: ``[B]``, the value after the last row; ``None`` for zero.
 
     Returns:
       ``G``, ``[T, B]``.
     """
-    start = jnp.zeros_like(rewards[0]) if bootstrap is None else bootstrap
 
     def step(later, inputs):
         reward, end = inputs
         now = reward + discount * jnp.where(end, 0.0, later)
         return now, now
 
-    _, returns = jax.lax.scan(step, start, (rewards, ends), reverse=True, unroll=8)
+    _, returns = jax.lax.scan(step, jnp.zeros_like(rewards[0]), (rewards, ends), reverse=True, unroll=8)
     return returns
 
 

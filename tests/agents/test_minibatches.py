@@ -22,7 +22,7 @@ def count(shape):
         assert part["id"].shape == shape and part["pair"].shape == (*shape, 2)
         # The parts of a pytree stay together, and a column keeps its carry.
         split = jnp.any(part["pair"] != part["id"][..., None])
-        if carry != ():
+        if not isinstance(carry, tuple):
             split |= jnp.any(part["id"][0] != carry)
         return counts.at[part["id"]].add(1), {"first": part["id"][0, 0], "split": split}
 

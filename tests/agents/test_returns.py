@@ -42,15 +42,12 @@ def test_return_to_go_by_hand():
     rewards = jnp.array([[1.0], [2.0], [4.0], [8.0]])
     ends = jnp.array([[False], [True], [False], [False]])
     np.testing.assert_array_equal(return_to_go(rewards, ends, 0.5), [[2.0], [2.0], [8.0], [8.0]])
-    bootstrap = jnp.array([16.0])
-    np.testing.assert_array_equal(return_to_go(rewards, ends, 0.5, bootstrap), [[2.0], [2.0], [12.0], [16.0]])
 
 
 def test_return_to_go_equals_the_loop(data):
-    rewards, values, _, _, ends = data
-    for bootstrap in (None, values[0]):
-        expected = loop_return(rewards, ends, 0.9, np.zeros(5) if bootstrap is None else bootstrap)
-        np.testing.assert_allclose(return_to_go(rewards, ends, 0.9, bootstrap), expected, rtol=1e-5, atol=1e-6)
+    rewards, _, _, _, ends = data
+    expected = loop_return(rewards, ends, 0.9, np.zeros(5))
+    np.testing.assert_allclose(return_to_go(rewards, ends, 0.9), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_generalised_advantage_by_hand():

@@ -559,7 +559,7 @@ def test_numbers_may_be_traced():
         ({"head": "categorical", "atoms": 1}, "atoms=1"),
         ({"updates": 0}, "updates=0: expected at least 1"),
         ({"target_period": 0}, "target_period=0: expected at least 1"),
-        ({"huber": 0.0}, "huber=0: head='expected' would lose nothing"),
+        ({"huber": 0.0}, "huber=0: the loss of head='expected' would be 0"),
         ({"capacity": 2, "n_step": 3}, "capacity=2 holds 2 rows of batch=1: expected at least 3 rows"),
         ({"learning_starts": 5}, "learning_starts=5: the buffer never holds more than 1 transitions"),
         ({"stock_edits": 1}, "stock_edits=1: expected 0, because the environment has no stock"),
@@ -580,7 +580,7 @@ def test_actions_must_be_discrete_and_a_vector_stock_has_no_functional():
     ):
         agent_of(ContinuousTarget().spec)
     for arguments in ({"stock_features": 1}, {"stock_features": 3, "use_stock": False}):
-        with pytest.raises(ValueError, match="expected 0, or at least 2 of a used stock"):
+        with pytest.raises(ValueError, match="expected 0, or at least 2 and use_stock=True"):
             agent_of(ONE_STEP.spec, **arguments)
     with pytest.raises(ValueError, match="is for vectors of 2, the return is a number"):
         agent_of(ONE_STEP.spec, head="quantile", functional=homeostasis((0.0, 0.0)), use_stock=False)

@@ -5,7 +5,7 @@ RUN_NAME := oprl_sokoban
 FIGURE := runs/$(RUN_NAME)/default/learning_curve.png
 export PYTHON
 
-.PHONY: help setup run test lint study clean
+.PHONY: help setup run test lint study docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 14
@@ -27,6 +27,10 @@ lint: setup ## ruff (rules and format) and mypy
 
 study: setup ## the long learning studies
 	$(BIN)/python -m pytest -q -m study
+
+docs: setup ## build the documentation with the API reference into build/site
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable '.[docs]'
+	$(BIN)/python -m mkdocs build --quiet
 
 clean: ## delete .venv, build products and caches; runs/ and results/ stay
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

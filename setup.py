@@ -32,16 +32,19 @@ EXTRAS = {
     "mujoco": ["gymnasium[mujoco]>=1.4"],
     "sweep": ["submitit", "ray"],
     "notebooks": ["nbclient", "nbformat", "jupytext", "ipykernel"],
+    "docs": ["mkdocs-material", "mkdocstrings[python]"],
     "gpu": ["jax[cuda13]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
 }
 # The tests use every extra that runs on a CPU, so that none of them is skipped for a missing package.
-CPU_EXTRAS = [package for name, packages in EXTRAS.items() if name not in ("gpu", "tpu") for package in packages]
+CPU_EXTRAS = [
+    package for name, packages in EXTRAS.items() if name not in ("docs", "gpu", "tpu") for package in packages
+]
 EXTRAS["test"] = ["pytest", "pytest-cov", "pytest-xdist", "hypothesis", "ruff", "mypy", *CPU_EXTRAS]
 
 setup(
     name="sagax",
-    version="0.1.0",
+    version="0.2.0",
     description="Sample-efficient agentic reinforcement learning in JAX: reward channels as composable pure functions",
     license="Apache-2.0",
     python_requires=">=3.11",

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # From what others build on to what builds on others.
-LAYERS = ("envs", "agents", "rewards", "experiments", "notebooks")
+LAYERS = ("envs", "agents", "rewards", "experiments", "examples", "notebooks")
 # Disk, flags, clocks, loggers, display and configuration objects.
 ONLY_EXPERIMENTS = ("argparse", "matplotlib", "ml_collections", "orbax", "rich", "tensorboardX", "time")
 NOT_IN_ENVS = ("flax", "optax", "orbax")

@@ -24,7 +24,7 @@ PACKAGES = ("agents", "envs", "experiments", "rewards")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`\n]+)`")
 # Commands that take a name of an experiment, and those that take run folders.
-NAMED, FOLDERS = ("run", "summary", "sweep"), ("collect", "evaluate")
+NAMED, FOLDERS = ("run", "show", "summary", "sweep"), ("collect", "evaluate")
 # What takes longer than a test may; its options are checked all the same.
 TOO_LONG = ("benchmark", "sweep")
 
@@ -80,7 +80,13 @@ def check(words: list[str], help_text: str) -> None:
 def test_the_readme_has_the_commands():
     targets = {words[1] for words in COMMANDS if words[0] == "make"}
     assert targets == {"run", "test"}
-    assert {"list", "run", "sweep", "summary", "figures", "evaluate", "benchmark"} <= set(map(module_of, PYTHON))
+    assert {"list", "show", "run", "sweep", "summary", "figures", "evaluate", "benchmark"} <= set(
+        map(module_of, PYTHON)
+    )
+
+
+def test_a_stranger_reads_it_in_five_minutes():
+    assert len(README.read_text(encoding="utf-8").split()) <= 700
 
 
 @pytest.mark.parametrize("words", [words for words in COMMANDS if words[0] == "make"], ids=" ".join)
@@ -109,6 +115,16 @@ def test_a_wrong_command_is_found(line, message, capsys):
     words = commands(f"```bash\n{line}\n```")[0]
     with pytest.raises((AssertionError, UserError), match=message):
         check(words, help_of(module_of(words), capsys))
+
+
+def test_its_python_runs(tmp_path, monkeypatch, quick):
+    monkeypatch.chdir(tmp_path)
+    [code] = [body for language, body in FENCE.findall(README.read_text(encoding="utf-8")) if language == "python"]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    scope: dict = {}
+    # Two iterations in place of twenty.
+    exec(compile(code.replace('"iterations": 20', '"iterations": 2'), "README.md", "exec"), scope)
+    assert scope["rows"] and int(scope["action"]) in (0, 1)
 
 
 @pytest.fixture

@@ -1,0 +1,176 @@
+"""sagax from Python: load an experiment, train it, and act with what was trained.
+
+    from experiments.api import load, restore, train
+
+    experiment = load("ppo_cartpole:native", {"iterations": 20})
+    rows = train(experiment, "runs/tour", seeds=2)
+    policy = restore("runs/tour")
+    action, carry = policy.act(observation)
+
+The commands do the same from a shell; a folder that ``train`` wrote is a run folder for each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from agents.base import Agent
+from envs.base import EnvironmentSpec, PyTree
+from experiments.assembly import registry
+from experiments.assembly.build import build_environment, build_parts
+from experiments.assembly.checks import checked_environment
+from experiments.assembly.members import members_of, variant_name
+from experiments.assembly.registry import Loaded
+from experiments.errors import UserError
+from experiments.rows.reading import Row
+from experiments.training import train as training
+from experiments.training.compilation_cache import enable_compilation_cache
+from experiments.training.restored import read_single_run, restored_programs
+
+
+def load(name: str, overrides: Mapping[str, Any] | None = None) -> Loaded:
+    """The experiment ``NAME`` or ``NAME:variant,variant``.
+
+    Args:
+      name: as in ``sagax run``.
+      overrides: dotted key to value, such as ``{"agent.learning_rate": 1e-3}``; they become part of the variant's name.
+
+    Raises:
+      UserError: for an unknown experiment, variant or key, or a value of another type, with the nearest that fits.
+    """
+    loaded = registry.load(name)
+    if not overrides:
+        return loaded
+    config = registry.apply_overrides(loaded.config, overrides)
+    return loaded._replace(config=config, variant=variant_name(loaded.variant, overrides, config))
+
+
+class _Silent:
+    """A reporter that shows nothing."""
+
+    def resume(self, steps: int) -> None:
+        pass
+
+    def update(self, steps: int, metrics: Mapping[str, Any] | None = None) -> None:
+        pass
+
+
+def train(experiment: Loaded | str, folder: str | Path, *, seeds: int | None = None, first_seed: int = 0) -> list[Row]:
+    """Trains ``experiment`` in ``folder``, or continues where it stopped there; returns the rows of all seeds.
+
+    Args:
+      experiment: from ``load``, or its name.
+      folder: the run folder; made where there is none.
+      seeds: how many, counted from ``first_seed``; those of the configuration if ``None``.
+      first_seed: the first of them.
+
+    Raises:
+      UserError: for a configuration that cannot be run, or a folder that holds another run.
+    """
+    loaded = load(experiment) if isinstance(experiment, str) else experiment
+    source = checked_environment(loaded.config)
+    members = members_of(loaded.config, loaded.variant, seeds, first_seed)
+    folder = Path(folder).expanduser()
+    enable_compilation_cache()
+    training.prepare_folder(folder, loaded.config, members)
+    stop = training.StopRequested()
+    return training.train(loaded.config, loaded.name, members, folder, _Silent(), stop, source).rows
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedPolicy:
+    """What a run learned, for acting.
+
+    Attributes:
+      spec: of the environment that it was trained on.
+      agent: the agent's functions.
+      params: the agent's parameters.
+      seed, iteration: which seed of the run, and after which iteration.
+    """
+
+    spec: EnvironmentSpec
+    agent: Agent
+    params: PyTree
+    seed: int
+    iteration: int
+
+    @cached_property
+    def _act(self) -> Any:
+        def act(params, carry, observation, key, greedy):
+            action, carry, _ = self.agent.act(params, carry, observation, key, greedy=greedy)
+            return action, carry
+
+        return jax.jit(act, static_argnames="greedy")
+
+    def act(
+        self, observation: Any, carry: PyTree = None, *, key: jax.Array | None = None, greedy: bool = True
+    ) -> tuple[Any, PyTree]:
+        """The action for one observation, or for a batch of them, and the carry for the next call.
+
+        Args:
+          observation: as the environment gives it, with or without a leading batch axis.
+          carry: of the last call; ``None`` at the start of an episode. ``()`` throughout for a policy without memory.
+          key: of the sampled action; needed where ``greedy`` is false.
+          greedy: whether to take the most likely, or best, action.
+
+        Raises:
+          UserError: for an observation of another structure or shape, or a sampled action without a key.
+        """
+        if not greedy and key is None:
+            raise UserError("act: a sampled action needs a key, such as key=jax.random.key(0)")
+        template = self.spec.observation_template()
+        if jax.tree.structure(observation) != jax.tree.structure(template):
+            raise UserError(f"act: got an observation {jax.tree.structure(observation)}, expected {template}")
+        wanted, shapes = jax.tree.leaves(template), [np.shape(leaf) for leaf in jax.tree.leaves(observation)]
+        single = all(shape == leaf.shape for shape, leaf in zip(shapes, wanted, strict=True))
+        if not single and not all(shape[1:] == leaf.shape for shape, leaf in zip(shapes, wanted, strict=True)):
+            raise UserError(f"act: got observations of shapes {shapes}, expected {template}, or a batch of them")
+        if single:
+            observation = jax.tree.map(lambda x: np.asarray(x)[None], observation)
+        batch = 1 if single else shapes[0][0]
+        observation = jax.tree.map(lambda x, leaf: jnp.asarray(x, leaf.dtype), observation, template)
+        carry = self.agent.initial_carry(batch) if carry is None else carry
+        action, carry = self._act(
+            self.params, carry, observation, jax.random.key(0, impl="threefry2x32") if key is None else key, greedy
+        )
+        action = jax.device_get(action)
+        return (jax.tree.map(lambda x: x[0], action) if single else action), carry
+
+
+def restore(folder: str | Path, *, checkpoint: str = "best", seed: int | None = None) -> TrainedPolicy:
+    """The policy of a run folder.
+
+    Args:
+      folder: of a run, from ``train`` or ``sagax run``.
+      checkpoint: ``best`` (of all seeds together, by the evaluation's metric), ``latest`` or an iteration.
+      seed: which seed of the run; its first if ``None``.
+
+    Raises:
+      UserError: if there is no such run, checkpoint or seed.
+    """
+    folder = Path(folder).expanduser()
+    config, members = read_single_run(folder)
+    seeds = [member.seed for member in members]
+    wanted = seeds[0] if seed is None else seed
+    if wanted not in seeds:
+        raise UserError(f"restore: {folder} has no seed {wanted}; it has {', '.join(map(str, seeds))}")
+    source = build_environment(config)
+    for own, found in restored_programs(folder, config, source, members, checkpoint):
+        for position, member in enumerate(own):
+            if member.seed != wanted:
+                continue
+            params = found.state.agent.params
+            if source.pure is not None:
+                # The members of a pure environment's program share one state, with a leading axis.
+                params = jax.tree.map(lambda x, position=position: x[position], params)
+            agent = build_parts(config, source.spec, member.values).agent
+            return TrainedPolicy(source.spec, agent, params, member.seed, found.iteration)
+    raise UserError(f"restore: {folder} has no checkpoint of seed {wanted}")

@@ -14,7 +14,6 @@ from experiments.assembly import registry
 from experiments.disk import read_json_object, write_json_atomic
 from experiments.errors import UserError, reason, unknown
 from experiments.rows import reading, run_folders
-from experiments.training.sweeps import MARK
 
 SCRIPT = Path(__file__).with_name("baseline_learning.py")
 
@@ -57,7 +56,7 @@ def points(loaded: registry.Loaded, baseline: str, sweep: bool, runs: str) -> li
     for values in itertools.product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
         described = [f"{key}={chosen[key]}" for key in sorted(chosen)]
-        variant = "+".join([baseline, *([MARK, *described] if sweep else [])])
+        variant = "+".join([baseline, *([run_folders.SWEEP_MARK, *described] if sweep else [])])
         found.append(
             Point(variant, {**baselines[baseline], **chosen}, run_folders.run_folder(runs, loaded.name, variant))
         )

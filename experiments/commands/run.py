@@ -19,13 +19,12 @@ from experiments.errors import SIGNAL_EXIT, command
 from experiments.rows import figures, reading, run_folders
 from experiments.training.compilation_cache import enable_compilation_cache
 from experiments.training.progress import progress, result_table
+from experiments.training.stopping import stop_on_signals
 from experiments.training.train import (
     PROLONGABLE,
     Outcome,
     devices,
-    planned_steps,
     prepare_folder,
-    stop_on_signals,
     train,
 )
 
@@ -65,12 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     members = [member._replace(variant=variant) for member in members]
     folder = run_folders.run_folder(arguments.runs, loaded.name, variant)
     enable_compilation_cache()
-    prepare_folder(folder, config, members, fresh=arguments.fresh)
+    programs = prepare_folder(folder, config, members, fresh=arguments.fresh)
     title = f"{loaded.name}:{variant}" if variant else loaded.name
     print(f"{title}: {len(members)} seeds on {devices()}, in {folder}", file=sys.stderr)
-    total = planned_steps(config, len(members))
+    total = config.iterations * len(members)
     with stop_on_signals() as stop, progress(total, title, metric=config.evaluation.metric) as reporter:
-        outcome = train(config, loaded.name, members, folder, reporter, stop, source)
+        outcome = train(config, loaded.name, programs, folder, reporter, stop, source)
     return _report(outcome, loaded.name, config, folder, arguments)
 
 

@@ -12,7 +12,9 @@ A run folder ``RUNS/NAME/VARIANT`` (``default`` for no variant) holds
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ RESULTS_FOLDER = "results"
 SECTIONS = ("environment", "data", "network", "agent", "rewards", "evaluation")
 # Some room is left for what is written beside it under the same name.
 LONGEST_NAME = 200
+# In the variant of a sweep's point: a run and a point with the same values have rows of their own.
+SWEEP_MARK = "sweep"
 
 
 def run_folder(root: str | os.PathLike, name: str, variant: str = "") -> Path:
@@ -47,14 +51,16 @@ def run_folder(root: str | os.PathLike, name: str, variant: str = "") -> Path:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """What a run folder says of itself: ``config`` in JSON values; ``members`` with ``seed``, ``variant``, ``values``.
+    """What a run folder says of itself: ``config`` in JSON values; ``members`` with ``seed``, ``variant``, ``values``;
+    ``programs``, how many of the members each program trains side by side.
 
     Raises:
       UserError: if the description cannot be read, or is none.
     """
     path = folder / CONFIG_FILE
     found = read_json_object(path)
-    config, members = found.get("config"), found.get("members")
+    config: Any = found.get("config")
+    members: Any = found.get("members")
     lacking = [name for name in SECTIONS if not (isinstance(config, dict) and isinstance(config.get(name), dict))]
     if lacking:
         raise UserError(f"{path} describes no run: its 'config' lacks the section {lacking[0]!r}")
@@ -62,7 +68,23 @@ def read_description(folder: Path) -> dict[str, Any]:
     for member in members if isinstance(members, list) and members else [None]:
         if not isinstance(member, dict) or any(type(member.get(key)) is not kind for key, kind in kinds.items()):
             raise UserError(f"{path} describes no run: its 'members' are no list of objects with {', '.join(kinds)}")
+    sizes = found.setdefault("programs", [len(members)])
+    if not isinstance(sizes, list) or any(type(size) is not int or size < 1 for size in sizes):
+        raise UserError(f"{path} describes no run: its 'programs' are no list of positive integers")
+    if sum(sizes) != len(members):
+        raise UserError(f"{path} describes no run: its 'programs' have {sum(sizes)} members, it lists {len(members)}")
     return found
+
+
+def programs_of(description: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
+    """The members of each program of a run that ``read_description`` describes."""
+    members = iter(description["members"])
+    return [list(itertools.islice(members, size)) for size in description["programs"]]
+
+
+def is_sweep_point(variant: str) -> bool:
+    """Whether rows of ``variant`` are those of a point of a sweep, ``VARIANT+sweep+KEY=VALUE``."""
+    return SWEEP_MARK in variant.split("+")
 
 
 def committed_file(name: str) -> Path:

@@ -41,6 +41,10 @@ class Driver(Protocol):
 
     def start(self) -> RunState: ...
 
+    def compile(self, state: RunState, iterations: int) -> bool:
+        """Compiles ``chunk`` of so many ``iterations`` and ``evaluate`` ahead of their first call; returns False where
+        that happens in the first call, because shapes are known only then."""
+
     def chunk(
         self, state: RunState, first_iteration: int, iterations: int
     ) -> tuple[RunState, dict[str, np.ndarray]]: ...
@@ -60,24 +64,27 @@ class Driver(Protocol):
 def drivers(
     config: ConfigDict,
     source: EnvironmentSource,
-    members: Sequence[Member],
-    members_per_program: int | None = None,
+    programs: Sequence[Sequence[Member]],
     folder: Path | None = None,
     sweep: bool = False,
 ) -> list[Callable[[], Any]]:
-    """Makers of the drivers that train ``members``, one after the other: on a pure environment programs of at most
-    ``members_per_program`` (all if ``None``), ``sweep`` as there; on host environments one each, with what it keeps
-    besides checkpoints in ``folder``."""
+    """Functions that make the drivers of a run, which train one after the other.
+
+    Args:
+      config, source: what is trained, and on what.
+      programs: the members that are trained side by side on a pure environment, a driver for each program. On host
+        environments each member has a driver of its own.
+      folder: of the run, for what a host driver keeps besides checkpoints.
+      sweep: as in ``ScanDriver``.
+    """
     if source.pure is None:
-        programs: dict[tuple, HostPrograms] = {}
+        compiled: dict[tuple, HostPrograms] = {}
 
         def host_driver(member):
             values = tuple(sorted(member.values.items()))
-            if values not in programs:
-                programs[values] = HostPrograms(config, source.spec, member.values)
-            return HostDriver(config, source, member, folder, programs[values])
+            if values not in compiled:
+                compiled[values] = HostPrograms(config, source.spec, member.values)
+            return HostDriver(config, source, member, folder, compiled[values])
 
-        return [functools.partial(host_driver, member) for member in members]
-    size = members_per_program or len(members)
-    parts = [members[start : start + size] for start in range(0, len(members), size)]
-    return [functools.partial(ScanDriver, config, source, part, sweep) for part in parts]
+        return [functools.partial(host_driver, member) for program in programs for member in program]
+    return [functools.partial(ScanDriver, config, source, program, sweep) for program in programs]

@@ -157,6 +157,11 @@ class HostDriver:
         groups = self._agent.data.batch // self._agent.data.group_size
         return [int(bits) for bits in np.asarray(jax.random.bits(key, (groups,), jnp.uint32) >> 1)]
 
+    def compile(self, state, iterations):
+        # The shapes of a trajectory are known once its environments were stepped.
+        del state, iterations
+        return False
+
     def chunk(self, state, first_iteration, iterations):
         data = self._agent.data
         self._start_annotation()

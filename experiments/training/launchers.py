@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.errors import SIGNAL_EXIT, UserError
-from experiments.training.train import stop_on_signals
+from experiments.training.stopping import stop_on_signals
 
 LAUNCHER_PREFIX = "--launcher."
 POLL_SECONDS = 0.2

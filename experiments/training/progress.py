@@ -4,61 +4,84 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn
+from rich.table import Column, Table
+from rich.text import Text
 
 from experiments.rows import reading, statistics
 
 PLAIN_SECONDS = 10.0
+# Phases of a run. A host driver compiles as it first steps its environments.
+TRAINING, COMPILING, FIRST_CHUNK = "training", "compiling", "compiling and training the first chunk"
+
+
+@dataclass(frozen=True)
+class Done:
+    """How far a run is, over all its seeds.
+
+    Attributes:
+      iterations: finished iterations, those of every seed counted.
+      env_steps: environment steps that were actually taken; steps after an episode's end are padding and do not count.
+    """
+
+    iterations: int
+    env_steps: int
+
+    def __add__(self, other: Done) -> Done:
+        return Done(self.iterations + other.iterations, self.env_steps + other.env_steps)
 
 
 class Reporter(Protocol):
-    """What ``progress`` gives."""
+    """The object that ``progress`` yields."""
 
-    def resume(self, steps: int) -> None:
-        """Says that ``steps`` were done before, by the run that is resumed; they do not count for the speed."""
+    def resume(self, done: Done) -> None:
+        """Sets what an earlier part of the run has done; it does not count for the speed."""
 
-    def update(self, steps: int, metrics: Mapping[str, Any] | None = None) -> None:
-        """Shows that ``steps`` environment steps are done in all, and the latest metrics."""
+    def phase(self, name: str) -> None:
+        """Says what happens from now on; only ``TRAINING`` counts for the speed, and ``update`` returns to it."""
+
+    def update(self, done: Done, metrics: Mapping[str, Any] | None = None) -> None:
+        """Shows what is done in all, and the latest metrics."""
 
 
 @contextmanager
 def progress(
-    total_steps: int,
+    total_iterations: int,
     description: str,
     *,
-    initial_steps: int = 0,
     metric: str = "success",
     stream: TextIO | None = None,
     plain_seconds: float = PLAIN_SECONDS,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Reporter]:
-    """Shows steps, steps per second, time left, the iteration and the latest value of ``metric``.
+    """Shows the latest value of ``metric``, environment steps of all seeds, steps per second and the time left.
 
-    A bar on a terminal; elsewhere (a file, a pipe, a scheduler's log) a plain line every ``plain_seconds``, and one
-    at the end.
+    While a program is compiled, it shows for how long. Speed and time left are measured without compilation. A bar on
+    a terminal; elsewhere (a file, a pipe, a scheduler's log) a line every ``plain_seconds`` at most and one at the end.
 
     Args:
-      total_steps: environment steps of the whole run.
+      total_iterations: iterations of the whole run, those of every seed counted. The environment steps that they take
+        are known only afterwards, because episodes differ in length.
       description: the run's name.
-      initial_steps: done before, by the run that is resumed; they do not count for the speed.
-      metric: the one to show, where ``update`` has it; ``iteration`` is shown likewise.
-      stream: standard error if none.
-      plain_seconds: between plain lines.
+      metric: the one to show, where ``update`` has it.
+      stream: where to write; the standard error stream if ``None``.
+      plain_seconds: seconds between lines.
       clock: seconds that only increase.
 
     Yields:
-      An object with ``update(steps, metrics)``; ``steps`` counts from the run's very start.
+      The object that is told what happens.
     """
     stream = stream if stream is not None else sys.stderr
     console = Console(file=stream)
-    tracker = _Tracker(total_steps, initial_steps, metric, clock)
+    tracker = _Tracker(total_iterations, metric, clock)
     if console.is_terminal:
         yield from _bar(console, tracker, description)
     else:
@@ -66,86 +89,127 @@ def progress(
 
 
 class _Tracker:
-    """Speed, time left and the latest metrics; no output."""
+    """The phase, the speed, the time left and the latest metric; no output.
 
-    def __init__(self, total: int, initial: int, metric: str, clock: Callable[[], float]):
-        self.total, self.initial, self.steps = total, initial, initial
-        self.clock, self.start = clock, clock()
-        self._metric = metric
-        self._latest: dict[str, Any] = {}
+    Only the time in which programs trained is measured, and what they did in it.
+    """
 
-    def resume(self, steps: int) -> None:
-        self.initial = self.steps = int(steps)
-        self.start = self.clock()
-
-    def update(self, steps: int, metrics: Mapping[str, Any] | None) -> None:
-        self.steps = int(steps)
-        self._latest.update(metrics or {})
+    def __init__(self, total: int, metric: str, clock: Callable[[], float]):
+        self.total, self.done = total, Done(0, 0)
+        self.clock, self._since = clock, clock()
+        self._phase = TRAINING
+        self._seconds, self._iterations, self._env_steps = 0.0, 0, 0
+        self._metric, self._value = metric, None
 
     @property
-    def speed(self) -> float:
-        """Environment steps per second since the start of this process's share of the run; 0 before any."""
-        elapsed = self.clock() - self.start
-        return (self.steps - self.initial) / elapsed if elapsed > 0 else 0.0
+    def trains(self) -> bool:
+        return self._phase == TRAINING
 
-    def words(self) -> dict[str, str]:
-        left = (self.total - self.steps) / self.speed if self.speed > 0 else math.inf
-        words = {
-            "steps": f"{self.steps:,}/{self.total:,} steps",
-            "speed": f"{self.speed:,.0f} steps/s",
-            "left": f"{duration(left)} left",
-        }
-        if "iteration" in self._latest:
-            words["iteration"] = f"iteration {int(self._latest['iteration'])}"
-        value = self._latest.get(self._metric)
-        if value is not None:
-            words["metric"] = f"{self._metric} {float(value):.3f}"
-        return words
+    def resume(self, done: Done) -> None:
+        self.done, self._since = done, self.clock()
+
+    def phase(self, name: str) -> None:
+        self._phase, self._since = name, self.clock()
+
+    def update(self, done: Done, metrics: Mapping[str, Any] | None) -> None:
+        now = self.clock()
+        if self.trains:
+            self._seconds += now - self._since
+            self._iterations += done.iterations - self.done.iterations
+            self._env_steps += done.env_steps - self.done.env_steps
+        self.done, self._since, self._phase = done, now, TRAINING
+        self._value = (metrics or {}).get(self._metric, self._value)
+
+    def words(self) -> str:
+        """The most important first, because a terminal cuts what does not fit."""
+        if not self.trains:
+            return f"{self._phase}, {duration(self.clock() - self._since)}"
+        words = [] if self._value is None else [f"{self._metric} {float(self._value):.3f}"]
+        left = math.inf
+        if self._iterations:
+            left = (self.total - self.done.iterations) * self._seconds / self._iterations
+        words += [f"{duration(left)} left", f"{self.done.env_steps:,} environment steps"]
+        words += [f"{self._env_steps / self._seconds:,.0f}/s"] if self._seconds > 0 else []
+        return ", ".join(words)
 
 
 def _bar(console: Console, tracker: _Tracker, description: str) -> Iterator[Reporter]:
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.fields[text]}", markup=False),
-        TimeElapsedColumn(),
+    class Words(ProgressColumn):
+        """Drawn anew with the bar, so that the seconds of a compilation go on."""
+
+        def render(self, task):
+            del task
+            return Text(tracker.words(), no_wrap=True, overflow="ellipsis")
+
+    # The name, which may be as long as all its overrides, leaves most of the line to the words.
+    name = TextColumn(
+        "{task.description}",
+        markup=False,
+        table_column=Column(no_wrap=True, overflow="ellipsis", max_width=max(12, console.width // 4)),
     )
+    columns = (name, BarColumn(bar_width=max(4, console.width // 10)), TaskProgressColumn(), Words())
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(description, total=tracker.total, completed=tracker.initial, text="")
+        task = bar.add_task(description, total=tracker.total)
 
         class Bar:
-            def resume(self, steps: int) -> None:
-                tracker.resume(steps)
-                bar.update(task, completed=tracker.steps)
+            def resume(self, done: Done) -> None:
+                tracker.resume(done)
+                bar.update(task, completed=done.iterations)
 
-            def update(self, steps: int, metrics: Mapping[str, Any] | None = None) -> None:
-                tracker.update(steps, metrics)
-                bar.update(task, completed=tracker.steps, text=", ".join(tracker.words().values()))
+            def phase(self, name: str) -> None:
+                tracker.phase(name)
+                bar.refresh()
+
+            def update(self, done: Done, metrics: Mapping[str, Any] | None = None) -> None:
+                tracker.update(done, metrics)
+                bar.update(task, completed=done.iterations, refresh=True)
 
         yield Bar()
 
 
 def _lines(stream: TextIO, tracker: _Tracker, description: str, seconds: float) -> Iterator[Reporter]:
-    last = {"time": tracker.clock(), "steps": tracker.initial}
+    lock, ended = threading.Lock(), threading.Event()
+    last, shown = tracker.clock(), Done(0, 0)
 
     def write() -> None:
-        last.update(time=tracker.clock(), steps=tracker.steps)
-        print(f"{description}: {', '.join(tracker.words().values())}", file=stream, flush=True)
+        nonlocal last, shown
+        with lock:
+            last, shown = tracker.clock(), tracker.done
+            share = f"{100 * tracker.done.iterations / max(tracker.total, 1):.0f} %"
+            print(f"{description}: {share}, {tracker.words()}", file=stream, flush=True)
 
-    class Lines:
-        def resume(self, steps: int) -> None:
-            tracker.resume(steps)
-            last.update(steps=tracker.steps)
-
-        def update(self, steps: int, metrics: Mapping[str, Any] | None = None) -> None:
-            tracker.update(steps, metrics)
-            if tracker.clock() - last["time"] >= seconds:
+    def tick() -> None:
+        # A compilation may take minutes in which nothing else is called.
+        while not ended.wait(seconds):
+            if not tracker.trains:
                 write()
 
+    class Lines:
+        def resume(self, done: Done) -> None:
+            nonlocal shown
+            tracker.resume(done)
+            shown = done
+
+        def phase(self, name: str) -> None:
+            tracker.phase(name)
+            if not tracker.trains:
+                write()
+
+        def update(self, done: Done, metrics: Mapping[str, Any] | None = None) -> None:
+            tracker.update(done, metrics)
+            if tracker.clock() - last >= seconds:
+                write()
+
+    ticker = threading.Thread(target=tick, name="progress", daemon=True)
+    if seconds > 0:
+        ticker.start()
     try:
         yield Lines()
     finally:
-        if tracker.steps != last["steps"]:
+        ended.set()
+        if ticker.ident is not None:
+            ticker.join()
+        if tracker.done != shown:
             write()
 
 
@@ -170,9 +234,11 @@ def result_table(
       console: standard output if none.
     """
     chosen = list(metrics) if metrics is not None else reading.metrics_of(rows)
-    seeds = len({row["seed"] for row in rows})
-    steps = max(row["env_steps"] for row in rows)
-    title = f"after {steps:,} environment steps, {seeds} seed{'s' if seeds != 1 else ''}"
+    steps: dict[int, int] = {}
+    for row in rows:
+        steps[row["seed"]] = max(row["env_steps"], steps.get(row["seed"], 0))
+    seeds = "1 seed" if len(steps) == 1 else f"all {len(steps)} seeds together"
+    title = f"after {sum(steps.values()):,} environment steps of {seeds}"
     table = Table("metric", title=title, title_justify="left")
     for column in ("interquartile mean", f"{100 * statistics.CONFIDENCE:g} % interval", "lowest", "highest"):
         table.add_column(column, justify="right")

@@ -160,7 +160,7 @@ def evaluate_run(
         else:
             # Environments of a host are stepped for one member at a time.
             states = [_with_params(state, operator.itemgetter(position)) for position in range(len(own))]
-        evaluated = _evaluated(drivers(changed, changed_source, own), states, seed)
+        evaluated = _evaluated(drivers(changed, changed_source, [own]), states, seed)
         for position, member in enumerate(own):
             row = {"seed": member.seed, "variant": member.variant, "iteration": found.iteration}
             rows.append(row | {name: float(values[position]) for name, values in evaluated.items()})
@@ -190,7 +190,7 @@ def restored_programs(
             iteration = iteration_of(checkpoints, checkpoint)
             # How many members a program has is the run's business: a sweep may have cut them up.
             own = list(members[done : done + len(checkpoints.meta(iteration)["members"])])
-            [make] = drivers(config, source, own)
+            [make] = drivers(config, source, [own])
             with contextlib.closing(make()) as driver:
                 found = restore(checkpoints, config, driver, iteration)
         finally:

@@ -4,7 +4,7 @@ the devices."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -107,7 +107,7 @@ class ScanDriver:
         build_objectives(config, source.spec)
         program = functools.partial(member_program, mesh=mesh, members=len(members))
         self._start = program(start, in_axes=(0, 0, None))
-        self._chunks: dict[int, Callable[..., Any]] = {}
+        self._chunks: dict[int, Any] = {}
         self._make_chunk = lambda iterations: program(
             functools.partial(chunk, iterations=iterations),
             in_axes=(0, 0, None),
@@ -124,10 +124,19 @@ class ScanDriver:
     def start(self) -> RunState:
         return self._start(self._seeds, self._values, expert_demonstrations(self._config, self._environment))
 
-    def chunk(self, state, first_iteration, iterations):
+    def compile(self, state, iterations):
+        # The call that follows finds the same lowering with its executable.
+        self._compiled_chunk(iterations).lower(state, self._values, np.int32(0)).compile()
+        self._evaluate.lower(state.agent.params, self._values, evaluation_key()).compile()
+        return True
+
+    def _compiled_chunk(self, iterations: int):
         if iterations not in self._chunks:
             self._chunks[iterations] = self._make_chunk(iterations)
-        state, metrics = self._chunks[iterations](state, self._values, np.int32(first_iteration))
+        return self._chunks[iterations]
+
+    def chunk(self, state, first_iteration, iterations):
+        state, metrics = self._compiled_chunk(iterations)(state, self._values, np.int32(first_iteration))
         metrics = jax.device_get(metrics)
         if np.any(metrics["sum/non_finite_environments"] > 0) and not self._sweep:
             seeds = [

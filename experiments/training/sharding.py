@@ -94,7 +94,7 @@ def member_program(
     in_axes: Sequence[int | None],
     whole: Any = False,
     donate_argnums: Sequence[int] = (),
-) -> Callable[..., Any]:
+) -> Any:
     """``jax.jit(jax.vmap(function, in_axes))`` over the members, sharded over ``mesh``.
 
     Args:

@@ -21,15 +21,14 @@ from experiments.rows import reading, run_folders, statistics
 from experiments.training.compilation_cache import enable_compilation_cache
 from experiments.training.progress import progress
 from experiments.training.scan_driver import ScanDriver
-from experiments.training.train import PROLONGABLE, planned_steps, prepare_folder, stop_on_signals, train
+from experiments.training.stopping import stop_on_signals
+from experiments.training.train import PROLONGABLE, prepare_folder, train
 
 PREFIX = "--sweep."
 TRACED_SECTIONS = ("agent.", "credit.", "rewards.")
 RANKS = ("final", "auc")
 # What a learning step says of itself, and how long it took; its names are known once it has been traced.
 LEARNING_METRICS = ("agent/", "reward/", "annotator/", "time/")
-# A run and a sweep's point with the same values have rows of their own.
-MARK = "sweep"
 
 
 class Job(NamedTuple):
@@ -122,11 +121,11 @@ def plan(
             # What is traced is out of reach of every check: a point is refused here, as its single run is.
             if values:
                 checked_environment(point)
-            variant = variant_name(f"{loaded.variant}+{MARK}", [*named, *typed], point)
+            variant = variant_name(f"{loaded.variant}+{run_folders.SWEEP_MARK}", [*named, *typed], point)
             chosen = dict(overrides) | {key: registry.keys(point)[key] for key in typed}
             commands[variant] = run_command(loaded, chosen, seeds, first_seed)
             members += [member._replace(values=values) for member in members_of(config, variant, seeds, first_seed)]
-        keys = "+".join([loaded.variant or run_folders.DEFAULT_VARIANT, MARK, *sorted(traced)])
+        keys = "+".join([loaded.variant or run_folders.DEFAULT_VARIANT, run_folders.SWEEP_MARK, *sorted(traced)])
         name = variant_name(keys, [*named, *static], config)
         jobs.append(Job(config, members, run_folders.run_folder(runs, loaded.name, name)))
     return Plan(loaded.name, jobs, commands)
@@ -136,18 +135,17 @@ def run_job(made: Plan, index: int, members_per_program: int | None, fresh: bool
     """Trains one job in this process; returns its exit status."""
     job = made.jobs[index]
     enable_compilation_cache()
-    prepare_folder(job.folder, job.config, job.members, fresh=fresh)
+    programs = prepare_folder(job.folder, job.config, job.members, fresh=fresh, members_per_program=members_per_program)
     title = f"{made.name} sweep, job {index + 1} of {len(made.jobs)}, {len(job.members)} members"
-    total = planned_steps(job.config, len(job.members))
+    total = job.config.iterations * len(job.members)
     with stop_on_signals() as stop, progress(total, title, metric=job.config.evaluation.metric) as reporter:
         outcome = train(
             job.config,
             made.name,
-            job.members,
+            programs,
             job.folder,
             reporter,
             stop,
-            members_per_program=members_per_program,
             sweep=True,
         )
     return 0 if outcome.finished else SIGNAL_EXIT + (outcome.signal or 0)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,41 +25,14 @@ from experiments.training import learn
 from experiments.training.checkpoint import Checkpoints, Restored
 from experiments.training.drivers import Driver, drivers
 from experiments.training.learn import REJECTED_LIMIT
-from experiments.training.progress import Reporter
+from experiments.training.progress import COMPILING, FIRST_CHUNK, TRAINING, Done, Reporter
 from experiments.training.row_writer import RowWriter, kept_from_writers
+from experiments.training.stopping import StopRequested
 
-# What may differ between a run and its continuation: where it ends, and what its annotator may spend.
-PROLONGABLE = ("iterations", "annotator.max_requests", "annotator.max_cost")
+# What may differ between a run and its continuation: where it ends, how many seeds it has, and what its annotator may
+# spend.
+PROLONGABLE = ("iterations", "seeds", "annotator.max_requests", "annotator.max_cost")
 CHECKPOINT_FOLDER = "checkpoints"
-
-
-class StopRequested:
-    """Whether a signal asked the run to stop; the chunk in hand is finished and saved first."""
-
-    def __init__(self):
-        self.signal: int | None = None
-
-    def __bool__(self) -> bool:
-        return self.signal is not None
-
-
-@contextlib.contextmanager
-def stop_on_signals() -> Iterator[StopRequested]:
-    """Turns SIGTERM and the first SIGINT into a request; a second SIGINT interrupts at once."""
-    stop = StopRequested()
-    interrupt = signal.getsignal(signal.SIGINT)
-
-    def handle(number, frame):
-        del frame
-        stop.signal = number
-        signal.signal(signal.SIGINT, interrupt)
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 class Outcome(NamedTuple):
@@ -79,34 +50,69 @@ def prolongable(config: ConfigDict) -> tuple[str, ...]:
     return tuple(key for key in PROLONGABLE if not (annealed and key == "iterations"))
 
 
-def prepare_folder(folder: Path, config: ConfigDict, members: Sequence[Member], *, fresh: bool = False) -> None:
+def prepare_folder(
+    folder: Path,
+    config: ConfigDict,
+    members: Sequence[Member],
+    *,
+    fresh: bool = False,
+    members_per_program: int | None = None,
+) -> list[list[Member]]:
     """Makes the run folder, or checks that what is there is the same run.
 
+    A run may be continued with more members than it has, such as further seeds: they become further programs, so that
+    the checkpoints of its programs keep their members. A program that has been started is never cut up differently.
+
+    Args:
+      folder: of the run.
+      config, members: what is to be trained.
+      fresh: delete what is there and start over.
+      members_per_program: how many members a new program has at most; all if ``None``.
+
+    Returns:
+      The members of each program, in the order of their checkpoints.
+
     Raises:
-      UserError: if the folder holds a run of another configuration or of other members, or cannot be written, or with
-        ``fresh`` if a process is writing it.
+      UserError: if the folder holds a run of another configuration or of members that are not among ``members``, or
+        cannot be written, or with ``fresh`` if a process is writing it.
     """
     path = folder / run_folders.CONFIG_FILE
-    described = {
-        "config": registry.to_json_dict(config),
-        "members": [{"seed": m.seed, "variant": m.variant, "values": dict(m.values)} for m in members],
-    }
+    described: dict[str, Any] = {"config": registry.to_json_dict(config)}
     if fresh and folder.exists():
         with kept_from_writers(folder / run_folders.METRICS_FILE):
             _remove(folder)
-    if path.exists():
-        found = run_folders.read_description(folder)
+    programs: list[list[Member]] = []
+    found = run_folders.read_description(folder) if path.exists() else None
+    if found is not None:
         differences = registry.difference(found["config"], described["config"], prolongable(config))
         hint = "; give --fresh to start over, or --runs for another place"
         if differences:
             shown = "; ".join(str(one) for one in differences[:3])
             raise UserError(f"{folder} holds a run of another configuration ({shown}){hint}")
-        if found["members"] != described["members"]:
+        programs = [
+            [Member(one["seed"], one["variant"], one["values"]) for one in program]
+            for program in run_folders.programs_of(found)
+        ]
+        if {_identity(member) for program in programs for member in program} - set(map(_identity, members)):
             seeds = sorted({member["seed"] for member in found["members"]})
             raise UserError(f"{folder} holds a run of other seeds or values: {len(seeds)} seeds {seeds}{hint}")
-        if found["config"] == described["config"]:
-            return
-    write_json_atomic(path, described)
+    kept = {_identity(member) for program in programs for member in program}
+    new = [member for member in members if _identity(member) not in kept]
+    size = members_per_program or max(len(new), 1)
+    programs += [new[start : start + size] for start in range(0, len(new), size)]
+    described["members"] = [
+        {"seed": member.seed, "variant": member.variant, "values": dict(member.values)}
+        for program in programs
+        for member in program
+    ]
+    described["programs"] = [len(program) for program in programs]
+    if found != described:
+        write_json_atomic(path, described)
+    return programs
+
+
+def _identity(member: Member) -> tuple[Any, ...]:
+    return member.variant, member.seed, tuple(sorted(member.values.items()))
 
 
 def _remove(folder: Path) -> None:
@@ -122,42 +128,37 @@ def _remove(folder: Path) -> None:
         raise UserError(f"cannot remove {folder}: {reason(error)}") from error
 
 
-def planned_steps(config: ConfigDict, members: int) -> int:
-    """Environment steps of the whole run at most, over all members; whole episodes may take fewer."""
-    return config.iterations * config.data.length * config.data.batch * members
-
-
 def train(
     config: ConfigDict,
     experiment: str,
-    members: Sequence[Member],
+    programs: Sequence[Sequence[Member]],
     folder: Path,
     reporter: Reporter,
     stop: StopRequested,
     source: EnvironmentSource | None = None,
-    members_per_program: int | None = None,
     sweep: bool = False,
 ) -> Outcome:
-    """Trains ``members`` in ``folder``, from the last checkpoint where there is one.
+    """Trains ``programs`` in ``folder``, each from its last checkpoint where there is one.
 
     Args:
-      config, experiment, members: what to train; ``members_per_program`` at most side by side, all if ``None``.
+      config, experiment: what to train.
+      programs: the members that are trained side by side, from ``prepare_folder``; on host environments one member
+        after the other in any case.
       folder: from ``prepare_folder``.
       reporter: of the progress.
       stop: when to stop early, after the chunk in hand.
-      environment: made from ``config`` where there is none.
+      source: of the environments; made from ``config`` if ``None``.
       sweep: a member that diverges (``REJECTED_LIMIT`` updates in a row that are not finite, an evaluation or a pure
         environment that is not) stops alone: a line on the standard error stream says so, it learns nothing more, and
         its rows have ``train/stopped`` from then on. A program whose members have all stopped has ended.
 
     Raises:
-      UserError: for a configuration that cannot be built, a disk that cannot be written, and, unless ``sweep``, for a
+      UserError: for a configuration that cannot be built, a disk that cannot be written, and, unless ``sweep``, for an
         environment that returns NaN or updates that stay non-finite; the last good checkpoint is named.
     """
     source = build_environment(config) if source is None else source
-    makers = drivers(config, source, members, members_per_program, folder, sweep)
-    resumed_from, done_slots, noted = None, 0, False
-    slots = config.data.length * config.data.batch
+    makers = drivers(config, source, programs, folder, sweep)
+    resumed_from, done, noted = None, Done(0, 0), False
     constants = {"experiment": experiment}
     tensorboard = folder / run_folders.TENSORBOARD_FOLDER
     with RowWriter(folder / run_folders.METRICS_FILE, constants, tensorboard, by_variant=sweep) as writer:
@@ -169,17 +170,21 @@ def train(
                 run = _Run(config, driver, checkpoints, writer, sweep)
                 if run.iteration:
                     resumed_from = run.iteration
-                    reporter.resume(done_slots + run.iteration * slots * len(driver.members))
+                reporter.resume(done + run.done)
                 if not (run.ended or noted or stop):
                     noted = True
                     _note_session(folder, run)
                 while not run.ended and not stop:
+                    if not run.prepared:
+                        reporter.phase(COMPILING)
+                        reporter.phase(TRAINING if run.prepare() else FIRST_CHUNK)
+                        continue
                     row = run.step()
-                    done = done_slots + run.iteration * slots * len(driver.members)
-                    reporter.update(done, row)
+                    reporter.update(done + run.done, row)
                 if not run.ended:
                     return Outcome(False, stop.signal, reading.read_rows(writer.path), resumed_from)
-                done_slots += config.iterations * slots * len(driver.members)
+                # A sweep's program may have ended early, with all its members stopped.
+                done += Done(config.iterations * len(driver.members), run.done.env_steps)
             finally:
                 if run is not None:
                     run.close()
@@ -236,7 +241,7 @@ class _Run:
         self._checkpoints = Checkpoints(folder)
         self._identities = [(member.variant, member.seed) for member in driver.members]
         self._env_steps = [0] * len(driver.members)
-        self.iteration, self.resumed_exactly = 0, True
+        self.iteration, self.resumed_exactly, self.prepared = 0, True, False
         if self._checkpoints.latest() is None:
             self._state = self._guarded(driver.start)
         else:
@@ -251,6 +256,21 @@ class _Run:
         writer.rewind(self.iteration, self._identities)
 
     @property
+    def done(self) -> Done:
+        """What has been trained, over all members."""
+        return Done(self.iteration * len(self._driver.members), sum(self._env_steps))
+
+    def prepare(self) -> bool:
+        """Compiles the next step ahead of it, so that its speed can be told; returns whether the driver could."""
+        self.prepared = True
+        return self._guarded(lambda: self._driver.compile(self._state, self._next_size()))
+
+    def _next_size(self) -> int:
+        """The iterations of the next chunk; a prolonged run is evaluated where a longer one would have been."""
+        size = self._config.evaluate_every - self.iteration % self._config.evaluate_every
+        return min(size, self._config.iterations - self.iteration)
+
+    @property
     def ended(self) -> bool:
         """Whether every iteration is done, or no member is left that learns."""
         return self.iteration >= self._config.iterations or bool(np.all(self._stopped))
@@ -258,9 +278,7 @@ class _Run:
     def step(self) -> dict[str, Any]:
         """One chunk with its rows, evaluation and checkpoint; returns the mean row for the display."""
         config, driver = self._config, self._driver
-        # A run that was prolonged is evaluated where a longer one would have been.
-        size = config.evaluate_every - self.iteration % config.evaluate_every
-        size = min(size, config.iterations - self.iteration)
+        size = self._next_size()
         started = time.monotonic()
         state, metrics = self._guarded(lambda: driver.chunk(self._state, self.iteration, size))
         done = f"iterations {self.iteration} to {self.iteration + size - 1}"

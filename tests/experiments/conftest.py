@@ -1,5 +1,6 @@
 """What holds for all tests of the loop: their programs run for moments, and are compiled for that."""
 
+import itertools
 from functools import partial
 
 import pytest
@@ -23,17 +24,22 @@ def compiled_once(monkeypatch):
     """One set of compiled programs for all runs of one configuration; what holds state is made anew for each."""
     made = {}
 
-    def shared(config, source, members, members_per_program=None, folder=None, sweep=False):
+    def shared(config, source, programs, folder=None, sweep=False):
         assert not sweep
-        identity = registry.fingerprint(config, PROLONGABLE), tuple(member.seed for member in members)
-        if identity not in made and source.pure is None:
-            made[identity] = HostPrograms(config, source.spec, {})
-        elif identity not in made:
-            made[identity] = ScanDriver(config, source, members)
         if source.pure is None:
+            identity = registry.fingerprint(config, PROLONGABLE)
+            if identity not in made:
+                made[identity] = HostPrograms(config, source.spec, {})
+            members = itertools.chain(*programs)
             return [partial(HostDriver, config, source, member, folder, made[identity]) for member in members]
-        # It holds no state but its compiled programs.
-        return [lambda: made[identity]]
+        makers = []
+        for members in programs:
+            identity = registry.fingerprint(config, PROLONGABLE), tuple(member.seed for member in members)
+            if identity not in made:
+                made[identity] = ScanDriver(config, source, members)
+            # It holds no state but its compiled programs.
+            makers.append(partial(made.get, identity))
+        return makers
 
     monkeypatch.setattr(train, "drivers", shared)
     return shared

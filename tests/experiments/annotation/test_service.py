@@ -19,7 +19,7 @@ from experiments.commands import run
 from experiments.errors import UserError
 from experiments.training import learn, train
 from experiments.training.host_driver import HostDriver
-from experiments.training.train import StopRequested
+from experiments.training.stopping import StopRequested
 from tests.experiments import corridor, talking
 from tests.experiments.talking import LENGTH, read, said
 from tests.experiments.training.test_resume import Quiet
@@ -207,8 +207,8 @@ LATE = {"kind": "scripted", "phrases": ("reached", "cell 1"), "delay": 20, "nois
 
 def trained(config, folder, seeds=(0,)):
     members = corridor.members(*seeds)
-    train.prepare_folder(folder, config, members)
-    return train.train(config, "talking", members, folder, Quiet(), StopRequested())
+    programs = train.prepare_folder(folder, config, members)
+    return train.train(config, "talking", programs, folder, Quiet(), StopRequested())
 
 
 @pytest.mark.parametrize("model", ["retrieval", "classification", "ranking"])

@@ -88,10 +88,10 @@ def test_json_is_one_object_on_the_standard_output_alone(trained):
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(trained):
     _, _, (_, _, err) = trained
-    lines = [line for line in err.splitlines() if " steps/s" in line]
+    lines = [line for line in err.splitlines() if " environment steps" in line]
     assert lines and lines[-1].startswith("ppo_cartpole:smoke+")
     # 8 steps of 4 environments, 4 iterations, 2 seeds.
-    assert "256/256 steps" in lines[-1] and "iteration 4" in lines[-1] and "return " in lines[-1]
+    assert ": 100 %, return " in lines[-1] and ", 0:00 left, 256 environment steps" in lines[-1]
     assert "\x1b" not in err and "\r" not in err
 
 
@@ -150,7 +150,8 @@ def test_a_finished_run_is_only_reported(again, monkeypatch):
     assert answer["finished"] and answer["resumed_from"] == 4 and [one["seed"] for one in answer["seeds"]] == [3, 4]
     status, out, _ = command(*ARGUMENTS, f"--runs={runs}")
     assert status == 0
-    assert "continued from iteration 4" in out and "after 128 environment steps, 2 seeds" in out and "return" in out
+    assert "continued from iteration 4" in out and "return" in out
+    assert "after 256 environment steps of all 2 seeds together" in out
     assert contents(folder) == before
 
 

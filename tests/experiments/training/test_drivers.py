@@ -23,6 +23,7 @@ from experiments.training.host_driver import HostDriver
 from experiments.training.keys import evaluation_key
 from experiments.training.progress import progress
 from experiments.training.scan_driver import ScanDriver
+from experiments.training.stopping import StopRequested
 from rewards.base import chain
 from rewards.curiosity.count_bonus import count_bonus
 from rewards.curiosity.latent_prediction import byol_explore
@@ -132,7 +133,7 @@ def test_the_seeds_of_a_host_environment_compile_once(compilations):
     config = corridor.with_critic()
     config.environment.kind = "corridor_host"
     states = []
-    for make in drivers.drivers(config, build_environment(config), corridor.members(0, 1)):
+    for make in drivers.drivers(config, build_environment(config), [corridor.members(0, 1)]):
         driver = make()
         state, _ = driver.chunk(driver.start(), 0, 2)
         driver.evaluate(state)
@@ -423,6 +424,9 @@ def test_the_count_of_steps_has_no_largest_number(monkeypatch, tmp_path):
         def start(self):
             return {"nothing": jnp.zeros(1)}
 
+        def compile(self, state, iterations):
+            return True
+
         def chunk(self, state, first_iteration, iterations):
             metrics = {"sum/env_steps": 2**31 - 1, "sum/episodes": 0.0, "sum/rejected": 0, "max/rejected": 0}
             return state, {
@@ -469,6 +473,9 @@ def test_of_a_sweep_only_the_member_that_is_not_finite_stops(part, monkeypatch, 
         def start(self):
             return learn.RunState(jnp.zeros(2), (), (), (), jnp.zeros(2, jnp.int32))
 
+        def compile(self, state, iterations):
+            return True
+
         def chunk(self, state, first_iteration, iterations):
             counts = {"sum/env_steps": [1, 1], "sum/episodes": [0, 0], "sum/rejected": [0, 0]}
             broken = [0, int(part == "environment" and first_iteration == 1)]
@@ -489,7 +496,7 @@ def test_of_a_sweep_only_the_member_that_is_not_finite_stops(part, monkeypatch, 
     config.iterations, config.evaluate_every = 3, 1
     with progress(1, "sweep") as reporter:
         outcome = train.train(
-            config, "corridor", Uneven.members, tmp_path, reporter, train.StopRequested(), source=(), sweep=True
+            config, "corridor", [Uneven.members], tmp_path, reporter, StopRequested(), source=(), sweep=True
         )
     good, bad = ([row for row in outcome.rows if row["variant"] == name] for name in ("good", "bad"))
     assert outcome.finished and not any("train/stopped" in row for row in good)
@@ -518,8 +525,8 @@ def test_a_host_environment_has_no_expert():
 def test_members_are_split_into_programs():
     config = corridor.without_critic()
     source = build.build_environment(config)
-    made = drivers.drivers(config, source, corridor.members(0, 1, 2), members_per_program=2)
+    made = drivers.drivers(config, source, [corridor.members(0, 1), corridor.members(2)])
     assert [[member.seed for member in make().members] for make in made] == [[0, 1], [2]]
     config.environment.kind = "corridor_host"
-    made = drivers.drivers(config, build.build_environment(config), corridor.members(0, 1))
+    made = drivers.drivers(config, build.build_environment(config), [corridor.members(0, 1)])
     assert [[member.seed for member in make().members] for make in made] == [[0], [1]]

@@ -1,11 +1,14 @@
 """Progress: its arithmetic with a clock of our own, with and without a terminal; the result table."""
 
 import io
+import re
+import threading
 
 import pytest
 from rich.console import Console
 
 from experiments.training import progress as module
+from experiments.training.progress import Done
 
 
 class Clock:
@@ -22,36 +25,82 @@ class Terminal(io.StringIO):
 
 def test_plain_lines_come_at_intervals_and_once_at_the_end():
     clock, stream = Clock(), io.StringIO()
-    with module.progress(1000, "x", initial_steps=200, stream=stream, plain_seconds=10, clock=clock) as reporter:
+    with module.progress(100, "x", stream=stream, plain_seconds=10, clock=clock) as reporter:
+        reporter.resume(Done(20, 200))
         clock.now = 4
-        reporter.update(300, {"success": 0.1, "iteration": 3})
+        reporter.update(Done(30, 300), {"success": 0.1})
         assert stream.getvalue() == ""
         clock.now = 10
-        reporter.update(400, {"success": 0.25, "iteration": 4})
+        reporter.update(Done(40, 400), {"success": 0.25})
         clock.now = 16
-        reporter.update(600)
-    # 200 steps in 10 s; the 200 steps of the run before do not count, and 600 are left.
+        reporter.update(Done(60, 550))
+    # 20 iterations in 10 s; those of the run before do not count, and 60 are left. Then 40 in 16 s.
     assert stream.getvalue().splitlines() == [
-        "x: 400/1,000 steps, 20 steps/s, 0:30 left, iteration 4, success 0.250",
-        "x: 600/1,000 steps, 25 steps/s, 0:16 left, iteration 4, success 0.250",
+        "x: 40 %, success 0.250, 0:30 left, 400 environment steps, 20/s",
+        "x: 60 %, success 0.250, 0:16 left, 550 environment steps, 22/s",
     ]
 
 
-def test_nothing_known_yet_is_said():
+def test_compilation_is_said_and_not_part_of_the_speed():
+    clock, stream = Clock(), io.StringIO()
+    with module.progress(4, "x", stream=stream, plain_seconds=10, clock=clock) as reporter:
+        reporter.phase(module.COMPILING)
+        clock.now = 70
+        reporter.phase(module.TRAINING)
+        clock.now = 80
+        reporter.update(Done(2, 30))
+        # What the next program compiles in its first chunk counts neither as time nor as steps.
+        reporter.phase(module.FIRST_CHUNK)
+        clock.now = 100
+        reporter.update(Done(3, 40))
+    assert stream.getvalue().splitlines() == [
+        "x: 0 %, compiling, 0:00",
+        "x: 50 %, 0:10 left, 30 environment steps, 3/s",
+        "x: 50 %, compiling and training the first chunk, 0:00",
+        "x: 75 %, 0:05 left, 40 environment steps, 3/s",
+    ]
+
+
+def test_a_long_compilation_goes_on_being_said():
+    written = threading.Event()
+
+    class Stream(io.StringIO):
+        def write(self, text):
+            if "0:42" in text:
+                written.set()
+            return super().write(text)
+
+    clock, stream = Clock(), Stream()
+    with module.progress(4, "x", stream=stream, plain_seconds=0.001, clock=clock) as reporter:
+        reporter.phase(module.COMPILING)
+        clock.now = 42
+        assert written.wait(30)
+
+
+def test_what_is_not_known_yet_is_said():
     stream = io.StringIO()
     with module.progress(10, "x", stream=stream, plain_seconds=0, clock=Clock()) as reporter:
-        reporter.update(0, {"success": None})
-    assert stream.getvalue() == "x: 0/10 steps, 0 steps/s, ? left\n"
+        reporter.update(Done(0, 0), {"success": None})
+    assert stream.getvalue() == "x: 0 %, ? left, 0 environment steps\n"
 
 
-def test_a_terminal_gets_a_bar(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+def test_a_terminal_of_80_columns_shows_a_bar_with_the_metric_and_the_time_left(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
-    stream = Terminal()
-    with module.progress(1000, "oprl[x]", stream=stream, metric="score") as reporter:
-        reporter.update(500, {"score": 0.5})
+    clock, stream = Clock(), Terminal()
+    name = "oprl[x]" + "+agent.learning_rate=0.001" * 3
+    with module.progress(10, name, stream=stream, metric="success", clock=clock) as reporter:
+        reporter.phase(module.COMPILING)
+        clock.now = 30
+        reporter.phase(module.TRAINING)
+        clock.now = 40
+        reporter.update(Done(5, 123_456_789), {"success": 0.5})
     text = stream.getvalue()
-    assert "500/1,000 steps" in text and "score 0.500" in text and "oprl[x]" in text and "\x1b[" in text
+    assert "\x1b[" in text and "compiling, 0:00" in text
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+    for words in ("oprl[x]", "50%", "success 0.500, 0:10 left, 123,456,"):
+        assert words in shown
+    assert all(len(line) <= 80 for line in re.split(r"[\r\n]", shown))
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -75,7 +124,7 @@ def test_result_table_shows_the_last_evaluation():
     stream = io.StringIO()
     module.result_table(rows, console=Console(file=stream, width=120))
     text = stream.getvalue()
-    assert "after 200 environment steps, 4 seeds" in text
+    assert "after 800 environment steps of all 4 seeds together" in text
     (line,) = [line for line in text.splitlines() if "success" in line]
     # 0.2, 0.4, 0.6, 0.8: the middle half is 0.4 and 0.6.
     assert [cell.strip() for cell in line.split("│")[2:6:2]] == ["0.5", "0.2"] and "0.8" in line

@@ -14,7 +14,7 @@ from experiments.rows import environment_report, reading, run_folders
 from experiments.training import train
 from experiments.training.host_driver import HostDriver
 from experiments.training.row_writer import RowWriter
-from experiments.training.train import StopRequested
+from experiments.training.stopping import StopRequested
 from tests.experiments import corridor
 
 
@@ -29,13 +29,16 @@ class Quiet:
     def resume(self, done):
         pass
 
+    def phase(self, name):
+        pass
+
     def update(self, done, row):
         pass
 
 
 def trained(config, members, folder):
-    train.prepare_folder(folder, config, members)
-    return train.train(config, "corridor", members, folder, Quiet(), StopRequested())
+    programs = train.prepare_folder(folder, config, members)
+    return train.train(config, "corridor", programs, folder, Quiet(), StopRequested())
 
 
 def recurrent():
@@ -163,7 +166,7 @@ def test_a_prolonged_run_equals_the_uninterrupted_one(name, tmp_path, compiled_o
     rows = corridor.rows_of(tmp_path / "parts")
     assert rows == corridor.rows_of(tmp_path / "whole")
     assert [row["iteration"] for row in rows] == [2] * len(seeds) + [4] * len(seeds)
-    [make_driver] = compiled_once(long, build_environment(long), members)
+    [make_driver] = compiled_once(long, build_environment(long), [members])
     driver = make_driver()
     template = driver.template()
     expected = corridor.checkpoint_of(tmp_path / "whole", template)
@@ -216,6 +219,43 @@ def test_a_run_that_ended_between_two_evaluations_returns_to_their_rhythm(tmp_pa
         config.iterations = iterations
         trained(config, corridor.members(), tmp_path / "run")
     assert [row["iteration"] for row in corridor.rows_of(tmp_path / "run")] == [1, 2, 4, 5]
+
+
+@pytest.mark.parametrize("make", [corridor.without_critic, a_jax_host], ids=["scan", "host"])
+@pytest.mark.parametrize("iterations", [2, 4], ids=["unfinished", "finished"])
+def test_seeds_are_added_to_a_run_as_further_programs(make, iterations, tmp_path, compiled_once):
+    config = make()
+    config.iterations = iterations
+    trained(config, corridor.members(1, 2), tmp_path / "run")
+    before = corridor.rows_of(tmp_path / "run")
+    config.iterations = 4
+    outcome = trained(config, corridor.members(0, 1, 2, 3), tmp_path / "run")
+    assert outcome.finished and outcome.resumed_from == iterations
+    after = corridor.rows_of(tmp_path / "run")
+    # Old seeds first, with the rows that they had; those of the new seeds are theirs in a run of their own.
+    assert after[: len(before)] == before
+    assert sorted({row["seed"] for row in after}) == [0, 1, 2, 3] and len(after) == 4 * 2
+    trained(config, corridor.members(0, 3), tmp_path / "alone")
+    assert [row for row in after if row["seed"] in (0, 3)] == corridor.rows_of(tmp_path / "alone")
+    sizes = read_json(tmp_path / "run" / run_folders.CONFIG_FILE)["programs"]
+    checkpoints = sorted(path.name for path in (tmp_path / "run" / train.CHECKPOINT_FOLDER).iterdir())
+    assert sizes == [2, 2] and len(checkpoints) == (2 if make is corridor.without_critic else 4)
+    # The same command again has nothing to do.
+    assert trained(config, corridor.members(0, 1, 2, 3), tmp_path / "run").finished
+    assert corridor.rows_of(tmp_path / "run") == after
+
+
+def test_members_are_cut_into_programs_once(tmp_path):
+    config, folder = corridor.without_critic(), tmp_path / "run"
+
+    def seeds(members, **options):
+        programs = train.prepare_folder(folder, config, corridor.members(*members), **options)
+        return [[member.seed for member in program] for program in programs]
+
+    assert seeds([0, 1, 2], members_per_program=2) == [[0, 1], [2]]
+    assert seeds([0, 1, 2]) == [[0, 1], [2]]
+    assert seeds([0, 1, 2, 3, 4, 5], members_per_program=1) == [[0, 1], [2], [3], [4], [5]]
+    assert seeds([7], fresh=True) == [[7]]
 
 
 def test_an_annealed_run_cannot_be_prolonged(tmp_path):

@@ -1,20 +1,15 @@
-"""Learning curves with intervals, from rows alone.
-
-    sagax figures PAPER|NAME [--metric=success] [--threshold=0.8] [--out=FILE.png]
-
-``NAME`` is an experiment; ``PAPER`` stands for every experiment whose name starts with it or that says it reproduces
-it, one row of panels each, without those that have no rows or no rows with the metric. The rows are found as by
-``sagax summary``.
-"""
+"""Learning curves with intervals, drawn from rows alone: PDF, PNG or SVG by the file's suffix."""
 
 from __future__ import annotations
 
 import io
 import itertools
+import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib import ticker
 from matplotlib.axes import Axes
@@ -26,12 +21,15 @@ from experiments.disk import require_writable, write_atomic
 from experiments.errors import UserError, unknown
 from experiments.rows import reading, run_folders, statistics
 
-# Okabe and Ito's palette, which readers with any common colour blindness can tell apart, with grey for its yellow,
-# which is too pale for a line.
+# The palette of Okabe and Ito, whose colours readers with any common colour blindness can tell apart. Grey replaces its
+# yellow, which is too pale for a line.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C8C8C")
 LINE_STYLES = ("-", "--", ":", "-.")
 MOST_CURVES = 8
-# Inches: of a panel with its legend, and of what a panel needs beside a legend that is larger than usual.
+SUFFIXES = (".pdf", ".png", ".svg")
+# In inches; a picture of 150 dots per inch would not fit into memory much beyond.
+LARGEST_SIZE = 100.0
+# In inches: a panel with its legend, and what a panel needs beside a legend that is larger than usual.
 PANEL = (8.5, 3.9)
 WIDTH, HEIGHT = 6.0, 1.0
 
@@ -56,9 +54,9 @@ def plot_curves(
       axes: where to draw.
       rows: of one experiment.
       metric: the rows' key on the y-axis.
-      variants: which, in the order of the colours; all of the rows if none.
+      variants: the variants to draw, in the order of the colours; all of the rows if ``None``.
       labels: variant to its name in the legend.
-      looks: variant to colour and line style; by their order if none. ``looks_of`` gives them across figures.
+      looks: variant to colour and line style, chosen by order if ``None``; see ``looks_of``.
       smoothing: evaluations per trailing mean of each seed.
       threshold: a height to mark with a thin line.
       title: of the axes.
@@ -100,7 +98,7 @@ def plot_curves(
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.01)
-    # The order of the legend is that of the lines' ends, so that the eye finds the line beside its name.
+    # The legend is sorted by the lines' last values, so that each name stands beside its line.
     handles, names = axes.get_legend_handles_labels()
     ends = [-float(curve.estimate[-1]) for curve in curves.values()]
     order = sorted(range(len(handles)), key=lambda index: ends[index])
@@ -116,7 +114,8 @@ def plot_curves(
 
 
 def panels(variants: Sequence[str]) -> dict[str, list[str]]:
-    """Variants by panel: one panel for up to 8, otherwise one per setting, the tokens after the first."""
+    """Variants by panel: one panel for up to 8 variants, otherwise one per setting, which is what follows the first
+    token of a variant."""
     if len(variants) <= MOST_CURVES:
         return {"": list(variants)}
     grouped: dict[str, list[str]] = {}
@@ -126,7 +125,7 @@ def panels(variants: Sequence[str]) -> dict[str, list[str]]:
 
 
 def looks_of(variants: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Variant to colour and line style, one for each first token, so that a method looks the same in every panel."""
+    """Variant to colour and line style, chosen by its first token, so that a method looks the same in every panel."""
     methods = list(dict.fromkeys(variant.partition(",")[0] for variant in variants))
     by_method = dict(zip(methods, _looks(len(methods)), strict=True))
     return {variant: by_method[variant.partition(",")[0]] for variant in variants}
@@ -138,49 +137,70 @@ def draw(
     variants: Mapping[str, Sequence[str]] | None = None,
     smoothing: int = 1,
     threshold: float | None = None,
+    *,
+    labels: Mapping[str, str] | None = None,
+    title: str = "",
+    size: tuple[float, float] | None = None,
+    sweep_points: bool = False,
 ) -> Figure:
-    """One figure: a panel per experiment, or per setting of one with many variants; see ``panels``.
+    """One figure: a panel per experiment, or per setting of an experiment with many variants; see ``panels``.
 
     Args:
       experiments: name to rows.
-      metric, smoothing, threshold: as in ``plot_curves``.
-      variants: name to the variants to draw; all if none.
+      metric, smoothing, threshold, labels: as in ``plot_curves``.
+      variants: name to the variants to draw; for other names all but the points of sweeps.
+      title: above all panels.
+      size: width and height in inches; with ``None`` as large as panels and legends need.
+      sweep_points: also draw the points of sweeps.
+
+    Raises:
+      UserError: if an experiment has no rows but those of a sweep's points, and these are not to be drawn; as
+        ``plot_curves``.
     """
     drawn = []
     for name, rows in experiments.items():
-        chosen = (variants or {}).get(name) or reading.variants_of(rows)
+        chosen = list((variants or {}).get(name, ()))
+        if not chosen:
+            every = reading.variants_of(rows)
+            chosen = [variant for variant in every if sweep_points or not run_folders.is_sweep_point(variant)]
+        if not chosen:
+            raise UserError(f"the rows of {name} are those of a sweep's points alone: give --sweep-points to draw them")
         split = panels(chosen)
         looks = looks_of(chosen) if len(split) > 1 else None
         for setting, members in split.items():
             drawn.append((f"{name}: {setting}" if setting else name, rows, members, looks))
-    figure = Figure(figsize=(PANEL[0], PANEL[1] * len(drawn)), layout="constrained")
+    figure = Figure(figsize=size or (PANEL[0], PANEL[1] * len(drawn)), layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=12)
+    settings: dict[str, Any] = {"labels": labels, "smoothing": smoothing, "threshold": threshold}
     for axes, panel in zip(figure.subplots(len(drawn), squeeze=False)[:, 0], drawn, strict=True):
-        title, rows, members, looks = panel
-        plot_curves(axes, rows, metric, members, looks=looks, smoothing=smoothing, threshold=threshold, title=title)
+        name, rows, members, looks = panel
+        plot_curves(axes, rows, metric, members, looks=looks, title=name, **settings)
     interval = f"{100 * statistics.CONFIDENCE:g} %"
     figure.text(
         0.01, -0.01, f"line: interquartile mean over seeds; band: {interval} bootstrap interval", fontsize=8, va="top"
     )
-    _make_room(figure, len(drawn))
+    if size is None:
+        _make_room(figure, len(drawn))
     return figure
 
 
 def require_destination(path: str | Path) -> None:
-    """Checks, before the work that it is to show, that a figure could be written there.
+    """Checks, before the work that the figure is to show, that it can be written there.
 
     Raises:
-      UserError: if the path ends in anything but ``.png``, or cannot be written.
+      UserError: if the path ends in anything but ``SUFFIXES``, or cannot be written.
     """
-    if Path(path).suffix.lower() != ".png":
-        raise UserError(f"figure file {str(path)!r}: expected a name that ends in .png")
+    if Path(path).suffix.lower() not in SUFFIXES:
+        raise UserError(f"figure file {str(path)!r}: expected a name that ends in {', '.join(SUFFIXES)}")
     require_writable(path)
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Writes a PNG whole or not at all.
+    """Writes a figure whole or not at all, as PDF, PNG or SVG by the path's suffix.
 
     Raises:
-      UserError: if the path ends in anything but ``.png`` or cannot be written, or the figure is too small for its
+      UserError: if the path ends in anything but ``SUFFIXES`` or cannot be written, or the figure is too small for its
         labels and legends.
     """
     require_destination(path)
@@ -188,7 +208,7 @@ def save(figure: Figure, path: str | Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*layout not applied", UserWarning)
         try:
-            figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
+            figure.savefig(buffer, format=Path(path).suffix.lower()[1:], dpi=150, bbox_inches="tight")
         except UserWarning as warning:
             width, height = figure.get_size_inches()
             raise UserError(
@@ -196,6 +216,45 @@ def save(figure: Figure, path: str | Path) -> None:
                 f"{PANEL[0]:g} x {PANEL[1]:g} inches a panel"
             ) from warning
     write_atomic(path, buffer.getvalue())
+
+
+def labels_of(text: str, known: Sequence[str]) -> dict[str, str]:
+    """The labels of ``VARIANT=LABEL;VARIANT=LABEL``; both may have commas and equals signs of their own.
+
+    Raises:
+      UserError: if a part has no label, or its variant is none of ``known``.
+    """
+    by_name = {variant or run_folders.DEFAULT_VARIANT: variant for variant in known}
+    labels = {}
+    for part in text.split(";"):
+        found = [name for name in by_name if part.startswith(f"{name}=")]
+        if not found:
+            name, equals, _ = part.partition("=")
+            if not equals:
+                raise UserError(f"--labels={text}: {part!r} has no label, expected VARIANT=LABEL;VARIANT=LABEL")
+            raise unknown("variant", name, by_name, "in the rows")
+        # The longest, because one variant may begin with another.
+        name = max(found, key=len)
+        labels[by_name[name]] = part.removeprefix(f"{name}=")
+    return labels
+
+
+def size_of(text: str) -> tuple[float, float]:
+    """The width and height of ``WIDTHxHEIGHT``, in inches.
+
+    Raises:
+      UserError: if it is no pair of positive numbers.
+    """
+    parts = text.lower().split("x")
+    try:
+        width, height = (float(part) for part in parts)
+    except ValueError:
+        width = height = math.nan
+    if not (0 < width <= LARGEST_SIZE and 0 < height <= LARGEST_SIZE):
+        raise UserError(
+            f"--size={text}: expected WIDTHxHEIGHT in inches, above 0 and at most {LARGEST_SIZE:g}, such as 8.5x4"
+        )
+    return width, height
 
 
 def experiments_of(paper: str, package: str = registry.PACKAGE) -> list[str]:
@@ -219,7 +278,7 @@ def experiments_of(paper: str, package: str = registry.PACKAGE) -> list[str]:
 
 
 def _make_room(figure: Figure, panels: int) -> None:
-    """Enlarges a figure of ``panels`` rows where its legends would leave no room for the curves."""
+    """Enlarges a figure of ``panels`` rows whose legends would leave no room for the curves."""
     renderer = FigureCanvasAgg(figure).get_renderer()
     legends = [axes.get_legend() for axes in figure.axes]
     boxes = [legend.get_window_extent(renderer) for legend in legends if legend is not None]

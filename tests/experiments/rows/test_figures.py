@@ -1,5 +1,7 @@
 """Figures: what is drawn is what the statistics say, and a file is written whole or not at all."""
 
+from pathlib import Path
+
 import matplotlib.image
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments.commands import figures as figures_command
 from experiments.errors import UserError
-from experiments.rows import figures, statistics
+from experiments.rows import figures, run_folders, statistics
 from experiments.training.row_writer import RowWriter
 
 
@@ -144,7 +146,13 @@ def test_an_experiment_of_a_paper_without_the_metric_is_left_out_and_named(home,
         ),
         (["oprl_sokoban", "--variants=gppo"], "unknown variant 'gppo' in the rows, did you mean 'grpo'"),
         (["oprl_sokoban", "--smoothing=9"], "a trailing mean over 9 of 4 evaluations"),
-        (["oprl_sokoban", "--out=curve.pdf"], "figure file 'curve.pdf': expected a name that ends in .png"),
+        (["oprl_sokoban", "--out=curve.gif"], "figure file 'curve.gif': expected a name that ends in .pdf, .png, .svg"),
+        (["oprl_sokoban", "--size=8"], "--size=8: expected WIDTHxHEIGHT in inches"),
+        (["oprl_sokoban", "--size=8x-1"], "--size=8x-1: expected WIDTHxHEIGHT in inches"),
+        (["oprl_sokoban", "--size=1e9x4"], "above 0 and at most 100"),
+        (["oprl_sokoban", "--size=1x0.5"], "figure of 1 x 0.5 inches: no room for its labels and legends"),
+        (["oprl_sokoban", "--labels=grpo"], "--labels=grpo: 'grpo' has no label"),
+        (["oprl_sokoban", "--labels=gpro=x"], "unknown variant 'gpro' in the rows, did you mean 'grpo'"),
         (["oprl_sokoban", "--out=configs_to_draw/rnd.py/a.png"], "cannot write configs_to_draw/rnd.py/a.png"),
     ],
 )
@@ -189,5 +197,50 @@ def test_a_destination_is_checked_without_a_figure(tmp_path):
     with pytest.raises(UserError, match=r"cannot write .*curve.png/curve.png: Not a directory"):
         (tmp_path / "curve.png").write_text("")
         figures.require_destination(tmp_path / "curve.png" / "curve.png")
-    with pytest.raises(UserError, match=r"expected a name that ends in .png"):
-        figures.require_destination(tmp_path / "curve.pdf")
+    with pytest.raises(UserError, match=r"expected a name that ends in .pdf, .png, .svg"):
+        figures.require_destination(tmp_path / "curve.gif")
+
+
+@pytest.mark.parametrize(("suffix", "start"), [("pdf", b"%PDF-"), ("svg", b"<?xml"), ("PNG", b"\x89PNG")])
+def test_a_figure_is_of_the_kind_that_its_suffix_says(home, suffix, start):
+    path = Path(f"curve.{suffix}")
+    arguments = ["oprl_sokoban", f"--out={path}", "--title=All of it", "--labels=grpo=GRPO, n = 3", "--size=9x4"]
+    assert figures_command.main(arguments, home) == 0
+    assert path.read_bytes().startswith(start)
+    if suffix == "svg":
+        # Text is drawn as paths of glyphs, with the words in comments.
+        text = path.read_text()
+        assert "All of it" in text and "GRPO, n = 3 (" in text
+
+
+def test_size_and_title_and_labels_are_those_of_the_figure():
+    figure = figures.draw({"x": ROWS}, "success", labels={"grpo": "GRPO"}, title="All of it", size=(9, 4.5))
+    assert tuple(figure.get_size_inches()) == (9, 4.5) and figure.get_suptitle() == "All of it"
+    names = {text.get_text().split(" (")[0] for text in figure.axes[0].get_legend().get_texts()}
+    assert names == {"GRPO", "default"}
+
+
+def test_sweep_points_are_drawn_only_when_they_are_asked_for():
+    points = [variant + "+sweep+agent.clip=0.1" for variant in ("grpo", "")]
+    rows = [*ROWS, *(row for point in points for row in rows_of(point, TABLE))]
+
+    def drawn(**options):
+        figure = figures.draw({"x": rows}, "success", **options)
+        return {text.get_text().split(" (")[0] for text in figure.axes[0].get_legend().get_texts()}
+
+    runs = {"default", "grpo"}
+    assert drawn() == runs
+    assert drawn(sweep_points=True) == runs | set(points)
+    assert drawn(variants={"x": points[:1]}) == set(points[:1])
+    only = [row for row in rows if run_folders.is_sweep_point(row["variant"])]
+    with pytest.raises(UserError, match="the rows of x are those of a sweep's points alone: give --sweep-points"):
+        figures.draw({"x": only}, "success")
+
+
+def test_a_label_may_have_the_signs_of_a_variant():
+    known = ["", "ppo", "ppo+agent.clip=0.1"]
+    assert figures.labels_of("default=a=b;ppo+agent.clip=0.1=PPO, clip = 0.1;ppo=PPO", known) == {
+        "": "a=b",
+        "ppo+agent.clip=0.1": "PPO, clip = 0.1",
+        "ppo": "PPO",
+    }

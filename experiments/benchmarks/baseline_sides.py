@@ -1,6 +1,6 @@
 """Other libraries as sides of a benchmark: each trains in its own process, in its own interpreter.
 
-What runs there is ``experiments/_baselines.py``, which imports nothing of this repository.
+The script that runs there is ``baseline_speed.py`` beside this file, which imports nothing of this repository.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ def baseline(python: str, job: dict[str, Any]) -> Iterator[tuple[Side, dict[str,
 
     Args:
       python: the interpreter that has the library installed.
-      job: what ``experiments/_baselines.py`` is told; ``baseline`` names the library.
+      job: the argument of ``baseline_speed.py``; its entry ``baseline`` names the library.
 
     Raises:
-      UserError: if the interpreter cannot be started, or the process ends before it answers; what it printed last is
-        quoted.
+      UserError: if the interpreter cannot be started, or the process ends before it answers; its last line is quoted.
     """
     with tempfile.TemporaryFile("w+") as errors:
         try:
@@ -68,7 +67,7 @@ def baseline(python: str, job: dict[str, Any]) -> Iterator[tuple[Side, dict[str,
 
 
 def baseline_job(config: ConfigDict, name: str, steps: int, **more: Any) -> dict[str, Any]:
-    """The hyper-parameters of ``config`` in the words of ``experiments/_baselines.py``."""
+    """The hyper-parameters of ``config`` by the names that ``baseline_speed.py`` expects."""
     agent, credit = config.agent, config.credit.env
     job = {
         "baseline": name,

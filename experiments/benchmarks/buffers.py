@@ -1,4 +1,4 @@
-"""What is measured of replay buffers: ours against flashbax's, adding and sampling alone."""
+"""The case of the benchmark for replay buffers: adding and sampling alone, beside flashbax."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from rewards.base import chain
 SEGMENT = 3
 
 Buffer = tuple[Any, Callable[[Any, Any], Any]]
-"""An empty buffer, and what one call makes of it, given a key: the state after adding and sampling."""
+"""An empty buffer, and the function of state and key that adds, samples and returns the next state."""
 
 
 def buffer(options: Options) -> list[Comparison]:
-    """segments drawn from our replay buffer against flashbax's, uniform and prioritised; needs the package flashbax
+    """Segments drawn from the replay buffer beside flashbax's, uniformly and by priority.
 
-    Transitions, rows per call, batch and capacity are those of dqn_cartpole with 3-step segments: a call adds 64 rows
-    of 4 environments and draws 128 batches of 64 segments; with priorities it also gives every batch new ones. The
-    buffer is full when timing begins.
+    Transitions, rows per call, batch and capacity are those of ``dqn_cartpole`` with 3-step segments: a call adds 64
+    rows of 4 environments and draws 128 batches of 64 segments; with priorities it also gives each batch new ones. The
+    buffer is full before timing begins.
 
     Raises:
       UserError: without flashbax.
@@ -51,7 +51,7 @@ def buffer(options: Options) -> list[Comparison]:
             ("flashbax", _flashbax(flashbax, config, trajectory, prioritised)),
         ):
             sides[f"{name}_{prioritised}"] = _drawing(made, config, calls=1 if options.tiny else 20)
-    samples = in_turns(sides, options.repeats)
+    samples = in_turns(sides, options.repeats, options.say)
     return [
         compared(
             samples,
@@ -68,7 +68,7 @@ def buffer(options: Options) -> list[Comparison]:
 
 
 def _trajectory(config: Any) -> Trajectory:
-    """What one call adds."""
+    """The rows that one call adds."""
     source = build_environment(config)
     environment: Any = source.pure
     agent, _, _ = build_parts(config, source.spec)
@@ -136,17 +136,17 @@ def _flashbax(flashbax: Any, config: Any, trajectory: Trajectory, prioritised: b
 
 
 def _surprise(mask: jax.Array, key: jax.Array) -> jax.Array:
-    """Priorities ``[batch]`` of segments with ``mask [length, batch]``; any would do."""
+    """Priorities ``[batch]`` of segments with ``mask [length, batch]``; their values do not matter here."""
     return jax.random.uniform(key, mask.shape[1:]) + 0.01
 
 
 def _read(segments: Trajectory) -> jax.Array:
-    """Reads all that was drawn, so that nothing of it is left out."""
+    """Reads everything that was drawn, so that the compiler can leave nothing out."""
     return sum(jnp.sum(jnp.asarray(leaf, jnp.float32)) for leaf in jax.tree.leaves(segments))
 
 
 def _drawing(made: Buffer, config: Any, calls: int) -> Side:
-    """``calls`` of a full buffer as a side; counts segments."""
+    """A side that makes ``calls`` to a full buffer and counts segments."""
     empty, call = made
 
     def run(state, key):

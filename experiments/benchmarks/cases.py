@@ -1,8 +1,8 @@
-"""What is measured: the cases by name, which time sagax beside something else or on this device.
+"""The cases of the benchmark by name: they time sagax beside something else, or on this machine's device.
 
-A case is a function of the command line's ``Options`` that returns comparisons, or yields measurements one by one; the
-first paragraph of its docstring is its line in the help. ``CASES`` names them, with those of ``value_cases.py``,
-``buffers.py``, ``reward_cases.py`` and ``device_cases.py`` beside this file.
+A case is a function of the command line's ``Options`` that returns comparisons, or yields measurements one by one.
+``CASES`` lists them by name, those of ``value_cases.py``, ``buffers.py``, ``reward_cases.py`` and ``device_cases.py``
+included, each with its line in the command's help.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import jax
@@ -45,15 +45,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def fused(options: Options, method: str) -> Comparison:
-    """One method on Sokoban: the scan driver against ``experiments/benchmarks/fused.py``, from the same parameters and
+    """One method on Sokoban: the scan driver beside ``experiments/benchmarks/fused.py``, from the same parameters and
     keys."""
     tiny: dict[str, Any] = {"data__batch": 16, "agent__minibatches": 2} if options.tiny else {}
     config = loaded(f"oprl_sokoban:{method}", **tiny)
     iterations = 2 if options.tiny else 20
-    house = Chunks(scan_driver(config), iterations, slots_of(config))
+    sagax = Chunks(scan_driver(config), iterations, slots_of(config))
     run = jax.jit(fused_chunk(config), static_argnums=3, donate_argnums=0)
-    key = seed_key(house.driver.members[0].seed)
-    state = fused_state(jax.tree.map(lambda x: x[0], house.params))
+    key = seed_key(sagax.driver.members[0].seed)
+    state = fused_state(jax.tree.map(lambda x: x[0], sagax.params))
     first = 0
 
     def piece() -> int:
@@ -64,10 +64,10 @@ def fused(options: Options, method: str) -> Comparison:
         return iterations * slots_of(config)
 
     piece()
-    samples = in_turns({"house": house, "fused": lambda: timed(piece)}, options.repeats)
+    samples = in_turns({"sagax": sagax, "fused": lambda: timed(piece)}, options.repeats, options.say)
     return compared(
         samples,
-        "house",
+        "sagax",
         "fused",
         name=method,
         ours=f"oprl_sokoban:{method}, rollout and learn in one scan",
@@ -79,26 +79,26 @@ def fused(options: Options, method: str) -> Comparison:
 
 
 def fused_ppo(options: Options) -> list[Comparison]:
-    """what the house costs: oprl_sokoban:ppo against the same algorithm written by hand in one function
+    """``oprl_sokoban:ppo`` beside ``experiments/benchmarks/fused.py``.
 
-    Both sides reach the same parameters, so that the ratio is of the same work. One piece is 20 iterations.
+    Both sides reach the same parameters, so that the ratio compares the same work. One sample is 20 iterations.
     """
     return [fused(options, "ppo")]
 
 
 def fused_grpo(options: Options) -> list[Comparison]:
-    """the same for oprl_sokoban:grpo
-
-    Without critic and with groups of 8 rollouts per room.
-    """
+    """``oprl_sokoban:grpo``, without a critic and with groups of 8 rollouts per room, beside the same file."""
     return [fused(options, "grpo")]
 
 
 def purejaxrl(options: Options) -> list[Comparison]:
-    """PPO on CartPole in jit, whole runs, against PureJaxRL's; needs --baseline=CHECKOUT
+    """Whole runs of PPO on CartPole in jit beside PureJaxRL's ``ppo.py``.
 
-    Environments, steps, passes and losses are those of PureJaxRL's ``ppo.py``. Because the two CartPoles differ in
-    cost, the environments alone are compared, too, and the details say which share of a run they are.
+    The number of environments, steps and epochs and the losses are those of PureJaxRL. Because one CartPole costs more
+    than the other, the environments are also compared alone, and the details give their share of a run's time.
+
+    Raises:
+      UserError: without a checkout of PureJaxRL.
     """
     if options.baseline is None or not (options.baseline / "purejaxrl" / "ppo.py").is_file():
         given = "no --baseline" if options.baseline is None else f"--baseline={options.baseline}"
@@ -118,8 +118,8 @@ def purejaxrl(options: Options) -> list[Comparison]:
     steps = config.iterations * slots_of(config)
     python = str(options.baseline_python or sys.executable)
     job = baseline_job(config, "purejaxrl", steps, path=str(options.baseline.resolve()))
-    # The baselines start first: a missing package is told before anything is compiled here. They wait while they are
-    # not asked.
+    # The baselines start first, so that a missing package is reported before anything is compiled here. They wait
+    # until they are asked.
     with (
         baseline(python, job) as (theirs, versions),
         baseline(python, job | {"baseline": "gymnax_environment"}) as (their_environment, _),
@@ -134,14 +134,14 @@ def purejaxrl(options: Options) -> list[Comparison]:
         whole_run()
         source()
         sides = {
-            "house": lambda: timed(whole_run),
+            "sagax": lambda: timed(whole_run),
             "baseline": theirs,
             "environment": lambda: timed(source),
             "gymnax": their_environment,
         }
-        samples = in_turns(sides, options.repeats)
+        samples = in_turns(sides, options.repeats, options.say)
     shares = {
-        "share_of_time_in_environment": statistics.median(rates(samples["house"]))
+        "share_of_time_in_environment": statistics.median(rates(samples["sagax"]))
         / statistics.median(rates(samples["environment"])),
         "baseline_share_of_time_in_environment": statistics.median(rates(samples["baseline"]))
         / statistics.median(rates(samples["gymnax"])),
@@ -149,7 +149,7 @@ def purejaxrl(options: Options) -> list[Comparison]:
     return [
         compared(
             samples,
-            "house",
+            "sagax",
             "baseline",
             name="training",
             ours="ppo_cartpole:native, 4 environments, 128 steps, 4 epochs of 4 minibatches",
@@ -171,7 +171,7 @@ def purejaxrl(options: Options) -> list[Comparison]:
 
 
 def random_steps(config: ConfigDict, steps: int) -> Callable[[], int]:
-    """Unrolls of the environments of ``config`` under uniformly random actions, and nothing else."""
+    """A function that unrolls the environments of ``config`` under uniformly random actions."""
     from envs.rollout import start_unroll, unroll
 
     environment: Any = build_environment(config).pure
@@ -199,12 +199,11 @@ def random_steps(config: ConfigDict, steps: int) -> Callable[[], int]:
 
 
 def host(options: Options) -> list[Comparison]:
-    """the host driver on gymnasium's CartPole-v1, 16 environments, against the raw environments and, with
-    --baseline-python=PYTHON, against stable-baselines3 and sbx
+    """The host driver on gymnasium's CartPole-v1, 16 environments, beside stable-baselines3 and sbx.
 
-    The target is for the faster of the two. ``share_of_raw_environment`` is training against the same environments
-    under random actions and nothing else: its ratio is the share of their speed that is left. ``adapter`` is what is
-    left of it where the environments are stepped through ``GymnasiumHost`` and nothing learns.
+    The target is for the faster of these two. ``share_of_raw_environment`` compares training with the same environments
+    under random actions alone: its ratio is the share of their speed that training keeps. ``adapter`` is the share that
+    is kept where the environments are stepped through ``GymnasiumHost`` and nothing learns.
     """
     config = loaded("ppo_cartpole", **({"data__length": 32} if options.tiny else {}))
     iterations = 2 if options.tiny else 20
@@ -219,7 +218,7 @@ def host(options: Options) -> list[Comparison]:
                 baselines[name], versions[name] = stack.enter_context(baseline(str(options.baseline_python), job))
         driver = HostDriver(config, build_environment(config), Member(0, ""))
         stack.callback(driver.close)
-        house = Chunks(driver, iterations, slots_of(config))
+        sagax = Chunks(driver, iterations, slots_of(config))
         vector = SyncVectorEnv([lambda: gymnasium.make("CartPole-v1")] * batch, autoreset_mode=AutoresetMode.SAME_STEP)
         stack.callback(vector.close)
         vector.reset(seed=0)
@@ -234,16 +233,16 @@ def host(options: Options) -> list[Comparison]:
             return steps
 
         sides: dict[str, Side] = {
-            "house": house,
+            "sagax": sagax,
             "raw": lambda: timed(lambda: stepped(vector)),
             "adapter": lambda: timed(lambda: stepped(adapter)),
         }
-        samples = in_turns(sides | baselines, options.repeats)
+        samples = in_turns(sides | baselines, options.repeats, options.say)
     ours = f"ppo_cartpole, {batch} environments, {config.data.length} steps, 4 epochs of 4 minibatches"
     comparisons = [
         compared(
             samples,
-            "house",
+            "sagax",
             name,
             name=name,
             ours=ours,
@@ -261,7 +260,7 @@ def host(options: Options) -> list[Comparison]:
         *comparisons,
         compared(
             samples,
-            "house",
+            "sagax",
             "raw",
             name="share_of_raw_environment",
             ours=ours,
@@ -282,16 +281,16 @@ def host(options: Options) -> list[Comparison]:
 
 
 def seeds(options: Options) -> list[Comparison]:
-    """10 seeds of oprl_sokoban:grpo and :ppo vmapped, against 10 runs one after another
+    """10 vmapped seeds of ``oprl_sokoban:grpo`` and ``:ppo`` beside 10 runs one after another.
 
-    The ratio is of training alone; ``ratio_with_compilation`` is of whole runs of the configuration's length, where
-    every run compiles.
+    The ratio compares training alone; ``ratio_with_compilation`` compares whole runs of the configuration's length, in
+    which every run compiles.
     """
     return [seeds_of(options, method) for method in ("grpo", "ppo")]
 
 
 def seeds_of(options: Options, method: str) -> Comparison:
-    """One method; both sides train the same seeds."""
+    """The comparison for one method; both sides train the same seeds."""
     tiny: dict[str, Any] = {"data__batch": 16, "agent__minibatches": 2} if options.tiny else {}
     config = loaded(f"oprl_sokoban:{method}", **tiny)
     iterations = 1 if options.tiny else 5
@@ -302,7 +301,7 @@ def seeds_of(options: Options, method: str) -> Comparison:
         parts = [single() for _ in range(SEEDS)]
         return Sample(*(sum(column) for column in zip(*parts, strict=True)))
 
-    samples = in_turns({"vmapped": vmapped, "sequential": one_after_another}, options.repeats)
+    samples = in_turns({"vmapped": vmapped, "sequential": one_after_another}, options.repeats, options.say)
     comparison = compared(
         samples,
         "vmapped",
@@ -332,20 +331,24 @@ COMPILED = ("oprl_sokoban:ppo", "oprl_sokoban:oprl", "ppo_cartpole:native")
 
 
 def compile_case(options: Options) -> list[Comparison]:
-    """time to compile with a cold cache, against a warm one, and peak memory
+    """The time to compile ``COMPILED`` with a warm cache beside a cold one, each in a process of its own.
 
-    Cold and warm start of ``COMPILED``, each in a process of its own; the details give them in seconds.
+    The details give both in seconds, and the peak memory.
     """
     return [compile_of(name, options) for name in (COMPILED[2:] if options.tiny else COMPILED)]
 
 
 def compile_of(name: str, options: Options) -> Comparison:
-    """One configuration: a start with an empty compilation cache, then one with what the first has left there."""
+    """One configuration, started with an empty compilation cache and then with the cache that this start has filled."""
     name = f"{name},smoke" if options.tiny else name
     figures, memory = [], []
-    for _ in range(options.repeats):
+    for repeat in range(options.repeats):
         with tempfile.TemporaryDirectory() as folder:
-            cold, warm = (_compile_in_subprocess(name, folder) for _ in range(2))
+            compiled = []
+            for cache in ("cold", "warm"):
+                options.say(f"compiling {name} with a {cache} cache, round {repeat + 1} of {options.repeats}")
+                compiled.append(_compile_in_subprocess(name, folder))
+            cold, warm = compiled
         figures.append((1 / warm["seconds"], 1 / cold["seconds"]))
         memory.append(cold["peak_mebibytes"])
     return Comparison(
@@ -363,10 +366,10 @@ def compile_of(name: str, options: Options) -> Comparison:
 
 
 def _compile_in_subprocess(name: str, cache: str) -> dict[str, float]:
-    """What ``report_compilation`` prints in a new process with the compilation cache ``cache``.
+    """The figures that ``report_compilation`` prints in a new process with the compilation cache ``cache``.
 
     Raises:
-      UserError: if the process fails; what it printed last is quoted.
+      UserError: if the process fails; its last line is quoted.
     """
     code = f"from experiments.benchmarks.cases import report_compilation; report_compilation({name!r})"
     done = subprocess.run(
@@ -384,7 +387,7 @@ def _compile_in_subprocess(name: str, cache: str) -> dict[str, float]:
 
 
 def report_compilation(name: str) -> None:
-    """Prints what one process needed to compile ``name`` and its peak memory, as JSON."""
+    """Prints the seconds that this process took to compile ``name``, and its peak memory, as JSON."""
     enable_compilation_cache()
     config = loaded(name)
     chunks = Chunks(scan_driver(config), 1, slots_of(config))
@@ -394,19 +397,47 @@ def report_compilation(name: str) -> None:
     print(json.dumps({"seconds": chunks.compile_seconds, "peak_mebibytes": peak}))
 
 
+class Case(NamedTuple):
+    """A case of the benchmark: its line in the help, and the function that measures it."""
+
+    summary: str
+    measure: Callable[[Options], Iterable[Comparison | Measurement]]
+
+
 # By the name on the command line.
-CASES: dict[str, Callable[[Options], Iterable[Comparison | Measurement]]] = {
-    "fused_ppo": fused_ppo,
-    "fused_grpo": fused_grpo,
-    "purejaxrl": purejaxrl,
-    "host": host,
-    "seeds": seeds,
-    "replay": replay,
-    "compile": compile_case,
-    "buffer": buffer,
-    "planner": planner,
-    "curiosity": curiosity,
-    "minigrid": minigrid,
-    "annotator": annotator,
-    "devices": devices,
+CASES = {
+    "fused_ppo": Case("oprl_sokoban:ppo beside the same algorithm written by hand in one function", fused_ppo),
+    "fused_grpo": Case("oprl_sokoban:grpo beside the same algorithm written by hand in one function", fused_grpo),
+    "purejaxrl": Case("PPO on CartPole beside PureJaxRL's; needs --baseline=CHECKOUT", purejaxrl),
+    "host": Case(
+        "the host driver on CartPole-v1 beside the raw environments; with --baseline-python=PYTHON beside "
+        "stable-baselines3 and sbx",
+        host,
+    ),
+    "seeds": Case("10 vmapped seeds of oprl_sokoban:grpo and :ppo beside 10 runs one after another", seeds),
+    "replay": Case(
+        "gradient steps on replayed data, 10 vmapped seeds beside one; with --baseline-python=PYTHON beside sbx's DQN "
+        "and sb3-contrib's QR-DQN",
+        replay,
+    ),
+    "compile": Case("time to compile with a warm cache beside a cold one, and peak memory", compile_case),
+    "buffer": Case("segments drawn from the replay buffer beside flashbax's; needs the package flashbax", buffer),
+    "planner": Case("distributional value iteration on Taxi beside NumPy and beside the memory's speed", planner),
+    "curiosity": Case(
+        "every curiosity in the maze beside plain PPO, BYOL-Hindsight beside RND, 5 vmapped seeds beside one", curiosity
+    ),
+    "minigrid": Case(
+        "every curiosity and model of language feedback on MiniGrid beside plain PPO; needs the extra minigrid",
+        minigrid,
+    ),
+    "annotator": Case(
+        "oni_minigrid with an annotator that takes a second per reply beside one that answers at once; needs the extra "
+        "minigrid",
+        annotator,
+    ),
+    "devices": Case(
+        "speed, compile time and memory of oprl_sokoban, curiosity_maze and ppo_cartpole:native at 1, 10 and 100 "
+        "seeds; see --names, --seeds, --seconds and --limit",
+        devices,
+    ),
 }

@@ -69,10 +69,10 @@ class Measurement(NamedTuple):
 
 
 def devices(options: Options) -> Iterator[Measurement]:
-    """speed, compile time and memory of oprl_sokoban, curiosity_maze and ppo_cartpole:native at 1, 10 and 100 seeds
+    """Speed, compile time and memory of ``NAMES``, or ``options.names``, by number of seeds, one by one.
 
-    One JSON row per measurement, written as soon as it is there. ``--names`` and ``--seeds`` choose others,
-    ``--seconds`` says how long each is stepped, ``--limit`` when it is ended.
+    Raises:
+      UserError: for a configuration of host environments.
     """
     names = options.names or (NAMES[2:] if options.tiny else NAMES)
     seeds = options.seeds or (SEEDS[:1] if options.tiny else SEEDS)
@@ -83,6 +83,7 @@ def devices(options: Options) -> Iterator[Measurement]:
             raise UserError(f"--names={name}: host environments train one seed after another; expected a pure one")
     for count in seeds:
         for name in names:
+            options.say(f"measuring {name} with {count} seeds")
             yield measured(name, count, options.seconds, options.limit)
 
 

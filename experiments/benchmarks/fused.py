@@ -1,9 +1,9 @@
-"""PPO and GRPO on Sokoban as one function each, against which the house measures what its parts cost.
+"""PPO and GRPO on Sokoban as one function each, to measure what sagax's parts cost.
 
-Nothing here is meant to be built on: one environment, one network, one optimiser, written out by hand in the order of
-execution. The algorithm, its numbers and its random draws are those of ``oprl_sokoban:ppo`` and ``:grpo``, so that
-both sides do the same work and reach the same parameters; what is missing is what the house adds: named channels,
-next observations, carries, most metrics, the check that an update is finite. Only the rooms are shared.
+Not meant to be built on: one environment, one network and one optimiser, written out by hand in the order of execution.
+The algorithm, its numbers and its random draws are those of ``oprl_sokoban:ppo`` and ``:grpo``, so that both sides do
+the same work and reach the same parameters. What sagax adds is missing here: named channels, next observations,
+carries, most metrics, and the check that an update is finite. Only the generation of rooms is shared.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class FusedState(NamedTuple):
 
 
 def layers_of(network_params: dict[str, Any]) -> Layers:
-    """The dense layers of a network of the house, hidden ones first, the head last."""
+    """The dense layers of a network of sagax, hidden layers first, the head last."""
     names = sorted(name for name in network_params if name.startswith("dense_"))
     names += [name for name in network_params if name.startswith("head_")]
     return [(network_params[name]["kernel"], network_params[name]["bias"]) for name in names]
 
 
 def fused_state(params: dict[str, Any]) -> FusedState:
-    """A start from the house's ``params`` (keys ``policy`` and, where there is one, ``critic``), copied."""
+    """The initial state from sagax's ``params`` (keys ``policy`` and, where there is one, ``critic``), copied."""
     layers = {name: jax.tree.map(jnp.copy, layers_of(part)) for name, part in params.items() if part}
     zeros = jnp.zeros_like(ravel_pytree(layers)[0])
     return FusedState(layers, zeros, jnp.copy(zeros), jnp.zeros((), jnp.int32))
@@ -108,7 +108,7 @@ def fused_chunk(config: ConfigDict) -> Callable[..., tuple[FusedState, jax.Array
         return total
 
     def adam(state, gradient):
-        # On one vector of all parameters, as the house does it.
+        # On one vector of all parameters, as the sagax does it.
         gradient, by_layer = ravel_pytree(gradient)
         gradient *= jnp.minimum(1.0, agent.max_gradient_norm / jnp.sqrt(jnp.sum(jnp.square(gradient))))
         count = state.count + 1

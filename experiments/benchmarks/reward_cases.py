@@ -21,16 +21,16 @@ from experiments.errors import UserError
 from experiments.training.host_driver import HostDriver
 
 MAZE_SEEDS = 5
-# What a language model takes for a reply.
+# The time that a language model takes for a reply.
 REPLY_SECONDS = 1.0
 UNIT = "environment steps/s"
 
 
 def curiosity(options: Options) -> list[Comparison]:
-    """every curiosity in the maze against plain PPO, BYOL-Hindsight against RND, and 5 seeds vmapped against one
+    """Every curiosity in the maze beside plain PPO, BYOL-Hindsight beside RND, and 5 vmapped seeds beside one.
 
-    Whole loops: environments, policy, intrinsic reward and learning. Hindsight and RND have encoders of the same sizes
-    and take as many optimiser steps over as many steps of the environment.
+    Whole loops are timed: environments, policy, intrinsic reward and learning. Hindsight and RND have encoders of the
+    same size and take equally many optimiser steps over equally many environment steps.
     """
     tiny: dict[str, Any] = {"data__batch": 8, "data__length": 16} if options.tiny else {}
     iterations = 1 if options.tiny else 4
@@ -41,7 +41,7 @@ def curiosity(options: Options) -> list[Comparison]:
         sides[method] = Chunks(scan_driver(config), iterations, slots_of(config))
     config = loaded("curiosity_maze:hindsight", **tiny)
     sides["seeds"] = Chunks(scan_driver(config, MAZE_SEEDS), iterations, slots_of(config))
-    samples = in_turns(sides, options.repeats)
+    samples = in_turns(sides, options.repeats, options.say)
     return [
         *(_against_ppo(samples, "curiosity_maze", method, method, "ppo") for method in methods),
         compared(
@@ -67,9 +67,9 @@ def curiosity(options: Options) -> list[Comparison]:
 
 
 def minigrid(options: Options) -> list[Comparison]:
-    """every curiosity and every model of language feedback on MiniGrid against plain PPO there; extra minigrid
+    """Every curiosity and every model of language feedback on MiniGrid beside plain PPO there.
 
-    Whole loops on host environments of KeyCorridorS3R3; labels come from a script, at once.
+    Whole loops on host environments of KeyCorridorS3R3 are timed; the labels come at once, from a script.
     """
     tiny: dict[str, Any] = {"data__batch": 2, "data__length": 8} if options.tiny else {}
     iterations = 1 if options.tiny else 4
@@ -86,7 +86,7 @@ def minigrid(options: Options) -> list[Comparison]:
                 driver = HostDriver(config, build_environment(config), Member(0, ""))
                 stack.callback(driver.close)
                 sides[f"{experiment}:{variant}"] = Chunks(driver, iterations, slots_of(config))
-        samples = in_turns(sides, options.repeats)
+        samples = in_turns(sides, options.repeats, options.say)
     return [
         _against_ppo(samples, experiment, variant, f"{experiment}:{variant}", f"{experiment}:ppo")
         for experiment, (_, *variants) in methods.items()
@@ -95,7 +95,7 @@ def minigrid(options: Options) -> list[Comparison]:
 
 
 def _against_ppo(samples: dict[str, list[Sample]], experiment: str, method: str, side: str, ppo: str) -> Comparison:
-    """What ``method`` of ``experiment`` costs: the side against that without an intrinsic reward."""
+    """The cost of ``method`` of ``experiment``: its side beside the one without an intrinsic reward."""
     return compared(
         samples,
         side,
@@ -108,11 +108,11 @@ def _against_ppo(samples: dict[str, list[Sample]], experiment: str, method: str,
 
 
 def annotator(options: Options) -> list[Comparison]:
-    """oni_minigrid with an annotator that takes a second per reply, against one that answers at once; extra minigrid
+    """``oni_minigrid`` with an annotator that takes a second per reply beside one that answers at once.
 
-    The annotator is a server in a process of its own that always has a next request to answer; on the other side a
-    script answers in no time. Both learn from one label per update at most, with one gradient step: what is measured
-    is whether anybody waits.
+    The slow annotator is a server in a process of its own that always has another request to answer; on the other side
+    a script answers at once. Both sides learn from at most one label per update, with one gradient step, so that the
+    ratio shows whether the learner waits.
     """
     tiny: dict[str, Any] = {"data__batch": 2, "data__length": 8} if options.tiny else {}
     iterations = 1 if options.tiny else 4
@@ -128,7 +128,7 @@ def annotator(options: Options) -> list[Comparison]:
             driver = HostDriver(config, build_environment(config), Member(0, ""))
             stack.callback(driver.close)
             sides[name] = Chunks(driver, iterations, slots_of(config))
-        samples = in_turns(sides, options.repeats)
+        samples = in_turns(sides, options.repeats, options.say)
     return [
         compared(
             samples,
@@ -168,7 +168,7 @@ server.serve_forever()
 
 @contextlib.contextmanager
 def slow_endpoint(seconds: float) -> Iterator[str]:
-    """The base URL of an annotator on this machine that likes everything, ``seconds`` after it was asked.
+    """The base URL of an annotator on this machine that likes every message, ``seconds`` after it was asked.
 
     Raises:
       UserError: if it does not start.

@@ -1,11 +1,11 @@
-"""What the benchmark's cases share: the command line's options, and a driver as a side."""
+"""What the cases of the benchmark share: the command line's options, and a driver as a side."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,16 +25,17 @@ SEEDS = 10
 
 
 class Options(NamedTuple):
-    """What the command line says about a case.
+    """The settings of a case from the command line.
 
     Attributes:
-      repeats: pairs of measurements.
-      tiny: whether the pieces are to be too small to measure, to see that a case runs.
+      repeats: rounds of measurements.
+      tiny: make the samples too small to mean anything, to see whether a case runs.
       baseline: a checkout of PureJaxRL.
       baseline_python: the interpreter that has the baselines installed.
-      names, seeds: configurations and numbers of seeds of the case devices; empty for its own.
+      names, seeds: configurations and numbers of seeds for the case devices; its own if empty.
       seconds: for how long a measurement of the case devices steps.
-      limit: after how many seconds it is ended.
+      limit: after how many seconds such a measurement is ended.
+      say: called with what is about to be compiled or measured.
     """
 
     repeats: int
@@ -45,27 +46,27 @@ class Options(NamedTuple):
     seeds: tuple[int, ...] = ()
     seconds: float = 10.0
     limit: float = 300.0
+    say: Callable[[str], None] = lambda text: None
 
 
 def machine(command: Sequence[str] | None = None) -> dict[str, Any]:
-    """What figures hold for; ``command`` as in ``environment_report``."""
+    """The machine that figures were measured on; ``command`` as in ``environment_report``."""
     report = environment_report(command)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return report | {"cores": usable} | load_average()
 
 
 def load_average() -> dict[str, float]:
-    """What else the machine does: taken before a case, which would count itself."""
+    """How busy the machine is: taken before a case, which would count itself."""
     return {"load_average": round(os.getloadavg()[0], 2)}
 
 
 def has_baselines(options: Options, case: str, rivals: str, packages: str) -> bool:
-    """Whether there is an interpreter with ``packages``; without one, says which comparisons there are not."""
+    """Whether there is an interpreter with ``packages``; without one, a line says which comparisons are left out."""
     if options.baseline_python is None:
         print(
-            f"{case}: without --baseline-python=PYTHON there is no comparison with {rivals}; it names the "
-            f"interpreter of "
-            f"an environment with: pip install {packages}",
+            f"{case}: without --baseline-python=PYTHON there is no comparison with {rivals}; PYTHON is the interpreter "
+            f"of an environment with: pip install {packages}",
             file=sys.stderr,
         )
     return options.baseline_python is not None
@@ -78,16 +79,16 @@ def loaded(name: str, **overrides: Any) -> ConfigDict:
 
 
 class Chunks:
-    """One driver as a side: every call trains the next ``iterations``, after a first one that compiles.
+    """A driver as a side: every call trains the next ``iterations``. Making it trains twice, first to compile.
 
     Args:
-      driver: what trains.
-      iterations: of one call.
-      slots: environment slots of one iteration of one seed.
+      driver: trains the members.
+      iterations: in one call.
+      slots: environment slots in one iteration of one seed.
 
     Attributes:
       params: the agent's parameters before the first iteration, ``[members, ...]``.
-      compile_seconds: what the first call took, start included, less what the second took.
+      compile_seconds: the time of the start and the first call, less the time of the second.
     """
 
     def __init__(self, driver: ScanDriver | HostDriver, iterations: int, slots: int):
@@ -112,10 +113,10 @@ class Chunks:
 
 
 def scan_driver(config: ConfigDict, seeds: int = 1) -> ScanDriver:
-    """The scan driver of the first ``seeds`` seeds of a configuration of a pure environment."""
+    """A scan driver that trains the first ``seeds`` seeds of ``config``, whose environment is pure."""
     return ScanDriver(config, build_environment(config), [Member(seed, "") for seed in range(seeds)])
 
 
 def slots_of(config: ConfigDict) -> int:
-    """Environment slots of one iteration of one seed."""
+    """Environment slots in one iteration of one seed: steps, or padding after an episode's end."""
     return config.data.length * config.data.batch

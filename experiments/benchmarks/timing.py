@@ -1,8 +1,8 @@
-"""Taking turns: samples of two sides of a benchmark, and what they say of each other.
+"""Timing by turns: samples of two sides of a benchmark, and their ratio.
 
-Two sides of a comparison take turns (A B, B A, A B, ...), so that what else the machine does meets both; the ratio is
-the median of the pairs' ratios, beside the smallest and the largest of them. Processor time is given beside the clock:
-on a machine that does other work it tells more.
+The sides of a comparison take turns (A B, B A, A B, ...), so that other work of the machine disturbs both alike. The
+ratio is the median of the pairs' ratios, reported with the smallest and the largest. Processor time is reported beside
+wall-clock time: on a machine that does other work it is the more reliable of the two.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 
 class Sample(NamedTuple):
-    """One timed piece: environment slots it filled, and the seconds of the clock and of the processor it took."""
+    """One timed sample: the steps that it took, its wall-clock seconds and its processor seconds."""
 
     steps: int
     seconds: float
@@ -22,16 +22,16 @@ class Sample(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Two sides that took turns; a figure is a rate in ``unit`` where more is better.
+    """Two sides that took turns; a figure is a rate in ``unit``, and more is better.
 
     Attributes:
-      name: within the case.
-      ours, reference: what the sides are, in words.
+      name: names the comparison within its case.
+      ours, reference: describe the two sides.
       unit: of the figures.
-      figures: ``(ours, reference)`` of every pair.
-      cpu_figures: the same per second of processor time, or empty.
-      target: what the median ratio should reach, or ``None``.
-      details: what else was measured.
+      figures: ``(ours, reference)`` for every pair of samples.
+      cpu_figures: the same per second of processor time; empty where it was not measured.
+      target: the median ratio that is aimed at, or ``None``.
+      details: further measurements.
     """
 
     name: str
@@ -68,23 +68,29 @@ Side = Callable[[], Sample]
 
 
 def timed(piece: Callable[[], int]) -> Sample:
-    """Runs ``piece``, which returns its steps once the device has finished them."""
+    """Times ``piece``, which returns the number of its steps once the device has finished them."""
     wall, processor = time.perf_counter(), time.process_time()
     steps = piece()
     return Sample(steps, time.perf_counter() - wall, time.process_time() - processor)
 
 
-def in_turns(sides: dict[str, Side], repeats: int) -> dict[str, list[Sample]]:
-    """``repeats`` samples of every side, one round after another, every second round in reverse order."""
+def in_turns(
+    sides: dict[str, Side], repeats: int, say: Callable[[str], None] = lambda text: None
+) -> dict[str, list[Sample]]:
+    """``repeats`` samples of every side, one round after another, every second round in reverse order.
+
+    ``say`` is told before each sample which side is measured; the time that it takes is not in the sample.
+    """
     samples: dict[str, list[Sample]] = {name: [] for name in sides}
     for repeat in range(repeats):
         for name in list(sides) if repeat % 2 == 0 else reversed(sides):
+            say(f"measuring {name}, round {repeat + 1} of {repeats}")
             samples[name].append(sides[name]())
     return samples
 
 
 def rates(samples: Sequence[Sample]) -> list[float]:
-    """Steps per second of the clock."""
+    """Steps per wall-clock second."""
     return [sample.steps / sample.seconds for sample in samples]
 
 

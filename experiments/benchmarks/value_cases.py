@@ -1,4 +1,4 @@
-"""What is measured of return distributions and replay: gradient steps, and backups of the exact planner."""
+"""Cases of the benchmark for replay and return distributions: gradient steps, and backups of the exact planner."""
 
 from __future__ import annotations
 
@@ -28,13 +28,12 @@ from rewards.base import chain
 
 
 def replay(options: Options) -> list[Comparison]:
-    """gradient steps on replayed data: 10 vmapped seeds against one and, with --baseline-python=PYTHON, DQN and QR-DQN
-    against sbx's DQN and sb3-contrib's QR-DQN
+    """Gradient steps on replayed data: 10 vmapped seeds beside one; DQN beside sbx's, QR-DQN beside sb3-contrib's.
 
-    Batch, network and replay are those of dqn_cartpole on every side, with one-step returns and plain dense layers,
-    which all of them have, and 32 gradient steps per call; ``dqn_one_a_call`` takes one, as sbx does unless it is told
-    otherwise. No environment is stepped. The house's side writes 64 steps to its buffer at every call and moves its
-    target network after every gradient step, too.
+    Batch, network and replay are those of ``dqn_cartpole`` on every side, with one-step returns and plain dense layers,
+    which all of them have, and 32 gradient steps per call; ``dqn_one_a_call`` takes one, which is the default of sbx.
+    No environment is stepped. The side of sagax also writes 64 steps to its buffer at every call and moves its target
+    network after every gradient step.
     """
     steps, stored = (4, 256) if options.tiny else (800, 10_000)
     common: dict[str, Any] = {"agent__n_step": 1, "network__layer_norm": False, "agent__updates": 32}
@@ -60,7 +59,7 @@ def replay(options: Options) -> list[Comparison]:
         for method in {"dqn": None} | rivals:
             sides[method] = gradient_steps(configs[method], steps, stored)
         sides["seeds"] = gradient_steps(configs["dqn"], steps, stored, SEEDS)
-        samples = in_turns(sides, options.repeats)
+        samples = in_turns(sides, options.repeats, options.say)
     comparisons = []
     for method, name in rivals.items():
         agent, hidden = configs[method].agent, configs[method].network.hidden
@@ -125,19 +124,19 @@ def gradient_steps(config: ConfigDict, steps: int, stored: int, seeds: int = 1) 
 
 
 def planner(options: Options) -> list[Comparison]:
-    """distributional value iteration on gymnasium's Taxi, 256 stocks and 64 atoms, against NumPy and the memory
+    """Distributional value iteration on gymnasium's Taxi with 256 stocks and 64 atoms, beside NumPy.
 
-    One piece is 10 backups of 500 states and 6 actions, once with exact distributions and once with discount 0.99 and
-    projected ones. The NumPy version finds the same policy and distributions, which is checked before anything is
-    timed; unlike ours it does not count what leaves the grids. ``share_of_bandwidth`` is what must move per backup,
-    over the backup's time, against a large copy: all distributions are read for the action values, and those that the
-    chosen actions lead to are read and written.
+    One sample is 10 backups of 500 states and 6 actions, once with exact return distributions and once with discount
+    0.99 and projected ones. Before anything is timed, the NumPy version is checked to find the same policy and
+    distributions; unlike sagax it does not count what leaves the grids. ``share_of_bandwidth`` is the speed at which a
+    backup must move memory, over the speed of a large copy: it reads all distributions for the action values, and reads
+    and writes those of the chosen actions.
     """
     return [planner_of(lattice(-43, 20), 1.0, options), planner_of(categorical(-43, 20, 64), 0.99, options)]
 
 
 def planner_of(representation: Representation, discount: float, options: Options) -> Comparison:
-    """One representation with particles; both sides start from the model's tables."""
+    """The comparison for one representation with particles; both sides start from the model's tables."""
     model, functional = from_gymnasium("Taxi-v4"), cvar(0.25)
     backups, grid = (2, StockGrid(-8, 7)) if options.tiny else (10, StockGrid(-128, 127))
     stocks, atoms, name = stock_points(grid), np.asarray(representation.particles), representation.name
@@ -164,13 +163,13 @@ def planner_of(representation: Representation, discount: float, options: Options
 
         return lambda: timed(piece)
 
-    sides = {"house": backups_of(ours), "numpy": backups_of(theirs), "copy": large_copy(options)}
-    samples = in_turns(sides, options.repeats)
+    sides = {"sagax": backups_of(ours), "numpy": backups_of(theirs), "copy": large_copy(options)}
+    samples = in_turns(sides, options.repeats, options.say)
     moved = 3 * 4 * distributions.size
-    house, copy = (statistics.median(rates(samples[side])) for side in ("house", "copy"))
+    sagax, copy = (statistics.median(rates(samples[side])) for side in ("sagax", "copy"))
     return compared(
         samples,
-        "house",
+        "sagax",
         "numpy",
         name=name,
         ours=f"Taxi, {len(stocks)} stocks, {len(atoms)} atoms, {name}, discount {discount:g}",
@@ -180,7 +179,7 @@ def planner_of(representation: Representation, discount: float, options: Options
             "backups": backups,
             "bytes_per_backup": moved,
             "copied_gigabytes_per_second": copy / 1e9,
-            "share_of_bandwidth": moved * house / copy,
+            "share_of_bandwidth": moved * sagax / copy,
         },
     )
 

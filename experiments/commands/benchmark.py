@@ -1,16 +1,16 @@
-"""Speed of sagax, beside baselines or by device.
+"""``sagax benchmark CASE...``: the speed of sagax, beside baselines or by device.
 
-sagax benchmark CASE... [--json] [--repeats=N] [--tiny] [--out=results/benchmark.jsonl]
-
-One line per comparison or measurement, or as JSON: an object per case with ``case``, ``comparisons`` (see
-``Comparison.report``), ``tiny`` and ``machine``; of the case devices an object per measurement, with ``measurement``
-(see ``Measurement``) in place of ``comparisons``. Nothing is written unless ``--out`` says where.
+A line per comparison or measurement. With ``--json`` an object per case with ``case``, ``comparisons`` (see
+``Comparison.report``), ``tiny`` and ``machine``; for the case devices an object per measurement, with ``measurement``
+(see ``Measurement``) in place of ``comparisons``. The standard error stream says what is being measured. ``--out``
+appends the objects to a file.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from experiments.errors import UserError, cannot_write, command, unknown
 
 
 def line(case: str, report: dict[str, Any], where: dict[str, Any]) -> str:
-    """One comparison in words."""
+    """One comparison as a line of text."""
     target = "" if report["target"] is None else f", target {report['target']:g}"
     processor = f", by processor time {report['ratio_cpu']:.2f}" if "ratio_cpu" in report else ""
     scalars = {key: value for key, value in report["details"].items() if isinstance(value, float)}
@@ -39,20 +39,19 @@ def line(case: str, report: dict[str, Any], where: dict[str, Any]) -> str:
 
 
 def parser() -> CommandParser:
-    """The command line; the help lists the cases by the first paragraphs of their docstrings."""
-    summaries = {name: " ".join((case.__doc__ or "").split("\n\n")[0].split()) for name, case in CASES.items()}
-    cases = "\n".join(f"  {name:12}{summary}" for name, summary in summaries.items())
+    """The arguments of the command; its help lists the cases."""
+    cases = "\n".join(f"  {name:12}{case.summary}" for name, case in CASES.items())
     made = CommandParser(
         prog="sagax benchmark",
-        description=f"{(__doc__ or '').splitlines()[0]}\n\ncases:\n{cases}",
+        description=f"Measure the speed of sagax, beside baselines or by device.\n\ncases:\n{cases}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("cases", nargs="+", metavar="CASE", help="one or more of the cases above")
     made.add_argument("--json", action="store_true", help="print one JSON object per case")
-    made.add_argument("--repeats", type=int, default=7, help="pairs of measurements (default: 7)")
-    made.add_argument("--tiny", action="store_true", help="pieces too small to measure, to see that a case runs")
+    made.add_argument("--repeats", type=int, default=7, help="rounds of measurements (default: 7)")
+    made.add_argument("--tiny", action="store_true", help="samples too small to mean anything, to see that a case runs")
     made.add_argument("--baseline", type=Path, help="a checkout of PureJaxRL, for the case purejaxrl")
-    made.add_argument("--baseline-python", type=Path, help="the interpreter that has the baselines installed")
+    made.add_argument("--baseline-python", type=Path, help="an interpreter that has the baselines installed")
     made.add_argument(
         "--names",
         type=_words,
@@ -60,9 +59,9 @@ def parser() -> CommandParser:
         help="configurations of the case devices, NAME,NAME; with commas in variants NAME;NAME",
     )
     made.add_argument("--seeds", type=_counts, default=(), help="its numbers of seeds, N,N (default: 1,10,100)")
-    made.add_argument("--seconds", type=float, default=10.0, help="what it steps for, each time (default: 10)")
-    made.add_argument("--limit", type=float, default=300.0, help="after how many it ends a measurement (default: 300)")
-    made.add_argument("--out", type=Path, help="also append the JSON lines to this file")
+    made.add_argument("--seconds", type=float, default=10.0, help="seconds that a measurement steps (default: 10)")
+    made.add_argument("--limit", type=float, default=300.0, help="seconds after which one is ended (default: 300)")
+    made.add_argument("--out", type=Path, help="also append the JSON objects to this file, a line each")
     return made
 
 
@@ -82,10 +81,10 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 def append(path: Path, text: str) -> None:
-    """Appends ``text`` to a file that need not be there.
+    """Appends ``text`` to a file; the file and its folder are made where there are none.
 
     Raises:
-      UserError: if that cannot be done.
+      UserError: if it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if value <= 0:
             raise UserError(f"--{name}={value:g}: expected above 0")
     if arguments.out is not None:
-        # A file that cannot be written is told before minutes of measuring.
+        # A file that cannot be written is refused before minutes of measuring.
         append(arguments.out, "")
     options = Options(
         repeats=arguments.repeats,
@@ -135,7 +134,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         about = {"case": name, "tiny": options.tiny}
         comparisons: list[Comparison] = []
         load = load_average()
-        for found in CASES[name](options):
+
+        def say(text, case=name):
+            print(f"{case}: {text}", file=sys.stderr, flush=True)
+
+        say("preparing")
+        for found in CASES[name].measure(options._replace(say=say)):
             if isinstance(found, Measurement):
                 tell(about | {"measurement": found.report(), "machine": found.machine}, [found.line()])
             else:

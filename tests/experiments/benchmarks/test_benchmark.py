@@ -1,4 +1,4 @@
-"""The benchmark: taking turns, ratios by hand, mistakes, tiny cases, and that the other sides do the house's work."""
+"""The benchmark: timing by turns, ratios by hand, mistakes, tiny cases, and that the other sides do the same work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agents.planning.return_distributions import StockGrid, categorical, lattice
 from envs.native.tabular import gridworld
 from experiments.benchmarks import numpy_planner
 from experiments.benchmarks.baseline_sides import baseline, baseline_job, replay_job
-from experiments.benchmarks.cases import CASES
+from experiments.benchmarks.cases import CASES, Case
 from experiments.benchmarks.device_cases import FINISHED, Measurement, devices, measured
 from experiments.benchmarks.fused import fused_chunk, fused_state
 from experiments.benchmarks.sides import Options, loaded, scan_driver
@@ -43,7 +43,9 @@ def test_sides_take_turns_in_alternating_order():
 
         return run
 
-    samples = in_turns({"a": side("a"), "b": side("b"), "c": side("c")}, 3)
+    said = []
+    samples = in_turns({"a": side("a"), "b": side("b"), "c": side("c")}, 3, said.append)
+    assert said[2:4] == ["measuring c, round 1 of 3", "measuring c, round 2 of 3"] and len(said) == 9
     assert calls == ["a", "b", "c", "c", "b", "a", "a", "b", "c"]
     assert {name: [sample.steps for sample in found] for name, found in samples.items()} == {
         "a": [1, 6, 7],
@@ -125,8 +127,9 @@ def refused(capsys, *arguments):
     assert benchmark.main(arguments) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    [message] = printed.err.splitlines()
-    assert message.startswith("error: ")
+    *said, message = printed.err.splitlines()
+    # What a case says before it finds that it lacks something.
+    assert message.startswith("error: ") and not any("measuring" in line for line in said)
     return message
 
 
@@ -138,7 +141,7 @@ def nothing_runs(monkeypatch):
         raise AssertionError("nothing is to be measured")
 
     for name in CASES:
-        monkeypatch.setitem(CASES, name, run)
+        monkeypatch.setitem(CASES, name, Case("", run))
 
 
 def test_an_unknown_case_names_the_nearest_before_any_is_run(capsys, nothing_runs):
@@ -220,7 +223,7 @@ def test_a_baseline_answers_one_piece_after_another(checkout):
         assert versions["jax"] == jax.__version__
 
 
-def test_a_baseline_gets_the_houses_numbers(checkout):
+def test_a_baseline_gets_the_numbers_of_the_configuration(checkout):
     config = loaded("ppo_cartpole:native", credit__env__discount=0.0, agent__clip=0.125)
     settings = "('CLIP_EPS', 0.125), .*('GAE_LAMBDA', 0.95), ('GAMMA', 0.0), .*('LR', 0.0025), ('MAX_GRAD_NORM', 0.5)"
     pattern = settings.replace("(", r"\(").replace(")", r"\)")
@@ -229,7 +232,7 @@ def test_a_baseline_gets_the_houses_numbers(checkout):
             raise AssertionError("it is not ready")
 
 
-def test_a_baseline_that_replays_gets_the_houses_numbers():
+def test_a_baseline_that_replays_gets_the_numbers_of_the_configuration():
     config = loaded("dqn_cartpole:qrdqn", agent__batch_size=8, agent__quantiles=5, network__hidden=(4, 4))
     job = replay_job(config, "sb3_qrdqn", calls=3)
     numbers = {"batch_size": 8, "quantiles": 5, "hidden": (4, 4), "calls": 3, "capacity": 100_000, "discount": 0.99}
@@ -261,8 +264,11 @@ def test_gradient_steps_are_counted_over_the_seeds():
 def test_a_tiny_case_prints_one_object(case, targets, details, capsys, tmp_path):
     out = tmp_path / "new" / "out.jsonl"
     assert benchmark.main([case, "--tiny", "--json", "--repeats=1", f"--out={out}"]) == 0
-    [printed] = capsys.readouterr().out.splitlines()
+    captured = capsys.readouterr()
+    [printed] = captured.out.splitlines()
     assert out.read_text() == printed + "\n"
+    said = captured.err.splitlines()
+    assert said[0] == f"{case}: preparing" and any(", round 1 of 1" in line for line in said)
     record = json.loads(printed)
     assert set(record) == {"case", "comparisons", "tiny", "machine"}
     assert record["case"] == case and record["tiny"] is True
@@ -353,20 +359,20 @@ def test_a_host_environment_is_no_case_of_devices():
 
 
 @pytest.mark.parametrize("method", ["ppo", "grpo"])
-def test_the_fused_loop_learns_what_the_house_learns(method):
+def test_the_fused_loop_learns_what_the_driver_learns(method):
     """Parameters to rounding and solved episodes exactly, after every one of a few iterations of one seed."""
     config = loaded(f"oprl_sokoban:{method}", data__batch=64, agent__minibatches=2, network__hidden=(16, 16))
     driver = scan_driver(config)
-    house = driver.start()
-    fused = fused_state(jax.tree.map(lambda leaf: np.array(leaf[0]), house.agent.params))
+    trained = driver.start()
+    fused = fused_state(jax.tree.map(lambda leaf: np.array(leaf[0]), trained.agent.params))
     chunk = jit(fused_chunk(config), static_argnums=3)
     start, solved = fused.params, []
     for iteration in range(4):
-        house, metrics = driver.chunk(house, iteration, 1)
+        trained, metrics = driver.chunk(trained, iteration, 1)
         fused, success = chunk(fused, seed_key(0), iteration, 1)
         assert float(success) == metrics["sum/success"][0]
         solved.append(float(success))
-        expected = fused_state(jax.tree.map(lambda leaf: leaf[0], house.agent.params)).params
+        expected = fused_state(jax.tree.map(lambda leaf: leaf[0], trained.agent.params)).params
         jax.tree.map(
             lambda found, same: np.testing.assert_allclose(found, same, rtol=2e-5, atol=2e-6), fused.params, expected
         )
@@ -380,7 +386,7 @@ def test_the_fused_loop_learns_what_the_house_learns(method):
     ("representation", "discount"),
     [(lattice(-6, 9), 1.0), (categorical(-6, 9, 16), 1.0), (categorical(-6, 9, 16), 0.9)],
 )
-def test_the_planner_in_numpy_finds_the_houses_policy_and_distributions(representation, discount):
+def test_the_planner_in_numpy_finds_the_same_policy_and_return_distributions(representation, discount):
     """Several outcomes, episodes that end, rewards of both signs, stocks and returns beyond their grids."""
     model = gridworld(["S-+", "+-G"], slip=0.3, horizon=4)
     model, grid = model._replace(reward=3 * model.reward - 1), StockGrid(-9, 7)

@@ -33,7 +33,9 @@ from experiments.errors import UserError
 from experiments.rows.reading import Row
 from experiments.training import train as training
 from experiments.training.compilation_cache import enable_compilation_cache
+from experiments.training.progress import Silent
 from experiments.training.restored import read_single_run, restored_programs
+from experiments.training.stopping import StopRequested
 
 
 def load(name: str, overrides: Mapping[str, Any] | None = None) -> Loaded:
@@ -53,16 +55,6 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Loaded:
     return loaded._replace(config=config, variant=variant_name(loaded.variant, overrides, config))
 
 
-class _Silent:
-    """A reporter that shows nothing."""
-
-    def resume(self, steps: int) -> None:
-        pass
-
-    def update(self, steps: int, metrics: Mapping[str, Any] | None = None) -> None:
-        pass
-
-
 def train(experiment: Loaded | str, folder: str | Path, *, seeds: int | None = None, first_seed: int = 0) -> list[Row]:
     """Trains ``experiment`` in ``folder``, or continues where it stopped there; returns the rows of all seeds.
 
@@ -80,9 +72,8 @@ def train(experiment: Loaded | str, folder: str | Path, *, seeds: int | None = N
     members = members_of(loaded.config, loaded.variant, seeds, first_seed)
     folder = Path(folder).expanduser()
     enable_compilation_cache()
-    training.prepare_folder(folder, loaded.config, members)
-    stop = training.StopRequested()
-    return training.train(loaded.config, loaded.name, members, folder, _Silent(), stop, source).rows
+    programs = training.prepare_folder(folder, loaded.config, members)
+    return training.train(loaded.config, loaded.name, programs, folder, Silent(), StopRequested(), source).rows
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,6 +52,19 @@ class Reporter(Protocol):
         """Shows what is done in all, and the latest metrics."""
 
 
+class Silent:
+    """A reporter that shows nothing."""
+
+    def resume(self, done: Done) -> None:
+        pass
+
+    def phase(self, name: str) -> None:
+        pass
+
+    def update(self, done: Done, metrics: Mapping[str, Any] | None = None) -> None:
+        pass
+
+
 @contextmanager
 def progress(
     total_iterations: int,

@@ -19,10 +19,10 @@ from experiments.commands import run
 from experiments.errors import UserError
 from experiments.training import learn, train
 from experiments.training.host_driver import HostDriver
+from experiments.training.progress import Silent
 from experiments.training.stopping import StopRequested
 from tests.experiments import corridor, talking
 from tests.experiments.talking import LENGTH, read, said
-from tests.experiments.training.test_resume import Quiet
 
 
 def service(annotator, size=1, capacity=100, **settings):
@@ -208,7 +208,7 @@ LATE = {"kind": "scripted", "phrases": ("reached", "cell 1"), "delay": 20, "nois
 def trained(config, folder, seeds=(0,)):
     members = corridor.members(*seeds)
     programs = train.prepare_folder(folder, config, members)
-    return train.train(config, "talking", programs, folder, Quiet(), StopRequested())
+    return train.train(config, "talking", programs, folder, Silent(), StopRequested())
 
 
 @pytest.mark.parametrize("model", ["retrieval", "classification", "ranking"])

@@ -13,6 +13,7 @@ from experiments.errors import UserError
 from experiments.rows import environment_report, reading, run_folders
 from experiments.training import train
 from experiments.training.host_driver import HostDriver
+from experiments.training.progress import Silent
 from experiments.training.row_writer import RowWriter
 from experiments.training.stopping import StopRequested
 from tests.experiments import corridor
@@ -23,22 +24,9 @@ def source(monkeypatch):
     corridor.register(monkeypatch)
 
 
-class Quiet:
-    """A reporter that shows nothing."""
-
-    def resume(self, done):
-        pass
-
-    def phase(self, name):
-        pass
-
-    def update(self, done, row):
-        pass
-
-
 def trained(config, members, folder):
     programs = train.prepare_folder(folder, config, members)
-    return train.train(config, "corridor", programs, folder, Quiet(), StopRequested())
+    return train.train(config, "corridor", programs, folder, Silent(), StopRequested())
 
 
 def recurrent():

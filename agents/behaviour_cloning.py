@@ -55,7 +55,7 @@ def behaviour_cloning(
     def fit(params: PyTree, demonstrations: Demonstrations, key: jax.Array):
         count = jax.tree.leaves(demonstrations.action)[0].shape[0]
         if count < 1:
-            raise ValueError("behaviour_cloning: 0 demonstrations: expected at least 1")
+            raise ValueError("behaviour_cloning got 0 demonstrations: expected at least 1")
 
         def step(carry, step_key):
             params, state = carry

@@ -1,9 +1,9 @@
-"""The value of what followed each step, before any reset: ``next_values``.
+"""``next_values``: the value of the observation that followed each step, before any reset.
 
-Inside an episode the value of what followed step ``t`` is the value of row ``t + 1``, which acting has already
-computed. At a boundary (a truncated step, and the last row of an unroll) row ``t + 1`` is missing or belongs to another
-episode, and the critic has to be evaluated on ``next_observation``. Boundaries are rare, so that a few rows per column
-are evaluated at a time.
+Inside an episode the observation after step ``t`` is that of row ``t + 1``, whose value was computed when acting. At a
+boundary (a truncated step, and the last row of an unroll) row ``t + 1`` is missing or belongs to another episode, and
+the critic has to be evaluated on ``next_observation``. Boundaries are rare, so that a few rows per column are evaluated
+at a time.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def critic_on_rows(model: ActorCritic, params: PyTree, trajectory: Trajectory) -
 def next_values(
     values: Mapping[str, jax.Array], boundary: jax.Array, evaluate: EvaluateRows, *, rows: int
 ) -> dict[str, jax.Array]:
-    """The value of what followed each step, by head, ``[T, B]``.
+    """The value of the observation that followed each step, by head, ``[T, B]``.
 
         next_value_t = evaluated_t    at a boundary and at the last row,    value_{t + 1}    elsewhere
 

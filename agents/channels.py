@@ -17,7 +17,7 @@ def require_step_shape(what: str, array: jax.Array, trajectory: Trajectory) -> N
     """Refuses an ``array`` that does not hold one number per step of ``trajectory``, ``[T, B]``.
 
     Raises:
-      ValueError: ``what`` the array is, its shape, and the shape expected.
+      ValueError: ``what`` (a description of the array), its shape, and the shape expected.
     """
     if array.shape != trajectory.mask.shape:
         raise ValueError(f"{what} has shape {array.shape}: expected [T, B] = {trajectory.mask.shape}")
@@ -42,7 +42,7 @@ def credit_weights(trajectory: Trajectory, entries: Iterable[str]) -> dict[str, 
     An entry without one has weight 1. Reward transforms and multipliers write these weights.
 
     Raises:
-      ValueError: a weight for something that is none of ``entries``, or of another shape than ``[T, B]``.
+      ValueError: a weight whose name is not in ``entries``, or whose shape is not ``[T, B]``.
     """
     weights = trajectory.extras.get("credit_weight", {})
     known = tuple(entries)

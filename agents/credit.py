@@ -90,7 +90,7 @@ def assign(
       trajectory: ``[T, B]``; ``extras["credit_weight"]`` may hold a weight ``[T, B]`` by name of an entry.
       group_size: ``N``, rollouts per group; ``B`` is a multiple of it.
       values: by critic head, ``[T, B]``: the value of each observation.
-      next_values: by critic head, ``[T, B]``: the value of what followed, before any reset.
+      next_values: by critic head, ``[T, B]``: the value of the observation that followed, before any reset.
 
     Raises:
       ValueError: at trace time: an entry reads a channel that the trajectory does not carry; a channel, an estimator's

@@ -248,7 +248,7 @@ def exponential_utility(rate: float) -> Functional:
     """
     _check_finite("rate", rate)
     if rate == 0:
-        raise ValueError("rate=0: expected another number; expectation() is the limit")
+        raise ValueError("rate=0: expected a number other than 0, or expectation(), which is the limit at 0")
     return expected_utility(
         lambda x: -jnp.expm1(-rate * x) / rate, name=f"exponential_utility({rate})", needs_stock=False
     )
@@ -300,7 +300,7 @@ def require(functional: Functional, *, discount: float, dimension: int, stock: b
         )
     if functional.dimension is not None and functional.dimension != dimension:
         kinds = [f"vectors of {size}" if size else "numbers" for size in (functional.dimension, dimension)]
-        raise ValueError(f"{functional.name} is for rewards that are {kinds[0]}, these are {kinds[1]}")
+        raise ValueError(f"{functional.name} is for rewards that are {kinds[0]}, but these are {kinds[1]}")
     if functional.needs_stock and not stock:
         raise ValueError(f"{functional.name} depends on the stock: expected a stock grid, got none")
 
@@ -313,7 +313,7 @@ def finite_utility(functional: Functional, totals: Any) -> jax.Array:
         cannot be compared.
     """
     if functional.utility is None:
-        raise ValueError(f"{functional.name} is no expected utility")
+        raise ValueError(f"{functional.name} is not an expected utility: expected one with a utility f")
     found = functional.utility(jnp.asarray(totals, float))
     finite = np.isfinite(np.asarray(found))
     if not finite.all():

@@ -98,7 +98,7 @@ class PolicyLoss(NamedTuple):
 
 
 class LossData(NamedTuple):
-    """What ``policy_gradient_loss`` needs to know of every step, besides the policy; ``[T, B]`` each.
+    """The constants of ``policy_gradient_loss``, one number per step, ``[T, B]`` each.
 
     Attributes:
       log_prob: ``log pi_old`` of the action, under the policy that took it.

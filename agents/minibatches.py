@@ -29,7 +29,7 @@ def minibatch_epochs(
     Args:
       step: one optimiser step on a part. A part is ``[T, n, ...]`` with ``whole_columns``, otherwise ``[1, n, ...]``;
         with a single minibatch it is the batch itself, unshuffled.
-      state: what the steps update.
+      state: the state that the steps update.
       batch: a pytree of ``[T, B, ...]``.
       start_carry: a pytree of ``[B, ...]``, the recurrent state before the first row; ``()`` without one.
       key: for shuffling.

@@ -370,7 +370,7 @@ class CharacterConfig:
 
     def __post_init__(self):
         if len(self.kernels) != len(self.pools) or not self.kernels:
-            raise ValueError(f"kernels={self.kernels}, pools={self.pools}: expected as many of both, at least one")
+            raise ValueError(f"kernels={self.kernels}, pools={self.pools}: expected one pool per kernel, at least one")
         if min(self.embedding_size, self.channels, *self.kernels, *self.pools, *self.hidden) < 1:
             raise ValueError(f"{self}: expected numbers of at least 1")
 
@@ -407,7 +407,7 @@ def character_network(length: int, config: CharacterConfig) -> CharacterNetwork:
     if width < 1:
         raise ValueError(
             f"kernels={config.kernels}, pools={config.pools} leave nothing of {length} characters: "
-            "expected fewer or smaller ones"
+            "expected fewer or smaller kernels and pools"
         )
     inputs = (config.embedding_size, *[config.channels] * (len(config.kernels) - 1))
     kernels = [(1, kernel, size, config.channels) for kernel, size in zip(config.kernels, inputs, strict=True)]

@@ -78,7 +78,7 @@ def return_network(
     if head == "implicit_quantile" and dueling:
         raise ValueError(f"dueling=True: expected one of the heads {HEADS[:3]}, got {head!r}")
     if quantiles < 1 or atoms < 2:
-        raise ValueError(f"quantiles={quantiles}, atoms={atoms}: expected at least 1 and 2")
+        raise ValueError(f"quantiles={quantiles}, atoms={atoms}: expected at least 1 quantile and 2 atoms")
     see, space = _stock_encoder(spec.observation_space, use_stock, stock_features)
     actions = int(spec.action_space.n)
     size = {"expected": 1, "categorical": atoms}.get(head, quantiles)

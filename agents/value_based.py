@@ -291,7 +291,7 @@ class LearningRule(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """What gradient steps change: the state without the buffer's transitions."""
+    """The part of the state that gradient steps change: all but the buffer's transitions."""
 
     online: PyTree
     target: PyTree
@@ -313,7 +313,7 @@ def target_of(
 ) -> tuple[jax.Array, jax.Array]:
     """The target of every segment in the form that the head's loss takes, and its mean ``[B]``.
 
-    ``fractions [B, N]`` are those at which an implicit head is asked for the target's quantiles.
+    ``fractions [B, N]`` are the fractions at which an implicit head predicts the target's quantiles.
     """
     outputs = chooser = rule.returns.apply(target, batch.following, fractions)
     if rule.double or fractions is not None:
@@ -372,13 +372,13 @@ def gradient_step(
     learner: Learner,
     inputs: tuple[jax.Array, Any],
 ) -> tuple[Learner, dict[str, jax.Array]]:
-    """One optimiser step on sampled segments, and what follows it: target network and priorities.
+    """One optimiser step on sampled segments, then the updates of target network and priorities.
 
     Args:
       rule: the settings.
       replay: the buffer; its priorities are those of ``learner``.
       relabel: see ``value_based``.
-      learner: what the step changes.
+      learner: the parameters, optimiser state and priorities before the step.
       inputs: a key, and what was sampled with it (see ``replay_sample``), or ``None`` to sample here.
     """
     key, sampled = inputs

@@ -23,11 +23,11 @@ QUANTILE_HEADS = ("quantile", "implicit_quantile")
 
 
 class Segment(NamedTuple):
-    """What n consecutive rows amount to, ``[B]`` each.
+    """The rewards and the continuation of n consecutive rows, ``[B]`` each.
 
     Attributes:
       reward: the discounted sum of rewards up to the first end, or up to the last row.
-      discount: what multiplies the value of what follows; 0 where the episode terminated.
+      discount: the factor of the value that follows; 0 where the episode terminated.
       last: ``int32``, index of the row after which that value is taken.
       weight: 1 where all rows up to ``last`` are valid, else 0.
     """
@@ -45,7 +45,7 @@ def n_step_return(
 
         reward = sum_{k <= last} discount^k r_k,    discount = discount^(last + 1) (1 - terminated_last)
 
-    A truncated episode ends the sum as well, but the value of what follows its last row is bootstrapped.
+    A truncated episode ends the sum as well, but the value after its last row is bootstrapped.
     """
     ends = (terminated | truncated).astype(jnp.int32)
     # A row counts while no row before it ended the episode.
@@ -59,8 +59,14 @@ def n_step_return(
 
 
 class Batch(NamedTuple):
-    """What one gradient step learns from, ``[B, ...]``: the value of ``action`` at ``observation`` becomes that of the
-    ``segment`` followed by ``following``, with the weight ``importance``."""
+    """The data of one gradient step, ``[B, ...]``.
+
+    Attributes:
+      observation, action: whose predicted return is learned.
+      following: the observation after the segment, from which the target bootstraps.
+      segment: rewards in between.
+      importance: weight of the segment in the loss.
+    """
 
     observation: Observation
     action: jax.Array

@@ -118,8 +118,8 @@ def test_direct_cvar_is_not_indifferent_to_mixtures():
         (direct_cvar(0.5), {}, "not indifferent to mixtures"),
         (exponential_utility(1.0), {"discount": 0.9}, r"not indifferent to discount=0\.9"),
         (expected_utility(jnp.tanh, name="tanh"), {"discount": 0.5}, "tanh is not indifferent to discount"),
-        (cvar(0.5), {"dimension": 2}, "for rewards that are numbers, these are vectors of 2"),
-        (homeostasis((0.0, 1.0)), {}, "for rewards that are vectors of 2, these are numbers"),
+        (cvar(0.5), {"dimension": 2}, "for rewards that are numbers, but these are vectors of 2"),
+        (homeostasis((0.0, 1.0)), {}, "for rewards that are vectors of 2, but these are numbers"),
         (cvar(0.5), {"stock": False}, "depends on the stock"),
         (
             expected_utility(lambda x: -(x**2), name="square", homogeneous=True),

@@ -255,7 +255,7 @@ make = partial(language_feedback, data=DataSpec("unroll", 1, 1))
             "4194304 counts for each of the 8 environments.*bits=21",
         ),
         (SPEC, {"model": "ranking", "kernels": (9, 9)}, r"kernels=\(9, 9\).*leave nothing of 16 characters"),
-        (SPEC, {"model": "ranking", "kernels": (3,)}, "expected as many of both"),
+        (SPEC, {"model": "ranking", "kernels": (3,)}, "expected one pool per kernel"),
         (SPEC, {"model": "ranking", "channels": 0}, "expected numbers of at least 1"),
     ],
 )

@@ -440,7 +440,7 @@ PLAIN = {"functional": cvar(0.5), "representation": lattice(-2, 20), "grid": Sto
             "square has no Lipschitz constant",
         ),
         ({"grid": None}, "depends on the stock"),
-        ({"representation": quantiles(5)}, "quantiles keeps no expected utility"),
+        ({"representation": quantiles(5)}, "quantiles does not preserve the expected utility"),
         (
             {"representation": lattice(-2, 20, 2)},
             r"reward -1\.0 is off the lattice of step 2; the nearest on it is 0\.0",

@@ -96,6 +96,14 @@ def actor_critic(
     return ActorCritic(init_fn, initial_carry, forward, distribution, critics, recurrent)
 
 
+def action_probabilities(
+    model: ActorCritic, params: PyTree, carry: PyTree, observation: PyTree, *, greedy: bool = False
+) -> jax.Array:
+    """Probabilities ``[B, A]`` of Discrete actions on observations ``[B, ...]``; where ``greedy``, 1 for the mode."""
+    logits = model.forward(params, jax.tree.map(lambda x: x[None], observation), carry, None)[0][0]
+    return jax.nn.one_hot(model.distribution.mode(logits), logits.shape[-1]) if greedy else jax.nn.softmax(logits)
+
+
 def act(
     model: ActorCritic,
     params: PyTree,

@@ -59,6 +59,11 @@ class Agent(NamedTuple):
         trajectory holds raw rewards, the state has a field ``replay``, and ``update`` also takes ``relabel=``, the
         reward chain as ``trajectory -> trajectory``, for sampled data.
       data: what ``update`` is to be called with.
+      action_probabilities: ``(params, carry, observation [B, ...], *, greedy=False) -> [B, A]``, the distribution that
+        ``act`` draws from, for whoever evaluates a policy exactly; ``None`` where actions are not Discrete.
+      return_distribution: ``(params, observation [B, ...]) -> ReturnDistribution`` with particles ``[B, A, N]``, the
+        predicted distribution of the return by action, in units of the environment's reward; ``None`` for an agent that
+        predicts none.
     """
 
     init: Callable[..., PyTree]
@@ -66,3 +71,5 @@ class Agent(NamedTuple):
     act: Callable[..., tuple[PyTree, PyTree, dict[str, Any]]]
     update: Callable[..., tuple[PyTree, dict[str, Any]]]
     data: DataSpec
+    action_probabilities: Callable[..., Any] | None = None
+    return_distribution: Callable[..., Any] | None = None

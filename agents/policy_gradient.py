@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
+import gymnasium
 import jax
 import optax
 from jax.flatten_util import ravel_pytree
 
-from agents.actor_critic import ActorCritic, act, actor_critic
+from agents.actor_critic import ActorCritic, act, action_probabilities, actor_critic
 from agents.base import Agent, DataSpec
 from agents.bootstrap import boundaries, critic_on_rows, next_values, rows_at_a_time
 from agents.credit import WHITENINGS, Assigned, Credit, assign, require_groups
@@ -167,7 +168,9 @@ def policy_gradient(
         )
         return state, metrics | credit_metrics(assigned, values, trajectory.mask)
 
-    return Agent(init_fn, model.initial_carry, partial(act, model), update_fn, data)
+    discrete = isinstance(spec.action_space, gymnasium.spaces.Discrete)
+    probabilities = partial(action_probabilities, model) if discrete else None
+    return Agent(init_fn, model.initial_carry, partial(act, model), update_fn, data, probabilities)
 
 
 def assign_credit(

@@ -210,11 +210,19 @@ def value_based(
             replay=replay,
         )
 
+    def action_probabilities(params, carry, observation, *, greedy=False):
+        del carry
+        best = greedy_policy(rule, returns.apply(params["online"], observation), observation)
+        epsilon = 0.0 if greedy else epsilon_at(params["steps"])
+        return (1 - epsilon) * best + epsilon / rule.actions
+
+    def return_distribution(params, observation):
+        distribution = returns.distribution(returns.apply(params["online"], observation))
+        return distribution._replace(particles=return_scale * distribution.particles)
+
     def act_fn(params, carry, observation, key, *, greedy=False, action=None):
         if action is None:
-            best = greedy_policy(rule, returns.apply(params["online"], observation), observation)
-            epsilon = 0.0 if greedy else epsilon_at(params["steps"])
-            probabilities = (1 - epsilon) * best + epsilon / rule.actions
+            probabilities = action_probabilities(params, carry, observation, greedy=greedy)
             action = jax.random.categorical(key, jnp.log(probabilities)).astype(jnp.int32)
         return action, carry, {}
 
@@ -251,7 +259,7 @@ def value_based(
         )
         return state, metrics
 
-    return Agent(init_fn, lambda batch: (), act_fn, update_fn, data)
+    return Agent(init_fn, lambda batch: (), act_fn, update_fn, data, action_probabilities, return_distribution)
 
 
 class LearningRule(NamedTuple):

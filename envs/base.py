@@ -131,6 +131,18 @@ class Environment(Protocol):
 
 
 @runtime_checkable
+class Demonstrator(Protocol):
+    """What an ``Environment`` also offers where an expert for it is known, so that a policy can be cloned from it.
+
+    ``envs.wrappers.demonstrator`` finds it inside time limits.
+    """
+
+    def demonstrations(self, keys: jax.Array) -> tuple[Array, Array]:
+        """An expert's transitions from the start states of the typed ``keys [N]``: observations ``[M, ...]`` and
+        actions ``int32 [M]``, episode after episode."""
+
+
+@runtime_checkable
 class VectorHost(Protocol):
     """A stateful batch of ``num_envs`` environments in numpy (gymnasium, text). It resets in the same step."""
 

@@ -225,7 +225,7 @@ class StockAugmented:
         inside, observation = self.environment.reset(key)
         start = jnp.broadcast_to(jnp.asarray(stock, jnp.float32), self._augmentation.shape)
         state = StockState(inside, start, start, jnp.zeros((), jnp.int32))
-        return state, self._observe(observation, state)
+        return state, self.observe(observation, state)
 
     def step(self, key: jax.Array, state: StockState, action: Action) -> tuple[StockState, TimeStep]:
         """One step; the observation carries the stock after it."""
@@ -233,7 +233,7 @@ class StockAugmented:
         steps = state.steps + 1
         stock = next_stock(state.stock, self._augmentation.paid(time_step, jnp), self.discount)
         state = StockState(inside, stock, state.start, steps)
-        observation = self._observe(time_step.observation, state)
+        observation = self.observe(time_step.observation, state)
         terminated, truncated = time_step.terminated, time_step.truncated
         if self.horizon is not None:
             terminated = terminated | (steps >= self.horizon)
@@ -242,7 +242,8 @@ class StockAugmented:
             observation=observation, final_observation=observation, terminated=terminated, truncated=truncated
         )
 
-    def _observe(self, observation, state):
+    def observe(self, observation: Observation, state: StockState) -> Observation:
+        """What is seen in ``state`` where the environment inside shows ``observation``."""
         limit = self._augmentation.limit(self.environment.spec)
         return self._augmentation.observe(observation, state.stock, state.start, state.steps, limit)
 
@@ -316,6 +317,11 @@ class StockHost:
         observation = self._host.reset(seed)
         self._begin(np.ones(self.num_envs, bool))
         return self._observe(observation)
+
+    @property
+    def start(self) -> float | tuple[float, ...] | None:
+        """The stock that every episode starts with; ``None`` where stocks are drawn."""
+        return self._augmentation.start
 
     def start_at(self, stock: float | tuple[float, ...] | None) -> None:
         """Every episode from the next reset on starts with this stock; ``None`` for stocks that are drawn."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from envs.base import Action, Environment, EnvironmentSpec, EnvState, Observation, TimeStep
+from envs.base import Action, Demonstrator, Environment, EnvironmentSpec, EnvState, Observation, TimeStep
 
 
 class TimeLimitState(NamedTuple):
@@ -63,3 +63,11 @@ class TimeLimit:
         steps = state.steps + 1
         out_of_time = (steps >= self.max_episode_steps) & ~timestep.terminated
         return TimeLimitState(inside, steps), timestep._replace(truncated=timestep.truncated | out_of_time)
+
+
+def demonstrator(environment: Environment | None) -> Demonstrator | None:
+    """The environment with an expert that ``environment`` is, or holds within time limits; ``None`` where there is
+    none."""
+    while isinstance(environment, TimeLimit):
+        environment = environment.environment
+    return environment if isinstance(environment, Demonstrator) else None

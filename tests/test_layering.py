@@ -15,6 +15,18 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("envs", "agents", "rewards", "experiments", "examples", "notebooks")
 # Disk, flags, clocks, loggers, display and configuration objects.
 ONLY_EXPERIMENTS = ("argparse", "matplotlib", "ml_collections", "orbax", "rich", "tensorboardX", "time")
+# The rooms of experiments, from what others build on to what builds on others; those of one entry know nothing of each
+# other. What lies in none of them, errors and files, is below all.
+ROOMS = (
+    ("configs",),
+    ("evaluators", "annotation"),
+    ("assembly",),
+    ("rows",),
+    ("training",),
+    ("api",),
+    ("benchmarks",),
+    ("commands",),
+)
 NOT_IN_ENVS = ("flax", "optax", "orbax")
 NETWORKS = "agents.networks"
 
@@ -35,6 +47,14 @@ def imported(source: str, module: str, is_package: bool = False) -> Iterator[tup
                 yield node.lineno, str(node.args[0].value)
 
 
+def room(module: str) -> int | None:
+    """The place of a module's room in ``ROOMS``; -1 for what is below all, ``None`` for what is above or elsewhere."""
+    package, *parts = module.split(".")
+    if package != "experiments" or not parts or parts[0] == "__main__":
+        return None
+    return next((place for place, names in enumerate(ROOMS) if parts[0] in names), -1)
+
+
 def violations(source: str, module: str, is_package: bool = False) -> list[str]:
     """What is wrong with the imports of ``module``, one line each."""
     layer = module.split(".")[0]
@@ -47,6 +67,11 @@ def violations(source: str, module: str, is_package: bool = False) -> list[str]:
         top = name.split(".")[0]
         if top in LAYERS and LAYERS.index(top) > LAYERS.index(layer):
             refuse(line, name, f"{layer} lies below {top}")
+        own, other = room(module), room(name)
+        if own is not None and other is not None:
+            beside = own == other and own >= 0 and module.split(".")[1] != name.split(".")[1]
+            if other > own or beside:
+                refuse(line, name, f"{module.split('.')[1]} does not know {name.split('.')[1]}")
         if top == "tests":
             refuse(line, name, "tests are imported by nothing")
         if layer == "envs" and top in NOT_IN_ENVS:
@@ -100,6 +125,10 @@ def test_the_walk_sees_every_package():
         ("agents.a.b", "from ... import x\nfrom rewards import base", "agents lies below rewards"),
         ("rewards.a", "from experiments import results", "rewards lies below experiments"),
         ("experiments.a", "import notebooks.oprl", "experiments lies below notebooks"),
+        ("experiments.evaluators.a", "from experiments.training import learn", "evaluators does not know training"),
+        ("experiments.evaluators.a", "from experiments.annotation import http", "evaluators does not know annotation"),
+        ("experiments.disk", "from experiments.rows import reading", "disk does not know rows"),
+        ("experiments.rows.a", "import experiments.commands.run", "rows does not know commands"),
         ("agents.a", 'import importlib\nimportlib.import_module("rewards.base")', "agents lies below rewards"),
         ("experiments.a", "from tests.conftest import settings", "tests are imported by nothing"),
         ("envs.a", "import optax", "no learning library"),
@@ -122,6 +151,8 @@ def test_a_violation_is_found(module, source, rule):
         ("agents.a", "import optax\nfrom . import networks"),
         ("rewards.a", "from agents.credit import Credit\nfrom envs import types"),
         ("experiments.a", "import time, argparse, orbax.checkpoint\nfrom rewards.base import chain"),
+        ("experiments.training.a", "from experiments import disk, errors\nfrom experiments.evaluators.base import x"),
+        ("experiments.__main__", "from experiments.commands import run"),
         ("notebooks.a", "import matplotlib.pyplot\nfrom experiments import figures"),
     ],
 )

@@ -151,6 +151,13 @@ class Sokoban:
         """The observation of ``state`` in this environment's kind."""
         return observe(state) if self.observation == "symbolic" else render(state, self.pixels_per_cell)
 
+    def demonstrations(self, keys: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+        """The solver's shortest solutions of the rooms of ``keys [N]``; see ``envs.base.Demonstrator``."""
+        # The solver imports this module.
+        from envs.native.sokoban_solver import demonstrations
+
+        return demonstrations(self, keys)
+
     def reset(self, key: jax.Array) -> tuple[SokobanState, jax.Array]:
         """Generates the room that belongs to ``key``."""
         drawn = jax.random.randint(

@@ -395,7 +395,7 @@ class TabularEnvironment:
         """Draws a state from ``initial``."""
         state = jax.random.choice(key, self.model.num_states, p=jnp.asarray(self.model.initial, jnp.float32))
         state = state.astype(jnp.int32)
-        return state, self._observe(state)
+        return state, self.observe(state)
 
     def step(self, key: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, TimeStep]:
         """Draws an outcome; never resets and never truncates."""
@@ -404,7 +404,7 @@ class TabularEnvironment:
         following = jnp.asarray(self.model.next_state)[state, action, outcome]
         reward = jnp.asarray(self.model.reward, jnp.float32)[state, action, outcome]
         dimension = self.model.reward_dimension
-        observation = self._observe(following)
+        observation = self.observe(following)
         return following, TimeStep(
             observation=observation,
             reward=reward[0] if dimension else reward,
@@ -416,5 +416,6 @@ class TabularEnvironment:
             info={},
         )
 
-    def _observe(self, state: jax.Array) -> jax.Array:
+    def observe(self, state: jax.Array) -> jax.Array:
+        """What is seen in ``state``."""
         return state if self.observation == "index" else jax.nn.one_hot(state, self.model.num_states)

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -26,7 +25,6 @@ from agents.estimators import ESTIMATORS
 from agents.functionals import FUNCTIONALS, Functional
 from agents.networks import NetworkConfig
 from agents.policy_gradient import policy_gradient
-from agents.return_networks import return_network
 from agents.value_based import value_based
 from envs.base import Environment, EnvironmentSpec, VectorHost
 from envs.hosts.atari import atari_host
@@ -38,16 +36,15 @@ from envs.native.functional import make_functional
 from envs.native.maze import Maze
 from envs.native.noisy_line import noisy_line
 from envs.native.sokoban import Sokoban
-from envs.native.sokoban_solver import demonstrations
 from envs.native.tabular import TabularEnvironment, from_gymnasium, gridworld
 from envs.stock import StockAugmented, StockHost
-from envs.wrappers import TimeLimit
+from envs.wrappers import TimeLimit, demonstrator
 from experiments.annotation.http import Http
 from experiments.annotation.service import AnnotationService, Annotator, Scripted
 from experiments.assembly.factories import call
 from experiments.assembly.registry import LARGEST_INTEGER
 from experiments.errors import UserError, unknown
-from experiments.evaluators.objectives import JUDGED, Objectives, require_units_of_stock
+from experiments.evaluators.stock_objectives import JUDGED, require_units_of_stock
 from rewards.base import RewardTransform, chain
 from rewards.curiosity.count_bonus import count_bonus
 from rewards.curiosity.icm import icm
@@ -57,8 +54,8 @@ from rewards.feedback.language_feedback import QUESTION_SIZES, language_feedback
 from rewards.process.implicit_prm import implicit_prm
 from rewards.shaping import transforms
 
-# Keys of everything that must not depend on a training seed. A run is evaluated with the first, which chooses its best
-# checkpoint; a checkpoint is judged with the last, far below: a host counts down from it, one per episode.
+# Seeds of key streams that have nothing to do with training's. A run is evaluated in the first, which chooses its best
+# checkpoint; a finished checkpoint is judged in the last. Both fold in the member's seed, see ``training.keys``.
 EVALUATION_SEED, DEMONSTRATION_SEED, TEST_SEED = 2**31 - 2, 2**31 - 3, 2**31 - 2 - 2**20
 
 
@@ -276,7 +273,7 @@ def _rewards(nested, spec, data, network_config) -> tuple[RewardTransform, list[
         context = {key: value for key, value in context.items() if key in accepted}
         positional = (spec,) if "spec" in accepted else ()
         transforms_by_name[name] = call(factory, f"rewards.{name}", *positional, **context, **arguments)
-        channel = _written_channel(section)
+        channel = written_channel(section)
         if kind in READERS and channel not in known_channels:
             raise unknown("reward channel", channel, sorted(known_channels), f"in rewards.{name}")
         if channel is not None:
@@ -284,7 +281,7 @@ def _rewards(nested, spec, data, network_config) -> tuple[RewardTransform, list[
     return chain(**transforms_by_name), sorted(known_channels)
 
 
-def _written_channel(section: Mapping[str, Any]) -> str | None:
+def written_channel(section: Mapping[str, Any]) -> str | None:
     """The channel that a reward transform of a known kind writes, or reads where it writes none; ``None`` where it
     takes no name of a channel."""
     parameter = inspect.signature(REWARDS[section["kind"]]).parameters.get("channel")
@@ -339,7 +336,7 @@ def build_annotation(
 def _unread(nested: Mapping[str, Any], read: Iterable[str]) -> list[tuple[str, str | None]]:
     """The transforms, each with its channel, that write a channel besides the environment's which is none of
     ``read``."""
-    channels = {name: _written_channel(section) for name, section in nested["rewards"].items()}
+    channels = {name: written_channel(section) for name, section in nested["rewards"].items()}
     known = {None, "env", *read}
     return [(name, channel) for name, channel in channels.items() if channel not in known]
 
@@ -382,53 +379,6 @@ def build_functional(section: Mapping[str, Any], where: str = "agent.functional"
     return call(FUNCTIONALS[kind], where, **arguments)
 
 
-def build_objectives(
-    config: ConfigDict, spec: EnvironmentSpec, values: Mapping[str, Any] | None = None
-) -> Objectives | None:
-    """What ``config.evaluation.objectives`` asks of a stock-augmented agent; ``None`` where it asks nothing.
-
-    Raises:
-      UserError: for an unknown functional or one of vectors, an environment without stock or with one of other rewards
-        than those that are judged, or episodes that are cut before the environment ends them.
-    """
-    nested = with_values(config, values or {})
-    wanted = nested["evaluation"].get("objectives", {})
-    if not wanted:
-        return None
-    stock = nested["environment"].get("stock")
-    if stock is None:
-        raise UserError("evaluation.objectives: the environment has no stock; expected a section environment.stock")
-    channel = stock.get("channels", JUDGED)
-    if channel != JUDGED:
-        raise UserError(
-            f"evaluation.objectives: judged are returns of the channel {JUDGED!r}, the stock adds up {channel!r}; "
-            f"expected environment.stock.channels={JUDGED!r}"
-        )
-    length, limit = nested["evaluation"]["length"], spec.max_episode_steps
-    if limit is not None and length < limit:
-        raise UserError(
-            f"evaluation.length={length}: the environment's episodes last up to {limit} steps, and objectives are "
-            f"of whole "
-            f"returns; expected at least {limit}"
-        )
-    functionals = {}
-    for name, section in wanted.items():
-        functional = build_functional(section, f"evaluation.objectives.{name}")
-        if functional is None:
-            raise UserError(f"evaluation.objectives.{name}: kind 'mean' is no functional; expected 'expectation'")
-        if functional.dimension not in (None, 0):
-            raise UserError(
-                f"evaluation.objectives.{name}: {functional.name} is for vectors of {functional.dimension}, the return "
-                "is a number; expected a functional of numbers, such as 'target_return'"
-            )
-        functionals[name] = functional
-    agent, network_config = nested["agent"], call(NetworkConfig, "network", **nested["network"])
-    described = {name: agent[name] for name in inspect.signature(return_network).parameters if name in agent}
-    returns = call(return_network, "agent", spec, network_config, **described)
-    candidates = jnp.linspace(stock["low"], stock["high"], nested["evaluation"]["candidates"])
-    return Objectives(functionals, returns, agent["return_scale"], candidates, agent["use_stock"])
-
-
 def _value_based(config, nested, spec, section, channels, context) -> Agent:
     del config
     for name, channel in _unread(nested, section["channels"]):
@@ -440,9 +390,9 @@ def _value_based(config, nested, spec, section, channels, context) -> Agent:
             raise unknown("reward channel", name, channels, "in agent.channels")
     functional = build_functional(section.pop("functional"))
     stock = nested["environment"].get("stock")
-    if stock is not None and (functional is not None or nested["evaluation"].get("objectives")):
+    if stock is not None and functional is not None:
         channel = stock.get("channels", JUDGED)
-        changes = {name: each for name, each in nested["rewards"].items() if _written_channel(each) == channel}
+        changes = {name: each for name, each in nested["rewards"].items() if written_channel(each) == channel}
         require_units_of_stock(nested["agent"], channel, changes)
     return call(value_based, "agent", spec, functional=functional, **context, **section)
 
@@ -469,37 +419,35 @@ def _warm_start(nested: Mapping[str, Any], spec: EnvironmentSpec, network_config
     return warm_start
 
 
-def _demonstrations(config: ConfigDict) -> int:
-    """How many rooms a warm start shows; a family without warm start has no such section."""
-    return config.warm_start.demonstrations if "warm_start" in config else 0
-
-
 def require_expert(config: ConfigDict, source: EnvironmentSource) -> None:
     """Checks that a warm start has an expert to learn from.
 
     Raises:
-      UserError: if the environment has no solver.
+      UserError: if the environment is no ``envs.base.Demonstrator``.
     """
-    rooms = _demonstrations(config)
-    if rooms and not isinstance(getattr(source.pure, "environment", None), Sokoban):
+    wanted = _demonstrations(config)
+    if wanted and demonstrator(source.pure) is None:
         raise UserError(
-            f"warm_start.demonstrations={rooms}: only Sokoban has an expert; expected warm_start.demonstrations=0"
+            f"warm_start.demonstrations={wanted}: environment.kind={config.environment.kind!r} has no expert; expected "
+            "warm_start.demonstrations=0, or an environment that offers demonstrations, such as 'sokoban'"
         )
 
 
 def expert_demonstrations(config: ConfigDict, source: EnvironmentSource) -> Demonstrations | None:
-    """The solver's solutions of ``config.warm_start.demonstrations`` rooms, the same for every seed; ``None`` for no
-    warm start.
+    """An expert's transitions from ``config.warm_start.demonstrations`` start states, the same for every seed; ``None``
+    for no warm start.
 
     Raises:
-      UserError: if the environment has no solver.
+      UserError: if the environment is no ``envs.base.Demonstrator``.
     """
     require_expert(config, source)
-    rooms = _demonstrations(config)
-    if rooms == 0:
+    expert, wanted = demonstrator(source.pure), _demonstrations(config)
+    if expert is None or wanted == 0:
         return None
-    # ``require_expert`` saw that this is a time limit around Sokoban.
-    environment: Any = source.pure
-    keys = jax.random.split(jax.random.key(DEMONSTRATION_SEED), rooms)
-    observation, action = demonstrations(environment.environment, keys)
-    return Demonstrations(jnp.asarray(observation), jnp.asarray(np.asarray(action), jnp.int32))
+    observation, action = expert.demonstrations(jax.random.split(jax.random.key(DEMONSTRATION_SEED), wanted))
+    return Demonstrations(jnp.asarray(observation), jnp.asarray(action, jnp.int32))
+
+
+def _demonstrations(config: ConfigDict) -> int:
+    """From how many start states an expert is shown; a family without warm start has no such section."""
+    return config.warm_start.demonstrations if "warm_start" in config else 0

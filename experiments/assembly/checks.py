@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from envs.base import EnvironmentSpec
 from experiments.assembly.build import (
     EnvironmentSource,
     build_annotation,
     build_environment,
-    build_objectives,
     build_parts,
     require_expert,
 )
+from experiments.assembly.evaluators import evaluation_metrics
 from experiments.assembly.ranges import validate
 from experiments.errors import unknown
 
@@ -26,18 +25,9 @@ def checked_environment(config: ConfigDict) -> EnvironmentSource:
     validate(config)
     source = build_environment(config)
     build_parts(config, source.spec)
-    build_objectives(config, source.spec)
     build_annotation(config, source)
     require_expert(config, source)
-    measured = evaluation_metrics(config, source.spec)
+    measured = evaluation_metrics(config, source)
     if config.evaluation.metric not in measured:
         raise unknown("metric", config.evaluation.metric, measured, "in evaluation.metric")
     return source
-
-
-def evaluation_metrics(config: ConfigDict, spec: EnvironmentSpec) -> list[str]:
-    """The names of what an evaluation measures in an environment of ``spec``."""
-    measured = ["return", "length", *spec.info]
-    for name in config.evaluation.get("objectives", {}):
-        measured += ["objective", f"objective/{name}", f"mean/{name}", f"stock/{name}", f"edge/{name}"]
-    return measured

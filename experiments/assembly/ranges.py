@@ -60,7 +60,7 @@ RANGES: dict[str, dict[str, Range]] = {
     "": {"iterations": ONE_UP, "evaluate_every": ONE_UP, "seeds": ONE_UP},
     "rollout": {"start_states": ONE_UP},
     "warm_start": {"demonstrations": ZERO_UP, "learning_rate": ZERO_UP},
-    "evaluation": {"episodes": ONE_UP, "length": ONE_UP, "candidates": ONE_UP},
+    "evaluators.*": {"count": ONE_UP, "cut": ONE_UP, "candidates": ONE_UP},
     "agent": _OPTIMISER
     | {
         # Policy gradient.
@@ -102,7 +102,7 @@ RANGES: dict[str, dict[str, Range]] = {
 # Pairs of keys of which the first number must be below the second.
 ASCENDING = (("agent.value_low", "agent.value_high"),)
 # Sections whose parts have names of their own.
-_NAMED = ("credit", "rewards")
+_NAMED = ("credit", "rewards", "evaluators")
 
 
 def range_of(key: str) -> Range | None:

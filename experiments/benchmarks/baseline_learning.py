@@ -63,7 +63,7 @@ def evaluations(job: dict[str, Any], report: Callable[[dict[str, Any]], None]) -
     """A callback that reports after every ``evaluate_every`` environment steps and the learning from them."""
     from stable_baselines3.common.callbacks import BaseCallback
 
-    seeds = [job["evaluation_seed"] - index for index in range(job["episodes"])]
+    seeds = job["evaluation_seeds"]
     makers = [lambda: gymnasium.make(job["environment_id"])] * job["episodes"]
     vector = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
 

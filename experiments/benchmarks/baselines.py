@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.assembly import registry
+from experiments.assembly.build import build_environment
 from experiments.disk import read_json_object, write_json_atomic
 from experiments.errors import UserError, reason, unknown
+from experiments.evaluators.base import episode_length, episode_seeds, evaluator_key
 from experiments.rows import reading, run_folders
+from experiments.training.keys import evaluation_key
 
 SCRIPT = Path(__file__).with_name("baseline_learning.py")
 
@@ -38,6 +41,27 @@ def environment_id(config: Any) -> str:
     if section.kind == "gymnasium":
         return section.environment_id
     raise UserError(f"environment.kind={section.kind!r}: a baseline knows gymnasium's environments alone")
+
+
+def evaluation_settings(config: Any) -> dict[str, int]:
+    """``episodes`` and ``length`` of a baseline's evaluations: those of the experiment's evaluator of kind episodes.
+
+    Raises:
+      UserError: if it has none.
+    """
+    sections = [section for section in config.evaluators.values() if section.kind == "episodes"]
+    if not sections:
+        raise UserError(
+            "evaluators: a baseline is evaluated on episodes alone; expected an evaluator of kind 'episodes'"
+        )
+    spec = build_environment(config).spec
+    return {"episodes": sections[0].count, "length": episode_length(spec, sections[0].cut)}
+
+
+def evaluation_seeds(seed: int, count: int) -> list[int]:
+    """The seeds of the ``count`` episodes on which seed ``seed`` of a baseline is evaluated: those of a run's first
+    evaluator on host environments."""
+    return episode_seeds(evaluator_key(evaluation_key(seed), 0), count)
 
 
 def points(loaded: registry.Loaded, baseline: str, sweep: bool, runs: str) -> list[Point]:
@@ -70,7 +94,9 @@ def prepare(point: Point, job: Mapping[str, Any]) -> list[reading.Row]:
       UserError: if the folder holds a run of another job.
     """
     path = point.folder / run_folders.CONFIG_FILE
-    described = registry.to_json_dict({key: value for key, value in job.items() if key != "seed"})
+    described = registry.to_json_dict(
+        {key: value for key, value in job.items() if key not in ("seed", "evaluation_seeds")}
+    )
     if path.exists():
         differences = registry.difference(read_json_object(path), described)
         if differences:

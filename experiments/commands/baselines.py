@@ -1,10 +1,10 @@
 """``sagax baselines NAME:BASELINE --baseline-python=PYTHON``: another library's agent on an experiment's environment.
 
 The baseline trains for as many environment steps as the experiment and is evaluated at the same steps, on as many
-greedy episodes. Its settings are ``BASELINES[BASELINE]`` of the experiment's configuration, in that library's words;
-``--sweep`` runs the grid of ``get_baseline_sweep()`` instead. The rows are filed under the variant ``BASELINE``
-(``BASELINE+sweep+KEY=VALUE``), in run folders like any other. The same command continues: a seed that was finished is
-not run again. What follows a comma in ``BASELINE`` names other settings of the same agent.
+greedy episodes, each seed on its own. Its settings are ``BASELINES[BASELINE]`` of the experiment's configuration, in
+that library's words; ``--sweep`` runs the grid of ``get_baseline_sweep()`` instead. The rows are filed under the
+variant ``BASELINE`` (``BASELINE+sweep+KEY=VALUE``), in run folders like any other. The same command continues: a seed
+that was finished is not run again. What follows a comma in ``BASELINE`` names other settings of the same agent.
 
 What runs in the other interpreter is ``experiments/benchmarks/baseline_learning.py``, which imports nothing of this
 repository.
@@ -18,8 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from experiments.assembly import registry
-from experiments.assembly.build import EVALUATION_SEED
-from experiments.benchmarks.baselines import Point, environment_id, points, prepare, train
+from experiments.benchmarks.baselines import (
+    Point,
+    environment_id,
+    evaluation_seeds,
+    evaluation_settings,
+    points,
+    prepare,
+    train,
+)
 from experiments.commands.command_parser import CommandParser
 from experiments.disk import write_atomic, write_json_atomic
 from experiments.errors import UserError, command
@@ -57,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     loaded = registry.load(name)
     config = loaded.config
     slots = config.data.length * config.data.batch
-    evaluation = config.evaluation
+    evaluation = evaluation_settings(config)
     waiting: list[tuple[Point, dict[str, Any]]] = []
     kept: dict[Path, list[reading.Row]] = {}
     for point in points(loaded, baseline, arguments.sweep, arguments.runs):
@@ -66,15 +73,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             "environment_id": environment_id(config),
             "steps": config.iterations * slots,
             "evaluate_every": config.evaluate_every * slots,
-            "episodes": evaluation.episodes,
-            "length": evaluation.length,
-            "evaluation_seed": EVALUATION_SEED,
             "settings": point.settings,
+            **evaluation,
         }
         kept[point.folder] = prepare(point, job)
         finished = {row["seed"] for row in kept[point.folder]}
         seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
-        waiting += [(point, job | {"seed": seed}) for seed in seeds if seed not in finished]
+        for seed in (seed for seed in seeds if seed not in finished):
+            own = evaluation_seeds(seed, evaluation["episodes"])
+            waiting.append((point, job | {"seed": seed, "evaluation_seeds": own}))
     with ThreadPoolExecutor(arguments.jobs) as executor:
         running = {
             executor.submit(train, arguments.baseline_python, job): (point, job)

@@ -1,8 +1,12 @@
 """``sagax evaluate RUN [--checkpoint=best]``: a checkpoint on held-out start states.
 
-RUN is a run folder, or ``NAME[:variant]`` under ``--runs``. The episodes are those of ``TEST_SEED``, the same for every
-run and none of those on which it was evaluated as it trained: these chose the best checkpoint and would flatter it. The
-best is that of all members together, in a sweep of all points.
+RUN is a run folder, or ``NAME[:variant]`` under ``--runs``. Every seed has episodes of its own, drawn from the stream
+``TEST_SEED`` and none of those on which it was evaluated as it trained: these chose the best checkpoint and would
+flatter it. The best is that of all members together, in a sweep of all points. The intervals over the seeds cover the
+draw of the episodes.
+
+The evaluators are those of the run. ``--evaluators=NAME,...`` takes some of them, or others by their kind, with
+``--config.evaluators.KIND.KEY=VALUE`` as their arguments.
 
 ``--config.environment.KEY=VALUE`` changes the environment for the evaluation alone, ``--environment=KIND`` replaces
 it, with ``--config.environment.KEY=VALUE`` as its arguments: train on easy rooms, evaluate on harder ones of the same
@@ -11,21 +15,24 @@ observations and actions.
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
 from experiments.assembly import registry
 from experiments.commands.command_parser import CommandParser
 from experiments.errors import UserError, command
+from experiments.evaluators.catalogue import EVALUATORS
 from experiments.rows import run_folders, statistics
 from experiments.training.compilation_cache import enable_compilation_cache
-from experiments.training.restored import evaluate_run, find_folder
+from experiments.training.restored import evaluate_run, find_folder, read_run
 
 
 def parser() -> CommandParser:
@@ -36,6 +43,7 @@ def parser() -> CommandParser:
     made.add_argument(
         "--environment", metavar="KIND", help="another kind of environment, its arguments as --config keys"
     )
+    made.add_argument("--evaluators", metavar="A,B", help="what to evaluate by (default: the config's evaluators)")
     made.add_argument("--episodes", type=int, help="how many held-out episodes (default: the config's)")
     acting = made.add_mutually_exclusive_group()
     acting.add_argument("--greedy", action="store_true", default=None, help="act greedily")
@@ -68,15 +76,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = parser()
     arguments, rest = made.parse_known_args(argv)
     overrides: dict[str, Any] = dict(registry.parse_overrides(rest, made.shown_options()))
-    if arguments.episodes is not None:
-        if arguments.episodes < 1:
-            raise UserError(f"--episodes={arguments.episodes}: expected at least 1")
-        overrides["evaluation.episodes"] = arguments.episodes
-    if arguments.greedy is not None:
-        overrides["evaluation.greedy"] = arguments.greedy
+    if arguments.episodes is not None and arguments.episodes < 1:
+        raise UserError(f"--episodes={arguments.episodes}: expected at least 1")
     folder = find_folder(arguments.run, arguments.runs)
+    evaluators = arguments.evaluators.split(",") if arguments.evaluators else []
+    config, _ = read_run(folder)
+    for option, key in (("episodes", "count"), ("greedy", "greedy")):
+        value = getattr(arguments, option)
+        if value is not None:
+            overrides |= _for_all(config, evaluators, option, key, value)
     enable_compilation_cache()
-    rows = evaluate_run(folder, arguments.checkpoint, overrides, arguments.environment)
+    rows = evaluate_run(folder, arguments.checkpoint, overrides, arguments.environment, evaluators=evaluators)
     answer = summarise_members(rows)
     if arguments.json:
         # A sweep's folder holds several variants, a run's one.
@@ -100,6 +110,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         table.add_section()
     Console().print(table)
     return 0
+
+
+def _for_all(config: ConfigDict, chosen: Sequence[str], option: str, key: str, value: Any) -> dict[str, Any]:
+    """``value`` for the ``key`` of every evaluator that has one; of those that are ``chosen``, where any are.
+
+    Raises:
+      UserError: if none has.
+    """
+    names = list(chosen or config.evaluators)
+    keys = {name: config.evaluators[name] if name in config.evaluators else _keys_of(name) for name in names}
+    found = {f"evaluators.{name}.{key}": value for name in names if key in keys[name]}
+    if not found:
+        raise UserError(
+            f"--{option}: none of the evaluators {', '.join(names)} has a key {key!r}; expected another one by "
+            "--evaluators, such as --evaluators=episodes"
+        )
+    return found
+
+
+def _keys_of(kind: str) -> Iterable[str]:
+    """What the evaluators of a kind that the run has not take; nothing where there is no such kind."""
+    return inspect.signature(EVALUATORS[kind]).parameters if kind in EVALUATORS else ()
 
 
 def _span(entry: Mapping[str, float | None]) -> str:

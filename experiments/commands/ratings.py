@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from experiments.commands.checkpoint_rows import rows_parser, write_rows
 from experiments.errors import command
-from experiments.evaluators.ratings import rate
+from experiments.training.checkpoint_rows import rate
 
 
 @command

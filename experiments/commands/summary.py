@@ -48,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary = summarise(
         rows, options.metric, options.threshold, variants, baseline, options.smoothing, options.confidence
     )
+    shown = variants if variants is not None else known
+    # What was measured in training is of no evaluation.
+    evaluated = not options.metric.startswith(("train/", *reading.LEARNING_METRICS))
+    sharing = [one for one in reading.sharing_episodes(source) if one in shown] if evaluated else []
     heading = {
         "experiment": options.name,
         "source": source,
@@ -55,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "threshold": options.threshold,
         "smoothing": options.smoothing,
         "confidence": options.confidence,
+        "sharing_episodes": [one or run_folders.DEFAULT_VARIANT for one in sharing],
         "baseline": None if baseline is None else baseline or run_folders.DEFAULT_VARIANT,
     }
     if options.json:
@@ -89,6 +94,10 @@ def _print(heading: dict[str, Any], summary: list[dict[str, Any]], console: Cons
     console.print(f"{heading['experiment']}: {heading['metric']}, rows of {heading['source']}", markup=False)
     for table in tables:
         console.print(table)
+    if heading["sharing_episodes"]:
+        whose = "all" if len(heading["sharing_episodes"]) == len(summary) else ", ".join(heading["sharing_episodes"])
+        words = f"intervals leave out the draw of the evaluation episodes, which the seeds share ({whose})"
+        console.print(words, markup=False)
     if heading["baseline"] is not None:
         words = f"ratio: steps over those of {heading['baseline']}; *: its interval excludes 1; ?: unbounded or unknown"
         console.print(words, markup=False)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from experiments.commands.checkpoint_rows import rows_parser, write_rows
 from experiments.commands.command_parser import CommandParser
 from experiments.errors import UserError, command
-from experiments.evaluators.visits import count_visits
+from experiments.training.checkpoint_rows import count_visits
 
 
 def parser() -> CommandParser:

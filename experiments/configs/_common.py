@@ -57,6 +57,22 @@ MINIGRID_TASKS = {
 }
 
 
+def episodes_evaluator(count: int, *, greedy: bool) -> dict[str, Any]:
+    """The section of an evaluator that plays ``count`` whole episodes; ``cut`` ends them earlier."""
+    return {"kind": "episodes", "count": count, "greedy": greedy, "cut": config_dict.placeholder(int)}
+
+
+def stock_evaluator(objectives: dict[str, dict[str, Any]], candidates: int, count: int) -> dict[str, Any]:
+    """The section of an evaluator that plays ``count`` episodes for each objective of a stock-augmented agent."""
+    return {
+        "kind": "stock_objectives",
+        "objectives": objectives,
+        "candidates": candidates,
+        "count": count,
+        "greedy": True,
+    }
+
+
 def policy_gradient_config() -> ConfigDict:
     """A complete configuration of the policy-gradient family, without environment, credit and rewards."""
     return ConfigDict(
@@ -98,7 +114,8 @@ def policy_gradient_config() -> ConfigDict:
             "credit": {},
             "rewards": {},
             "warm_start": {"demonstrations": 0, "steps": 100, "batch": 256, "learning_rate": 1e-3},
-            "evaluation": {"episodes": 256, "length": 100, "greedy": False, "metric": "return"},
+            "evaluators": {"episodes": episodes_evaluator(256, greedy=False)},
+            "evaluation": {"metric": "return"},
         }
     )
 
@@ -156,7 +173,8 @@ def value_based_config() -> ConfigDict:
                 "max_gradient_norm": 10.0,
             },
             "rewards": {},
-            "evaluation": {"episodes": 64, "length": 100, "greedy": True, "metric": "return"},
+            "evaluators": {"episodes": episodes_evaluator(64, greedy=True)},
+            "evaluation": {"metric": "return"},
         }
     )
 

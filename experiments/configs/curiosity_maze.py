@@ -71,12 +71,12 @@ def get_config(variant: str = "") -> ConfigDict:
         config.credit.env = entry("gae", discount=0.999, gae_lambda=0.95)
     if "trackers" in tokens:
         config.environment.reward = "trackers"
-    config.evaluation = {"episodes": 16, "length": 500, "greedy": False, "metric": "trackers"}
+    config.evaluators.episodes.count, config.evaluation.metric = 16, "trackers"
     if "smoke" in tokens:
         config.iterations, config.evaluate_every = 4, 2
         config.data.length, config.data.batch = 16, 8
         config.environment.time_limit = 20
-        config.evaluation.episodes, config.evaluation.length = 4, 20
+        config.evaluators.episodes.count = 4
     return config
 
 

@@ -65,12 +65,12 @@ def get_config(variant: str = "") -> ConfigDict:
     config.agent.update({"epochs": 4, "minibatches": 4, "learning_rate": 1e-3, "entropy_weight": 0.003})
     config.credit.env = entry("gae", weight=2.0, discount=0.99, gae_lambda=0.95)
     choose_curiosity(config, tokens, "rnd")
-    config.evaluation = {"episodes": 16, "length": 300, "greedy": False, "metric": "success"}
+    config.evaluators.episodes.count, config.evaluation.metric = 16, "success"
     if "smoke" in tokens:
         config.iterations, config.evaluate_every = 4, 2
         config.data.length, config.data.batch = 16, 8
         config.environment.max_episode_steps = 20
-        config.evaluation.episodes, config.evaluation.length = 4, 20
+        config.evaluators.episodes.count = 4
     return config
 
 

@@ -51,12 +51,12 @@ def get_config(variant: str = "") -> ConfigDict:
     config.rewards.env = {"kind": "clip", "channel": "env"}
     config.credit.env = entry("gae", weight=2.0, discount=0.999, gae_lambda=0.95)
     choose_curiosity(config, tokens, "hindsight")
-    config.evaluation = {"episodes": 8, "length": 4_500, "greedy": False, "metric": "return"}
+    config.evaluators.episodes.count = 8
     if "smoke" in tokens:
         config.iterations, config.evaluate_every = 4, 2
         config.environment.size, config.environment.frames, config.environment.time_limit = 42, 2, 50
         config.data.length, config.data.batch = 8, 8
-        config.evaluation.episodes, config.evaluation.length = 2, 50
+        config.evaluators.episodes.count = 2
     return config
 
 

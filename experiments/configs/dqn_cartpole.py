@@ -79,11 +79,11 @@ def get_config(variant: str = "") -> ConfigDict:
     agent.updates, agent.batch_size = 128, 64
     agent.target_rate, agent.target_period = 0.0, 128
     agent.value_low, agent.value_high = 0.0, 100.0
-    config.evaluation = {"episodes": 32, "length": 500, "greedy": True, "metric": "return"}
+    config.evaluators.episodes.count = 32
     if "smoke" in tokens:
         config.iterations, config.evaluate_every = 4, 2
         agent.learning_starts, agent.updates = 64, 2
-        config.evaluation.episodes, config.evaluation.length = 4, 100
+        config.evaluators.episodes.count, config.evaluators.episodes.cut = 4, 100
     return config
 
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from experiments.configs._common import ignore_stock, tail_objectives, value_based_config
+from experiments.configs._common import ignore_stock, stock_evaluator, tail_objectives, value_based_config
 
 LEVELS = (0.1, 0.25, 0.5, 1.0)
 HORIZON = 200
@@ -62,17 +62,16 @@ def get_config(variant: str = "") -> ConfigDict:
     agent.updates, agent.batch_size, agent.target_rate = 8, 64, 0.01
     agent.double = True
     agent.capacity, agent.epsilon_steps = 400_000, 400_000.0
-    config.evaluation = {"episodes": 512, "length": HORIZON, "greedy": True, "metric": "objective"}
-    config.evaluation.candidates = 151
+    config.evaluators.episodes.count, config.evaluation.metric = 512, "objective"
     levels: tuple[float, ...] = LEVELS
     if "stockless" in tokens:
         ignore_stock(agent)
         levels = LEVELS[:1]
-    config.evaluation.objectives = tail_objectives("cvar", levels)
+    config.evaluators.objectives = stock_evaluator(tail_objectives("cvar", levels), candidates=151, count=512)
     if "smoke" in tokens:
         config.iterations, config.evaluate_every = 4, 2
         agent.learning_starts, agent.updates, agent.batch_size = 256, 2, 16
-        config.evaluation.episodes = 16
+        config.evaluators.episodes.count = config.evaluators.objectives.count = 16
     return config
 
 

@@ -74,23 +74,21 @@ def get_config(variant: str = "") -> ConfigDict:
     agent.discount = discount
     agent.updates, agent.batch_size = 8, 64
     agent.epsilon_steps, agent.target_rate = 20_000.0, 0.01
-    config.evaluation = {"episodes": 512, "length": 16, "greedy": True, "metric": "objective"}
+    config.evaluation.metric = "objective"
     config.environment.stock = {"low": -9.0, "high": 9.0, "horizon": 16}
     agent.stock_features, agent.stock_edits = 19, 7
-    config.evaluation.candidates = 181
     wanted = objectives(problem)
     if only and only not in wanted:
         raise ValueError(f"{problem} has no objective {only}: expected one of {', '.join(wanted)}")
     if only:
         agent.functional = wanted[only]
         wanted = {only: wanted[only]}
-    config.evaluation.objectives = wanted
+    config.evaluators = {"exact": {"kind": "exact", "objectives": wanted, "candidates": 181, "greedy": True}}
     if "stockless" in tokens:
         ignore_stock(agent)
     if "smoke" in tokens:
         config.iterations, config.evaluate_every = 4, 2
         agent.learning_starts, agent.updates, agent.batch_size = 256, 2, 16
-        config.evaluation.episodes = 16
     return config
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from experiments.configs._common import value_based_config
+from experiments.configs._common import stock_evaluator, value_based_config
 
 # Discounted returns: at this discount points that are dozens of steps apart add up to a few at most.
 TARGETS = (-2, -1, 0, 1, 2)
@@ -40,17 +40,15 @@ def get_config(variant: str = "") -> ConfigDict:
     agent.capacity, agent.learning_starts = 40_000, 10_000
     agent.updates, agent.batch_size, agent.target_rate = 16, 32, 0.005
     agent.epsilon_end, agent.epsilon_steps = 0.01, 500_000.0
-    config.evaluation = {"episodes": 4, "length": 3_000, "greedy": True, "metric": "objective"}
-    config.evaluation.candidates = 61
-    config.evaluation.objectives = {
-        f"target_{target}": {"kind": "target_return", "target": float(target)} for target in TARGETS
-    }
+    config.evaluators.episodes.count, config.evaluation.metric = 4, "objective"
+    objectives = {f"target_{target}": {"kind": "target_return", "target": float(target)} for target in TARGETS}
+    config.evaluators.objectives = stock_evaluator(objectives, candidates=61, count=4)
     if "smoke" in tokens:
         config.iterations, config.evaluate_every = 4, 2
         config.environment.size, config.environment.frames, config.environment.time_limit = 42, 2, 50
         config.data.length, config.data.batch = 8, 2
         agent.capacity, agent.learning_starts, agent.updates, agent.batch_size = 500, 32, 2, 8
-        config.evaluation.episodes, config.evaluation.length = 2, 50
+        config.evaluators.episodes.count = config.evaluators.objectives.count = 2
     return config
 
 

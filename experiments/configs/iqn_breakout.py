@@ -31,11 +31,10 @@ def get_config(variant: str = "") -> ConfigDict:
     agent.quantiles, agent.n_step, agent.learning_starts = 16, 3, 5_000
     agent.value_low, agent.value_high = 0.0, 20.0
     agent.epsilon_steps, agent.epsilon_end = 100_000.0, 0.02
-    config.evaluation = {"episodes": 64, "length": 1000, "greedy": True, "metric": "return"}
     if "smoke" in tokens:
         config.iterations, config.evaluate_every = 4, 2
         agent.learning_starts, agent.updates, agent.batch_size = 64, 2, 8
-        config.evaluation.episodes, config.evaluation.length = 4, 100
+        config.evaluators.episodes.count, config.evaluators.episodes.cut = 4, 100
     return config
 
 

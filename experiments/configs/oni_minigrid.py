@@ -124,12 +124,12 @@ def get_config(variant: str = "") -> ConfigDict:
         raise ValueError("ppo reads no labels")
     if delay == "http" and flaws:
         raise ValueError(f"http and {flaws[0]} exclude each other")
-    config.evaluation = {"episodes": 16, "length": 300, "greedy": False, "metric": "success"}
+    config.evaluators.episodes.count, config.evaluation.metric = 16, "success"
     if "smoke" in tokens:
         config.iterations, config.evaluate_every = 4, 2
         config.data.length, config.data.batch = 16, 4
         config.environment.max_episode_steps = 20
-        config.evaluation.episodes, config.evaluation.length = 4, 20
+        config.evaluators.episodes.count = 4
     return config
 
 

@@ -116,7 +116,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "time_limit": 20,
     }
     config.data = {"kind": "episodes", "length": 20, "batch": 256, "group_size": 8}
-    config.evaluation = {"episodes": 512, "length": 20, "greedy": False, "metric": "success"}
+    config.evaluators.episodes.count, config.evaluation.metric = 512, "success"
     config.agent.minibatches = 4
     config.agent.learning_rate, config.agent.entropy_weight = TUNED[method]
     _credit(config, method)
@@ -125,7 +125,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.warm_start.steps = 75
     if "hard" in tokens:
         config.environment.update(HARD_ROOMS)
-        config.data.length = config.evaluation.length = config.environment.time_limit
+        config.data.length = config.environment.time_limit
         config.iterations, config.evaluate_every = 600, 20
         config.agent.entropy_weight = HARD_ENTROPY_WEIGHT
     if "visual" in tokens:
@@ -134,7 +134,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.agent.learning_rate = TUNED_ON_RGB.get(method, 2e-3)
     if "smoke" in tokens:
         config.iterations, config.evaluate_every = 4, 2
-        config.data.batch, config.evaluation.episodes = 32, 32
+        config.data.batch, config.evaluators.episodes.count = 32, 32
     return config
 
 

@@ -33,7 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.credit.env = entry("gae", discount=0.99, gae_lambda=0.95)
     config.network.hidden = (64, 64)
     config.agent.update({"epochs": 4, "minibatches": 4, "learning_rate": 2.5e-3, "anneal": True, "whiten": "minibatch"})
-    config.evaluation = {"episodes": 32, "length": 500, "greedy": True, "metric": "return"}
+    config.evaluators.episodes.count, config.evaluators.episodes.greedy = 32, True
     if one_of(tokens, ("host", "native"), "host") == "host":
         config.environment = {"kind": "gymnasium", "environment_id": "CartPole-v1"}
         config.data = {"kind": "unroll", "length": 64, "batch": 16, "group_size": 1}
@@ -47,7 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if "smoke" in tokens:
         config.iterations, config.evaluate_every = 4, 2
         config.data.length = 32
-        config.evaluation.episodes, config.evaluation.length = 4, 100
+        config.evaluators.episodes.count, config.evaluators.episodes.cut = 4, 100
     return config
 
 

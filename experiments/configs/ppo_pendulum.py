@@ -43,7 +43,7 @@ def get_config(variant: str = "") -> ConfigDict:
         }
     )
     config.data = {"kind": "unroll", "length": 200, "batch": 16, "group_size": 1}
-    config.evaluation = {"episodes": 32, "length": 200, "greedy": True, "metric": "return"}
+    config.evaluators.episodes.count, config.evaluators.episodes.greedy = 32, True
     config.iterations, config.evaluate_every = 192, 16
     if one_of(tokens, ("host", "native"), "native") == "native":
         config.environment = {"kind": "functional", "name": "Pendulum-v1"}
@@ -54,7 +54,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if "smoke" in tokens:
         config.iterations, config.evaluate_every = 4, 2
         config.data.length, config.agent.epochs = 40, 2
-        config.evaluation.episodes = 4
+        config.evaluators.episodes.count = 4
     return config
 
 

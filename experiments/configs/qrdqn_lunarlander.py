@@ -90,11 +90,11 @@ def get_config(variant: str = "") -> ConfigDict:
     agent.learning_rate, agent.n_step = TUNED
     agent.value_low, agent.value_high = -40.0, 40.0
     agent.epsilon_steps = 20_000.0
-    config.evaluation = {"episodes": 16, "length": 1000, "greedy": True, "metric": "return"}
+    config.evaluators.episodes.count = 16
     if "smoke" in tokens:
         config.iterations, config.evaluate_every = 4, 2
         agent.learning_starts, agent.updates = 32, 2
-        config.evaluation.episodes, config.evaluation.length = 4, 100
+        config.evaluators.episodes.count, config.evaluators.episodes.cut = 4, 100
     return config
 
 

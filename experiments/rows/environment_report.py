@@ -15,6 +15,9 @@ from typing import Any
 
 from experiments.disk import read_json, write_json_atomic
 
+# The field that says on which episodes the seeds of a run are evaluated: each on its own. Rows without it were made
+# when all seeds shared one draw, which an interval over seeds leaves out.
+EVALUATION_EPISODES, PER_SEED = "evaluation_episodes", "per_seed"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "gymnasium")
 
 
@@ -26,7 +29,7 @@ def environment_report(command: Sequence[str] | None = None) -> dict[str, Any]:
 
     Returns:
       ``commit`` (None outside a git checkout), ``dirty`` (tracked files differ from the commit), ``versions``,
-      ``device`` (kind), ``device_count``, ``platform``, ``command``, ``started`` (UTC).
+      ``device`` (kind), ``device_count``, ``platform``, ``evaluation_episodes``, ``command``, ``started`` (UTC).
     """
     import jax
 
@@ -46,6 +49,7 @@ def environment_report(command: Sequence[str] | None = None) -> dict[str, Any]:
         "device_count": jax.device_count(),
         "platform": device.platform,
         "system": platform.platform(),
+        EVALUATION_EPISODES: PER_SEED,
         "command": shlex.join(command if command is not None else command_line()),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }

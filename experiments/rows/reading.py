@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from experiments.assembly import registry
+from experiments.disk import read_json_object
 from experiments.errors import UserError, cannot_read, unknown
-from experiments.rows.run_folders import DEFAULT_VARIANT, METRICS_FILE, RUNS_FOLDER, committed_file
+from experiments.rows.environment_report import EVALUATION_EPISODES, PER_SEED
+from experiments.rows.run_folders import DEFAULT_VARIANT, ENVIRONMENT_FILE, METRICS_FILE, RUNS_FOLDER, committed_file
 
 TEXTS, INTEGERS = ("experiment", "variant"), ("seed", "env_steps")
 IDENTITY = (*TEXTS, *INTEGERS)
 NOT_METRICS = (*IDENTITY, "iteration")
+# How metrics of learning are named, which are no evaluation's.
+LEARNING_METRICS = ("agent/", "reward/", "annotator/", "time/")
 Row = dict[str, Any]
 
 
@@ -148,6 +152,28 @@ def find_rows(
     if runs is None and default.is_file():
         return find_rows(name, committed=default)
     refuse_without_rows(name, f"{root / name}" if runs is not None else f"{root / name} nor {default}", package)
+
+
+def sharing_episodes(source: str | os.PathLike) -> list[str]:
+    """The variants in ``source``, a file or a folder of run folders as ``find_rows`` names it, whose seeds were all
+    evaluated on the same episodes: an interval over their seeds leaves out the draw of these episodes.
+
+    Raises:
+      UserError: if ``source`` cannot be read.
+    """
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(path.glob(f"*/{METRICS_FILE}"))
+        made = [file.with_name(ENVIRONMENT_FILE) for file in files]
+        sections = [
+            Section(read_json_object(described) if described.is_file() else {}, read_rows(file))
+            for file, described in zip(files, made, strict=True)
+        ]
+    else:
+        sections = read_sections(path)
+    return variants_of(
+        row for section in sections if section.header.get(EVALUATION_EPISODES) != PER_SEED for row in section.rows
+    )
 
 
 def select_variants(requested: str, known: Sequence[str]) -> list[str]:

@@ -29,7 +29,7 @@ DEFAULT_VARIANT = "default"
 RUNS_FOLDER = "runs"
 RESULTS_FOLDER = "results"
 # What the configuration of every experiment has.
-SECTIONS = ("environment", "data", "network", "agent", "rewards", "evaluation")
+SECTIONS = ("environment", "data", "network", "agent", "rewards", "evaluators", "evaluation")
 # Some room is left for what is written beside it under the same name.
 LONGEST_NAME = 200
 # In the variant of a sweep's point: a run and a point with the same values have rows of their own.

@@ -68,6 +68,10 @@ def stratified_bootstrap(
 ) -> Interval:
     """A statistic over all scores with its percentile interval; runs are resampled within each task.
 
+    The interval covers what differs between runs: the seed of the training, and the evaluation episodes where every
+    seed draws its own (``reading.sharing_episodes`` names the variants whose rows are older than that). What all runs
+    share, it leaves out.
+
     Args:
       scores: ``[runs, tasks]``, or ``[runs]`` of one task.
       statistic: ``(values, axis) -> values`` without that axis.

@@ -49,8 +49,9 @@ class Driver(Protocol):
         self, state: RunState, first_iteration: int, iterations: int
     ) -> tuple[RunState, dict[str, np.ndarray]]: ...
 
-    def evaluate(self, state: RunState, seed: int = EVALUATION_SEED) -> dict[str, np.ndarray]:
-        """Means over whole episodes, whose start states and actions are drawn from ``seed``."""
+    def evaluate(self, state: RunState, stream: int = EVALUATION_SEED) -> dict[str, np.ndarray]:
+        """The metrics of ``config.evaluators``; what they draw is each member's own, from ``evaluation_key(member's
+        seed, stream)``."""
 
     def snapshot(self) -> bytes | None:
         """The host's state, ``None`` where there is nothing beside the run state (or it cannot be saved)."""
@@ -83,7 +84,7 @@ def drivers(
         def host_driver(member):
             values = tuple(sorted(member.values.items()))
             if values not in compiled:
-                compiled[values] = HostPrograms(config, source.spec, member.values)
+                compiled[values] = HostPrograms(config, source, member.values)
             return HostDriver(config, source, member, folder, compiled[values])
 
         return [functools.partial(host_driver, member) for program in programs for member in program]

@@ -13,19 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from envs.base import EnvironmentSpec, VectorHost
+from envs.base import VectorHost
 from envs.host_rollout import episodes_host, start_host, unroll_host
 from experiments.annotation.service import AnnotationService
 from experiments.assembly.build import (
     EVALUATION_SEED,
     EnvironmentSource,
     build_annotation,
-    build_objectives,
     build_parts,
 )
+from experiments.assembly.evaluators import build_evaluators
 from experiments.assembly.members import Member
 from experiments.errors import UserError
-from experiments.evaluators.objectives import discounted_returns, initial_stocks, objective_metrics
+from experiments.evaluators.base import HostEpisodes
+from experiments.evaluators.base import evaluate as evaluate_all
 from experiments.training import learn
 from experiments.training.keys import evaluation_key, seed_key
 from experiments.training.learn import RunState
@@ -36,29 +37,28 @@ class HostPrograms:
 
     Args:
       config: the configuration.
-      spec: of the environment.
+      source: with a ``host`` factory.
       values: traced values by dotted key.
 
     Attributes:
       agent: acts and learns.
-      objectives: what is evaluated beside the return, or ``None``.
+      episodes: of the agent, for evaluators; its environments are made when an evaluation needs them.
+      evaluators: by name.
       carry: of the agent before an episode, numpy.
       start: ``seed -> RunState`` without environments.
-      act, act_evaluation: ``(params, carry, observation, key, t) -> (action, carry, {})``.
+      act: ``(params, carry, observation, key, t, *, greedy) -> (action, carry, {})``.
       learn: ``(state, trajectory, iteration, annotations) -> (state, metrics)``; it donates the state.
-      initial_stocks: ``(online, observation) -> [objectives]``; asked only where there are any.
       rollout_key: ``(key, iteration) -> key``.
     """
 
-    def __init__(self, config: ConfigDict, spec: EnvironmentSpec, values: dict[str, float]):
+    def __init__(self, config: ConfigDict, source: EnvironmentSource, values: dict[str, float]):
         traced = {name: jnp.float32(value) for name, value in values.items()}
-        agent, reward, warm_start = build_parts(config, spec, traced)
+        agent, reward, warm_start = build_parts(config, source.spec, traced)
         if warm_start is not None:
             raise UserError(
                 "warm_start.demonstrations: host environments have no expert; expected warm_start.demonstrations=0"
             )
-        self.agent, self.objectives = agent, build_objectives(config, spec, traced)
-        objectives: Any = self.objectives
+        self.agent = agent
 
         def act(params, carry, observation, key, t, *, greedy):
             action, carry, _ = agent.act(params, carry, observation, jax.random.fold_in(key, t), greedy=greedy)
@@ -75,12 +75,13 @@ class HostPrograms:
             return learn.learn(agent, reward, state, trajectory, iteration, annotations)
 
         self.start = jax.jit(lambda seed: learn.initial_state(agent, reward, seed_key(seed)))
-        self.act = jax.jit(functools.partial(act, greedy=False))
-        self.act_evaluation = jax.jit(functools.partial(act, greedy=config.evaluation.greedy))
+        self.act = jax.jit(act, static_argnames="greedy")
         self.learn = jax.jit(learn_step, donate_argnums=0)
-        self.initial_stocks = jax.jit(lambda online, observation: initial_stocks(objectives, online, observation))
         self.rollout_key = jax.jit(lambda key, iteration: learn.stream(key, learn.ROLLOUT, iteration))
         self.carry = jax.device_get(agent.initial_carry(agent.data.batch))
+        make_host: Any = source.host
+        self.episodes = HostEpisodes(make_host, agent, self.act)
+        self.evaluators = build_evaluators(config, source, agent, self.episodes, traced)
 
 
 class HostDriver:
@@ -108,12 +109,11 @@ class HostDriver:
         # What it goes on from.
         self._annotated: dict[str, Any] | None = None
         self._seed = jnp.uint32(member.seed)
-        self._programs = HostPrograms(config, source.spec, member.values) if programs is None else programs
+        self._programs = HostPrograms(config, source, member.values) if programs is None else programs
         self._agent = self._programs.agent
         make_host: Any = source.host
         self._make_host: Callable[[int], VectorHost] = make_host
         self._host = make_host(self._agent.data.batch)
-        self._evaluation_host: VectorHost | None = None
         self.resumed_exactly = True
 
     def template(self) -> RunState:
@@ -165,6 +165,8 @@ class HostDriver:
     def chunk(self, state, first_iteration, iterations):
         data = self._agent.data
         self._start_annotation()
+        # Named, so that an evaluation of sampled actions is the same program.
+        act = functools.partial(self._programs.act, greedy=False)
         history = []
         for iteration in range(first_iteration, first_iteration + iterations):
             key = self._programs.rollout_key(state.key, iteration)
@@ -172,7 +174,7 @@ class HostDriver:
                 rollout: Any = ()
                 trajectory = episodes_host(
                     self._host,
-                    self._programs.act,
+                    act,
                     state.agent.params,
                     key,
                     seeds=self._episode_seeds(iteration),
@@ -183,7 +185,7 @@ class HostDriver:
             else:
                 rollout, trajectory = unroll_host(
                     self._host,
-                    self._programs.act,
+                    act,
                     state.agent.params,
                     state.rollout,
                     key,
@@ -206,45 +208,10 @@ class HostDriver:
             reduced |= {f"annotator/{name}": np.asarray([n]) for name, n in self._annotation.counts().items()}
         return state, reduced
 
-    def evaluate(self, state, seed=EVALUATION_SEED):
-        settings = self._config.evaluation
-        if self._evaluation_host is None:
-            self._evaluation_host = self._make_host(settings.episodes)
-        metrics = jax.device_get(learn.episode_means(self._evaluation_episodes(state, seed)))
-        if self._programs.objectives is not None:
-            metrics |= self._evaluate_objectives(state, self._programs.objectives, seed)
+    def evaluate(self, state, stream=EVALUATION_SEED):
+        key = evaluation_key(self._member.seed, stream)
+        metrics = jax.device_get(evaluate_all(self._programs.evaluators, state._replace(rollout=()), key))
         return {name: np.asarray([value]) for name, value in metrics.items()}
-
-    def _evaluation_seeds(self, seed: int) -> list[int]:
-        # Held-out start states: consecutive seeds near the top of the range, where training's random ones hardly are.
-        return [seed - index for index in range(self._config.evaluation.episodes)]
-
-    def _evaluation_episodes(self, state, seed):
-        settings, host = self._config.evaluation, self._evaluation_host
-        assert host is not None
-        trajectory = episodes_host(
-            host,
-            self._programs.act_evaluation,
-            state.agent.params,
-            evaluation_key(seed),
-            seeds=self._evaluation_seeds(seed),
-            group_size=1,
-            length=settings.length,
-            initial_carry=jax.device_get(self._agent.initial_carry(settings.episodes)),
-            observations=False,
-        )
-        return jax.tree.map(jnp.asarray, trajectory)
-
-    def _evaluate_objectives(self, state, objectives, seed):
-        # Objectives need a stock, and an environment with one is a ``StockHost``.
-        host: Any = self._evaluation_host
-        stocks = self._programs.initial_stocks(state.agent.params["online"], host.reset(self._evaluation_seeds(seed)))
-        returns = []
-        for stock in np.asarray(stocks):
-            host.start_at(float(stock))
-            returns.append(discounted_returns(self._evaluation_episodes(state, seed), self._config.agent.discount))
-        host.start_at(self._config.environment.stock.get("start"))
-        return jax.device_get(objective_metrics(objectives, stocks, jnp.stack(returns)))
 
     def snapshot(self):
         environments = self._host.snapshot() if self._agent.data.kind != "episodes" else None
@@ -267,5 +234,4 @@ class HostDriver:
     def close(self):
         self._close_annotation()
         self._host.close()
-        if self._evaluation_host is not None:
-            self._evaluation_host.close()
+        self._programs.episodes.close()

@@ -2,7 +2,7 @@
 
 Key streams: everything random in a run derives from the seed's key by ``fold_in`` with one of the names below
 and then the iteration, so that no state of a generator is carried and a resumed run draws what the uninterrupted
-one would have drawn. Evaluation draws from a key of its own, the same for every seed.
+one would have drawn. Evaluation draws from a stream of its own (``experiments.training.keys``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from agents.base import Agent
 from envs.base import Environment, PyTree, Trajectory
-from envs.rollout import Policy, episode_statistics, episodes, start_unroll, unroll
+from envs.rollout import episode_statistics, episodes, start_unroll, unroll
+from experiments.evaluators.base import acting_policy
 from rewards.base import RewardTransform
 
 # Streams of a seed's key.
@@ -48,15 +49,6 @@ class RunState(NamedTuple):
 def stream(key: jax.Array, name: int, index: int | jax.Array = 0) -> jax.Array:
     """The key of stream ``name`` at ``index``."""
     return jax.random.fold_in(jax.random.fold_in(key, name), index)
-
-
-def acting_policy(agent: Agent, params: PyTree, *, greedy: bool = False) -> Policy:
-    """The policy function of ``agent`` at ``params``."""
-
-    def policy(carry, observation, key):
-        return agent.act(params, carry, observation, key, greedy=greedy)
-
-    return policy
 
 
 def all_finite(tree: PyTree) -> jax.Array:
@@ -252,49 +244,3 @@ def reduce_metric(name: str, values: Any) -> Any:
     if name.startswith(MAX_PREFIX):
         return values.max(axis=0)
     return values.mean(axis=0)
-
-
-def evaluation_rollout(
-    environment: Environment,
-    agent: Agent,
-    params: PyTree,
-    key: jax.Array,
-    *,
-    num_episodes: int,
-    length: int,
-    greedy: bool,
-) -> Trajectory:
-    """``num_episodes`` whole episodes, each from a start state of its own; ``[T, B]``."""
-    return episodes(
-        environment,
-        acting_policy(agent, params, greedy=greedy),
-        key,
-        length=length,
-        batch=num_episodes,
-        group_size=1,
-        initial_carry=agent.initial_carry(num_episodes),
-    )
-
-
-def evaluate_episodes(
-    environment: Environment,
-    agent: Agent,
-    params: PyTree,
-    key: jax.Array,
-    *,
-    num_episodes: int,
-    length: int,
-    greedy: bool,
-) -> dict[str, jax.Array]:
-    """Means over ``num_episodes`` whole episodes, each from a start state of its own: ``return``, ``length`` and the
-    entries of the environment's ``info`` (``success``)."""
-    return episode_means(
-        evaluation_rollout(environment, agent, params, key, num_episodes=num_episodes, length=length, greedy=greedy)
-    )
-
-
-def episode_means(trajectory: Trajectory) -> dict[str, jax.Array]:
-    """``episode_statistics`` per episode that ended, without the counts."""
-    sums = episode_statistics(trajectory)
-    count = jnp.maximum(sums["episodes"], 1.0)
-    return {name: value / count for name, value in sums.items() if name not in ("episodes", "env_steps")}

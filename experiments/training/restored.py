@@ -25,7 +25,7 @@ from experiments.training.learn import RunState
 from experiments.training.train import CHECKPOINT_FOLDER, program_name, restore
 
 CHOICES = ("best", "latest")
-CHANGEABLE = ("environment.", "evaluation.")
+CHANGEABLE = ("environment.", "evaluators.")
 
 
 def find_folder(run: str, runs: str) -> Path:
@@ -90,14 +90,18 @@ def iteration_of(checkpoints: Checkpoints, wanted: str) -> int:
     return found
 
 
-def changed_config(config: ConfigDict, kind: str | None, overrides: Mapping[str, Any]) -> ConfigDict:
-    """``config`` for an evaluation: with another environment, or another number of episodes.
+def changed_config(
+    config: ConfigDict, kind: str | None, overrides: Mapping[str, Any], evaluators: Sequence[str] = ()
+) -> ConfigDict:
+    """``config`` for an evaluation: with another environment, or other evaluators.
 
     Args:
       config: what was trained.
       kind: of an environment that replaces the trained one's section; ``None`` keeps it.
       overrides: dotted key to value; with ``kind`` those of the section environment are the new environment's
         arguments.
+      evaluators: those of ``config`` to evaluate by, and kinds of others, each under the name of its kind with what
+        ``overrides`` say of it; all of ``config`` where there are none.
 
     Raises:
       UserError: for a key that is unknown or of the training, or a value of another type.
@@ -116,6 +120,14 @@ def changed_config(config: ConfigDict, kind: str | None, overrides: Mapping[str,
         with changed.unlocked():
             # Empty fields take values of any type.
             changed.environment = {"kind": kind} | dict.fromkeys(given)
+    if evaluators:
+        chosen = {}
+        for name in evaluators:
+            prefix = f"evaluators.{name}."
+            given = [key.removeprefix(prefix) for key in overrides if key.startswith(prefix)]
+            chosen[name] = changed.evaluators.get(name, {"kind": name} | dict.fromkeys(given))
+        with changed.unlocked():
+            changed.evaluators = chosen
     changed = registry.apply_overrides(changed, overrides)
     validate(changed)
     return changed
@@ -126,22 +138,24 @@ def evaluate_run(
     checkpoint: str = "best",
     overrides: Mapping[str, Any] | None = None,
     environment: str | None = None,
-    seed: int = TEST_SEED,
+    stream: int = TEST_SEED,
+    evaluators: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Evaluates every member of a run: one row per seed with ``seed``, ``variant``, ``iteration`` and the metrics.
 
     Args:
       folder: the run folder.
       checkpoint: ``best``, ``latest`` or an iteration.
-      overrides, environment: for the evaluation alone, see ``changed_config``.
-      seed: of the episodes; ``EVALUATION_SEED`` repeats what the run's rows say.
+      overrides, environment, evaluators: for the evaluation alone, see ``changed_config``.
+      stream: of the episodes, from which every seed draws its own (``keys.evaluation_key``); ``EVALUATION_SEED``
+        repeats what the run's rows say.
 
     Raises:
       UserError: if there is no such checkpoint, it is of another configuration, or the changed environment has other
         shapes or is not finite.
     """
     config, members = read_run(folder)
-    changed = changed_config(config, environment, overrides or {})
+    changed = changed_config(config, environment, overrides or {}, evaluators)
     source = build_environment(config)
     changed_source = build_environment(changed) if changed.environment != config.environment else source
     described, wanted = source.spec.observation_template(), changed_source.spec.observation_template()
@@ -156,11 +170,11 @@ def evaluate_run(
         if (source.pure is None) == (changed_source.pure is None):
             states = [state]
         elif source.pure is None:
-            states = [_with_params(state, operator.itemgetter(None))]
+            states = [_each(state, operator.itemgetter(None))]
         else:
             # Environments of a host are stepped for one member at a time.
-            states = [_with_params(state, operator.itemgetter(position)) for position in range(len(own))]
-        evaluated = _evaluated(drivers(changed, changed_source, [own]), states, seed)
+            states = [_each(state, operator.itemgetter(position)) for position in range(len(own))]
+        evaluated = _evaluated(drivers(changed, changed_source, [own]), states, stream)
         for position, member in enumerate(own):
             row = {"seed": member.seed, "variant": member.variant, "iteration": found.iteration}
             rows.append(row | {name: float(values[position]) for name, values in evaluated.items()})
@@ -200,17 +214,18 @@ def restored_programs(
         index += 1
 
 
-def _with_params(state: RunState, change: Callable[[Any], Any]) -> RunState:
-    return state._replace(agent=state.agent._replace(params=jax.tree.map(change, state.agent.params)))
+def _each(state: RunState, change: Callable[[Any], Any]) -> RunState:
+    """``state`` with ``change`` made to every array; no evaluation reads the environments that were trained in."""
+    return jax.tree.map(change, state._replace(rollout=()))
 
 
-def _evaluated(makers: Sequence[Callable[[], Any]], states: Sequence[RunState], seed: int) -> dict[str, np.ndarray]:
+def _evaluated(makers: Sequence[Callable[[], Any]], states: Sequence[RunState], stream: int) -> dict[str, np.ndarray]:
     """The metrics ``[members]`` of each driver's state, one after the other."""
     parts: list[dict[str, np.ndarray]] = []
     for make, state in zip(makers, states, strict=True):
         with contextlib.closing(make()) as judge:
             try:
-                parts.append(judge.evaluate(state, seed))
+                parts.append(judge.evaluate(state, stream))
             except FloatingPointError as error:
                 raise UserError(str(error)) from error
     evaluated = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -17,12 +17,13 @@ from experiments.assembly.build import (
     EVALUATION_SEED,
     EnvironmentSource,
     build_annotation,
-    build_objectives,
     build_parts,
     expert_demonstrations,
 )
+from experiments.assembly.evaluators import build_evaluators
 from experiments.assembly.members import Member
-from experiments.evaluators.objectives import evaluate_objectives
+from experiments.evaluators.base import PureEpisodes
+from experiments.evaluators.base import evaluate as evaluate_all
 from experiments.training import learn
 from experiments.training.keys import evaluation_key, seed_key
 from experiments.training.learn import RunState
@@ -88,23 +89,15 @@ class ScanDriver:
                 split=functools.partial(split_environments, mesh),
             )
 
-        def evaluate(params, values, key):
-            agent, _, _ = parts(values)
-            objectives = build_objectives(config, source.spec, values)
-            settings = {
-                "num_episodes": config.evaluation.episodes,
-                "length": config.evaluation.length,
-                "greedy": config.evaluation.greedy,
-            }
-            metrics = learn.evaluate_episodes(environment, agent, params, key, **settings)
-            if objectives is not None:
-                metrics |= evaluate_objectives(environment, agent, objectives, params, key, **settings)
-            return metrics
+        def evaluators(agent, values):
+            return build_evaluators(config, source, agent, PureEpisodes(environment, agent), values)
+
+        def evaluate(state, values, seed, stream):
+            return evaluate_all(evaluators(parts(values).agent, values), state, evaluation_key(seed, stream))
 
         # Built once outside jit, with the configuration's own numbers: a refusal is a message, not a traced error.
-        parts({})
+        evaluators(parts({}).agent, {})
         build_annotation(config, source)
-        build_objectives(config, source.spec)
         program = functools.partial(member_program, mesh=mesh, members=len(members))
         self._start = program(start, in_axes=(0, 0, None))
         self._chunks: dict[int, Any] = {}
@@ -114,7 +107,7 @@ class ScanDriver:
             whole=(False, True),
             donate_argnums=(0,),
         )
-        self._evaluate = program(evaluate, in_axes=(0, 0, None), whole=True)
+        self._evaluate = program(evaluate, in_axes=(0, 0, 0, None), whole=True)
 
     def template(self) -> RunState:
         # What the policy is cloned from does not change its shape.
@@ -127,7 +120,7 @@ class ScanDriver:
     def compile(self, state, iterations):
         # The call that follows finds the same lowering with its executable.
         self._compiled_chunk(iterations).lower(state, self._values, np.int32(0)).compile()
-        self._evaluate.lower(state.agent.params, self._values, evaluation_key()).compile()
+        self._evaluate.lower(*self._evaluation(state, EVALUATION_SEED)).compile()
         return True
 
     def _compiled_chunk(self, iterations: int):
@@ -149,8 +142,12 @@ class ScanDriver:
             )
         return state, metrics
 
-    def evaluate(self, state, seed=EVALUATION_SEED):
-        return jax.device_get(self._evaluate(state.agent.params, self._values, evaluation_key(seed)))
+    def evaluate(self, state, stream=EVALUATION_SEED):
+        return jax.device_get(self._evaluate(*self._evaluation(state, stream)))
+
+    def _evaluation(self, state: RunState, stream: int) -> tuple[Any, ...]:
+        """The arguments of ``_evaluate``; no evaluator reads the environments that are trained in."""
+        return state._replace(rollout=()), self._values, self._seeds, np.uint32(stream)
 
     def trace(self) -> None:
         """Traces one iteration without compiling or running it; raises what its values make it raise."""

@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from experiments.assembly import registry
 from experiments.assembly.build import EnvironmentSource, build_environment, builds_environment
-from experiments.assembly.checks import checked_environment, evaluation_metrics
+from experiments.assembly.checks import checked_environment
+from experiments.assembly.evaluators import evaluation_metrics
 from experiments.assembly.members import Member, members_of, variant_name
 from experiments.errors import SIGNAL_EXIT, UserError, unknown
 from experiments.rows import reading, run_folders, statistics
@@ -27,8 +28,6 @@ from experiments.training.train import PROLONGABLE, prepare_folder, train
 PREFIX = "--sweep."
 TRACED_SECTIONS = ("agent.", "credit.", "rewards.")
 RANKS = ("final", "auc")
-# What a learning step says of itself, and how long it took; its names are known once it has been traced.
-LEARNING_METRICS = ("agent/", "reward/", "annotator/", "time/")
 
 
 class Job(NamedTuple):
@@ -157,11 +156,11 @@ def require_metric(metric: str, config: ConfigDict) -> None:
     Raises:
       UserError: with the nearest metric that they will have.
     """
-    if metric.startswith(LEARNING_METRICS):
+    if metric.startswith(reading.LEARNING_METRICS):
         return
-    spec = build_environment(config).spec
-    training = ["return", "length", "episodes", "rejected_updates", *spec.info]
-    known = [*evaluation_metrics(config, spec), *(f"train/{name}" for name in training)]
+    source = build_environment(config)
+    training = ["return", "length", "episodes", "rejected_updates", *source.spec.info]
+    known = [*evaluation_metrics(config, source), *(f"train/{name}" for name in training)]
     if metric not in known:
         raise unknown("metric", metric, known)
 

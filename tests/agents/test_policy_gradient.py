@@ -17,7 +17,8 @@ from agents.policy_gradient import policy_gradient
 from envs.base import EnvironmentSpec, Transition
 from envs.native.probes import ObservationActionReward, TruncationProbe
 from envs.rollout import start_unroll, unroll
-from experiments.training.learn import acting_policy, collect, initial_state, learn, run_chunk, start_rollout
+from experiments.evaluators.base import acting_policy
+from experiments.training.learn import collect, initial_state, learn, run_chunk, start_rollout
 from rewards.base import chain
 
 KEY = jax.random.key(0)

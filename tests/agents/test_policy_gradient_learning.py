@@ -13,7 +13,9 @@ from agents.estimators import gae, group_outcome, whitened_return
 from agents.networks import NetworkConfig
 from agents.policy_gradient import policy_gradient
 from envs.native import probes
-from experiments.training.learn import evaluate_episodes, initial_state, run_chunk, start_rollout
+from experiments.evaluators.base import PureEpisodes
+from experiments.evaluators.episodes import episode_means
+from experiments.training.learn import initial_state, run_chunk, start_rollout
 from rewards.base import chain
 
 # The runs take a tenth of a second; nearly all time goes into compiling them.
@@ -46,12 +48,8 @@ def value_of(agent, params, observation):
 
 
 def greedy_return(probe, agent, params, episodes=256):
-    evaluate = jax.jit(
-        partial(
-            evaluate_episodes, probe, agent, num_episodes=episodes, length=probe.spec.max_episode_steps, greedy=True
-        ),
-        compiler_options=FAST_COMPILE,
-    )
+    play = partial(PureEpisodes(probe, agent).play, count=episodes, length=probe.spec.max_episode_steps, greedy=True)
+    evaluate = jax.jit(lambda params, key: episode_means(play(params, key)), compiler_options=FAST_COMPILE)
     return float(evaluate(params, jax.random.key(99))["return"])
 
 

@@ -16,7 +16,9 @@ from agents.value_based import value_based
 from envs.native import probes
 from envs.native.tabular import TabularEnvironment, one_state
 from envs.stock import StockAugmented
-from experiments.training.learn import evaluate_episodes, initial_state, run_chunk, start_rollout
+from experiments.evaluators.base import PureEpisodes
+from experiments.evaluators.episodes import episode_means
+from experiments.training.learn import initial_state, run_chunk, start_rollout
 from rewards.base import chain
 
 # The runs take a second; nearly all time goes into compiling them.
@@ -57,17 +59,10 @@ def train(environment, iterations, **arguments):
 
 
 def greedy_return(environment, agent, params, episodes=256):
-    evaluate = jax.jit(
-        partial(
-            evaluate_episodes,
-            environment,
-            agent,
-            num_episodes=episodes,
-            length=environment.spec.max_episode_steps,
-            greedy=True,
-        ),
-        compiler_options=FAST_COMPILE,
+    play = partial(
+        PureEpisodes(environment, agent).play, count=episodes, length=environment.spec.max_episode_steps, greedy=True
     )
+    evaluate = jax.jit(lambda params, key: episode_means(play(params, key)), compiler_options=FAST_COMPILE)
     return float(evaluate(params, jax.random.key(99))["return"])
 
 

@@ -29,7 +29,7 @@ def compiled_once(monkeypatch):
         if source.pure is None:
             identity = registry.fingerprint(config, PROLONGABLE)
             if identity not in made:
-                made[identity] = HostPrograms(config, source.spec, {})
+                made[identity] = HostPrograms(config, source, {})
             members = itertools.chain(*programs)
             return [partial(HostDriver, config, source, member, folder, made[identity]) for member in members]
         makers = []

@@ -80,7 +80,7 @@ def base() -> ConfigDict:
     config.data = {"kind": "episodes", "length": 4, "batch": 8, "group_size": 4}
     config.network.hidden = (4,)
     config.agent.epochs, config.agent.learning_rate = 1, 0.02
-    config.evaluation = {"episodes": 4, "length": 4, "greedy": False, "metric": "return"}
+    config.evaluators.episodes.count = 4
     return config
 
 
@@ -105,7 +105,7 @@ def with_replay() -> ConfigDict:
     config.data = {"kind": "replay", "length": 4, "batch": 4, "group_size": 1}
     config.network.hidden = (4,)
     config.agent.update({"capacity": 48, "learning_starts": 32, "batch_size": 8, "updates": 2, "prioritised": True})
-    config.evaluation = {"episodes": 4, "length": 4, "greedy": True, "metric": "return"}
+    config.evaluators.episodes.count = 4
     return config
 
 

@@ -20,7 +20,7 @@ REFUSED = [
     ("", "at least 1", {"iterations": [0], "evaluate_every": [0], "seeds": [-1]}),
     ("rollout", "at least 1", {"start_states": [0]}),
     ("warm_start", "at least 0", {"demonstrations": [-1], "learning_rate": [-1e-3]}),
-    ("evaluation", "at least 1", {"episodes": [0], "length": [0], "candidates": [0, -3]}),
+    ("evaluators.NAME", "at least 1", {"count": [0], "cut": [0], "candidates": [0, -3]}),
     ("agent", "at least 0", {"learning_rate": [-1e-9], "weight_decay": [-1.0], "critic_learning_rate": [-1.0]}),
     ("agent", "at least 0", {"clip": [-0.1], "clip_high": [-0.1], "value_clip": [-0.1], "value_weight": [-0.5]}),
     ("agent", "at least 0", {"huber": [-1.0], "learning_starts": [-5], "priority_exponent": [-1.0]}),
@@ -133,5 +133,5 @@ def test_every_range_of_the_loop_is_of_a_key_that_there_is():
         registry.load("eta_gridworld").config,
     ):
         known |= registry.keys(config).keys()
-    for section in ("", "rollout", "warm_start", "evaluation"):
+    for section in ("", "rollout", "warm_start"):
         assert {f"{section}.{leaf}".removeprefix(".") for leaf in RANGES[section]} <= known

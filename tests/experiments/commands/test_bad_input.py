@@ -26,8 +26,8 @@ HOST = [
     "--config.network.hidden=4",
     "--config.agent.epochs=1",
     "--config.agent.minibatches=1",
-    "--config.evaluation.episodes=2",
-    "--config.evaluation.length=10",
+    "--config.evaluators.episodes.count=2",
+    "--config.evaluators.episodes.cut=10",
     "--config.evaluate_every=1",
     "--config.iterations=2",
 ]
@@ -200,11 +200,11 @@ MISTAKES = {
     ),
     "a host without expert": (
         [CARTPOLE, "--config.warm_start.demonstrations=4"],
-        ["warm_start.demonstrations=4", "only Sokoban"],
+        ["warm_start.demonstrations=4", "has no expert"],
     ),
     "a pure environment without expert": (
         ["ppo_pendulum:native", "--config.warm_start.demonstrations=4"],
-        ["warm_start.demonstrations=4", "only Sokoban", "expected warm_start.demonstrations=0"],
+        ["warm_start.demonstrations=4", "has no expert", "expected warm_start.demonstrations=0"],
     ),
     "negative rooms": (
         [SOKOBAN, "--config.warm_start.demonstrations=-1"],
@@ -229,8 +229,11 @@ MISTAKES = {
         ["eta_gridworld:cvar,smoke", "--config.agent.functional.level=1.5"],
         ["'agent.functional'", "level=1.5", "at most 1"],
     ),
-    "no candidate": ([GRID, "--config.evaluation.candidates=0"], ["'evaluation.candidates' got 0", "at least 1"]),
-    "fewer candidates than none": ([GRID, "--config.evaluation.candidates=-3"], ["got -3", "at least 1"]),
+    "no candidate": (
+        [GRID, "--config.evaluators.exact.candidates=0"],
+        ["'evaluators.exact.candidates' got 0", "at least 1"],
+    ),
+    "fewer candidates than none": ([GRID, "--config.evaluators.exact.candidates=-3"], ["got -3", "at least 1"]),
     "returns turned around": ([GRID, "--config.agent.return_scale=-1"], ["'agent.return_scale' got -1.0", "above 0"]),
     "returns of another unit": (
         [CLIFF, "--config.rewards.env.factor=0.5"],
@@ -244,7 +247,11 @@ MISTAKES = {
         [GRID, "--config.environment.time_limit=8"],
         ["'environment.stock'", "horizon=16", "cut after 8 steps"],
     ),
-    "judged before the end": ([GRID, "--config.evaluation.length=5"], ["evaluation.length=5", "at least 16"]),
+    "no episode": (
+        [NATIVE[0], "--config.evaluators.episodes.count=0"],
+        ["'evaluators.episodes.count' got 0", "least 1"],
+    ),
+    "a cut at the start": ([NATIVE[0], "--config.evaluators.episodes.cut=0"], ["'evaluators.episodes.cut' got 0"]),
     "a stock upside down": (
         [GRID, "--config.environment.stock.low=10"],
         ["'environment.stock'", "low=10.0, high=9.0", "low <= high"],

@@ -13,9 +13,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from envs.host_rollout import episodes_host
 from envs.hosts.gymnasium import GymnasiumHost
 from experiments.assembly import registry
-from experiments.assembly.build import EVALUATION_SEED
 from experiments.benchmarks import baselines as library_agents
 from experiments.benchmarks.baseline_learning import evaluate
+from experiments.benchmarks.baselines import evaluation_seeds
 from experiments.commands import baselines as baselines
 from experiments.errors import UserError
 from experiments.rows import collecting, reading, run_folders, summary
@@ -57,7 +57,7 @@ def test_a_baseline_gets_the_experiments_steps_and_its_own_settings(stand_in):
     assert job["environment_id"] == "CartPole-v1" and job["seed"] == 0 and job["baseline"] == "sb3_qrdqn"
     assert job["steps"] == 49_152 == config.iterations * config.data.length * config.data.batch
     assert job["evaluate_every"] == 2048
-    assert job["episodes"] == config.evaluation.episodes and job["length"] == 500
+    assert job["episodes"] == len(job["evaluation_seeds"]) == config.evaluators.episodes.count and job["length"] == 500
     assert job["settings"]["n_quantiles"] == 10 and job["settings"]["net_arch"] == [256, 256]
     rows = reading.read_runs(stand_in.runs, "dqn_cartpole")
     assert [row["env_steps"] for row in rows] == list(range(2048, 49_153, 2048))
@@ -165,7 +165,7 @@ class Balancer:
 
 def test_a_baseline_is_evaluated_as_the_house_evaluates():
     episodes, length = 6, 40
-    seeds = [EVALUATION_SEED - index for index in range(episodes)]
+    seeds = evaluation_seeds(0, episodes)
     environments = [lambda: gymnasium.make("CartPole-v1")] * episodes
     vector = SyncVectorEnv(environments, autoreset_mode=AutoresetMode.SAME_STEP)
     theirs = evaluate(Balancer(), vector, seeds, length)

@@ -12,10 +12,11 @@ from experiments.assembly.build import EVALUATION_SEED, TEST_SEED
 from experiments.commands import evaluate, run, sweep
 from experiments.disk import read_json, write_json_atomic
 from experiments.errors import UserError
+from experiments.evaluators import base as evaluators_base
 from experiments.rows import reading, run_folders
-from experiments.training import host_driver, restored, train
+from experiments.training import restored, train
 
-TINY = ["--config.data.batch=16", "--config.evaluation.episodes=16", "--config.network.hidden=8"]
+TINY = ["--config.data.batch=16", "--config.evaluators.episodes.count=16", "--config.network.hidden=8"]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def answer_of(capsys, *arguments):
 
 
 def test_the_latest_checkpoint_gives_the_last_row(trained):
-    found = restored.evaluate_run(trained, "latest", seed=EVALUATION_SEED)
+    found = restored.evaluate_run(trained, "latest", stream=EVALUATION_SEED)
     rows = [row for row in reading.read_rows(trained / run_folders.METRICS_FILE) if row["iteration"] == 4]
     assert len(rows) == len(found) == 2
     for row, seed in zip(rows, found, strict=True):
@@ -43,7 +44,7 @@ def test_the_latest_checkpoint_gives_the_last_row(trained):
 
 def test_a_checkpoint_is_not_judged_by_the_episodes_that_chose_it(trained, capsys):
     answer = answer_of(capsys, str(trained), "--checkpoint=latest")
-    assert answer["seeds"] == restored.evaluate_run(trained, "latest", seed=TEST_SEED)
+    assert answer["seeds"] == restored.evaluate_run(trained, "latest", stream=TEST_SEED)
     rows = [row for row in reading.read_rows(trained / run_folders.METRICS_FILE) if row["iteration"] == 4]
     assert [seed["length"] for seed in answer["seeds"]] != pytest.approx([row["length"] for row in rows], rel=1e-6)
 
@@ -65,6 +66,9 @@ def test_an_iteration_an_environment_and_a_number_of_episodes_can_be_chosen(trai
         (["--episodes=0"], "expected at least 1"),
         (["--config.environment.height=7"], "the run was trained on"),
         (["--config.agent.clip=0.1"], "'agent.clip' is of the training"),
+        (["--evaluators=episode"], "unknown evaluator 'episode' in evaluators.episode, did you mean 'episodes'"),
+        (["--evaluators=exact", "--episodes=3"], "--episodes: none of the evaluators exact has a key 'count'"),
+        (["--evaluators=exact"], "section 'evaluators.exact': the environment's model is not known"),
         (["--environment=sokobn"], "unknown environment kind 'sokobn', did you mean 'sokoban'"),
         (["--config.environment.hight=7"], "unknown configuration key 'environment.hight', did you mean"),
     ],
@@ -86,8 +90,8 @@ CARTPOLE = [
     "--config.network.hidden=4",
     "--config.agent.epochs=1",
     "--config.agent.minibatches=1",
-    "--config.evaluation.episodes=4",
-    "--config.evaluation.length=10",
+    "--config.evaluators.episodes.count=4",
+    "--config.evaluators.episodes.cut=10",
 ]
 
 
@@ -103,7 +107,7 @@ def swept(tmp_path_factory):
 
 def test_a_sweep_is_evaluated_point_by_point(swept, capsys):
     assert {path.name for path in (swept / "checkpoints").iterdir()} == {"program_0", "program_1"}
-    found = restored.evaluate_run(swept, "latest", seed=EVALUATION_SEED)
+    found = restored.evaluate_run(swept, "latest", stream=EVALUATION_SEED)
     last = [row for row in reading.read_rows(swept / run_folders.METRICS_FILE) if row["iteration"] == 4]
     assert len(last) == len(found) == 4
     for row, seed in zip(last, found, strict=True):
@@ -129,16 +133,16 @@ def test_what_was_trained_in_a_pure_environment_is_evaluated_on_a_host(swept, ca
 
 def test_a_host_starts_from_other_seeds_than_those_that_chose_a_checkpoint(swept, monkeypatch):
     started = []
-    original = host_driver.episodes_host
+    original = evaluators_base.episodes_host
 
     def recording(*arguments, **keywords):
         started.append((keywords["seeds"], arguments[3]))
         return original(*arguments, **keywords)
 
-    monkeypatch.setattr(host_driver, "episodes_host", recording)
+    monkeypatch.setattr(evaluators_base, "episodes_host", recording)
     source = {"environment": "gymnasium", "overrides": {"environment.environment_id": "CartPole-v1"}}
-    for seed in (EVALUATION_SEED, TEST_SEED):
-        restored.evaluate_run(swept, "latest", **source, seed=seed)
+    for stream in (EVALUATION_SEED, TEST_SEED):
+        restored.evaluate_run(swept, "latest", **source, stream=stream)
     chose, judge = started[: len(started) // 2], started[len(started) // 2 :]
     assert len(chose) == len(judge) == 4 and all(len(seeds) == 4 for seeds, _ in started)
     assert not {one for seeds, _ in chose for one in seeds} & {one for seeds, _ in judge for one in seeds}

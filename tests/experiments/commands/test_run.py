@@ -26,14 +26,14 @@ OVERRIDES = [
     "--config.agent.anneal=false",
     "--config.agent.epochs=1",
     "--config.agent.minibatches=1",
-    "--config.evaluation.episodes=2",
-    "--config.evaluation.length=10",
+    "--config.evaluators.episodes.count=2",
+    "--config.evaluators.episodes.cut=10",
 ]
 ARGUMENTS = ["ppo_cartpole:smoke", *OVERRIDES, "--seeds=2", "--first-seed=3"]
 # The keys in alphabetical order, the values as the configuration holds them.
 VARIANT = (
     "smoke+agent.anneal=False+agent.epochs=1+agent.minibatches=1+data.batch=4+data.length=8"
-    "+evaluation.episodes=2+evaluation.length=10+network.hidden=(4,)"
+    "+evaluators.episodes.count=2+evaluators.episodes.cut=10+network.hidden=(4,)"
 )
 
 

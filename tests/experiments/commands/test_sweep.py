@@ -14,6 +14,7 @@ import pytest
 from experiments.assembly import registry
 from experiments.assembly.build import build_environment
 from experiments.commands import run, sweep
+from experiments.configs._common import episodes_evaluator
 from experiments.errors import UserError
 from experiments.rows import reading
 from experiments.training import launchers, sweeps
@@ -21,7 +22,7 @@ from tests.experiments import corridor
 
 TINY = [
     "--config.data.batch=16",
-    "--config.evaluation.episodes=16",
+    "--config.evaluators.episodes.count=16",
     "--config.network.hidden=8",
 ]
 
@@ -179,7 +180,7 @@ def test_every_point_is_refused_as_its_single_run_is(tmp_path):
     del config.environment.stock
     config.agent.functional = {"kind": "exponential_utility", "rate": 0.5}
     config.agent.stock_features = config.agent.stock_edits = 0
-    config.evaluation.objectives, config.evaluation.metric = {}, "return"
+    config.evaluators, config.evaluation.metric = {"episodes": episodes_evaluator(4, greedy=True)}, "return"
     config.lock()
     cases = {"agent.discount": (["1.0", "0.5"], "not indifferent to discount=0.5")}
     cases["agent.learning_rate"] = (["0.1", "-0.1"], "'agent.learning_rate' got -0.1, expected at least 0")

@@ -40,7 +40,7 @@ def test_collect_rounds_chooses_and_keeps_the_source(tmp_path):
     assert sections[0].header == {
         "experiment": "oprl_sokoban", "variant": "grpo", "commit": "abc", "dirty": False,
         "command": "sagax run", "versions": {"jax": "1"}, "device": "cpu", "device_count": None,
-        "platform": None, "config_fingerprint": registry.fingerprint({"steps": 30}),
+        "platform": None, "evaluation_episodes": None, "config_fingerprint": registry.fingerprint({"steps": 30}),
     }  # fmt: skip
     assert sections[0].rows[0] == {
         "experiment": "oprl_sokoban", "variant": "grpo", "seed": 0, "env_steps": 10, "success": 0.142857,

@@ -11,6 +11,7 @@ def test_environment_report_names_versions_device_and_command():
     report = environment_report(["sagax", "run", "a b"])
     assert report["command"] == "sagax run 'a b'"
     assert {"python", "jax", "jaxlib", "flax", "optax", "numpy", "gymnasium"} <= report["versions"].keys()
+    assert report["evaluation_episodes"] == "per_seed"
     assert report["platform"] in ("cpu", "gpu", "tpu") and report["device"]
     json.dumps(report, allow_nan=False)
 

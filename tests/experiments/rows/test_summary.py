@@ -9,7 +9,7 @@ from rich.console import Console
 
 from experiments.commands import summary as summary_command
 from experiments.errors import UserError
-from experiments.rows import reading, statistics, summary
+from experiments.rows import collecting, reading, statistics, summary
 
 STEPS = np.arange(1, 6) * 100
 
@@ -143,7 +143,9 @@ def summary_of_alike(baseline):
     """What ``_print`` takes of variants whose names and numbers are long."""
     rows = [row | {"env_steps": 1000 * row["env_steps"]} for name in ALIKE for row in straight(name, [0.2, 0.01, 0.2])]
     heading = {"experiment": "x", "metric": "success", "source": "y", "threshold": 0.4, "confidence": 0.95}
-    return heading | {"baseline": baseline}, summary.summarise(rows, "success", 0.4, baseline=baseline, repetitions=50)
+    return heading | {"baseline": baseline, "sharing_episodes": []}, summary.summarise(
+        rows, "success", 0.4, baseline=baseline, repetitions=50
+    )
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 120])
@@ -182,6 +184,29 @@ def test_the_text_holds_the_same_numbers(home, capsys, monkeypatch):
     )
     (line,) = [line for line in text.splitlines() if "default" in line]
     assert "not reached [400, not reached]" in line and "2/4" in line
+
+
+def test_rows_whose_seeds_shared_their_evaluation_episodes_are_named(home, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    sections = [
+        reading.Section({"experiment": "oprl_sokoban", "variant": "old"}, straight("old", [0.1] * 4)),
+        reading.Section(
+            {"experiment": "oprl_sokoban", "variant": "new", "evaluation_episodes": "per_seed"},
+            straight("new", [0.2] * 4),
+        ),
+    ]
+    collecting.write_sections(sections, "two.jsonl")
+    arguments = ["oprl_sokoban", "--results=two.jsonl", "--threshold=0.4"]
+    assert run_json(capsys, *arguments)["sharing_episodes"] == ["old"]
+    assert run_json(capsys, *arguments, "--variants=new")["sharing_episodes"] == []
+    assert summary_command.main(arguments) == 0
+    assert "leave out the draw of the evaluation episodes, which the seeds share (old)" in capsys.readouterr().out
+    # Run folders say it for themselves.
+    folder = home / "runs" / "oprl_sokoban" / "new"
+    write(folder / "metrics.jsonl", straight("new", [0.2] * 4))
+    for described, expected in (({"evaluation_episodes": "per_seed"}, []), ({}, ["new"])):
+        (folder / "environment.json").write_text(json.dumps(described))
+        assert reading.sharing_episodes(folder.parent) == expected
 
 
 @pytest.mark.parametrize(

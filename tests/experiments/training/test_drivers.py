@@ -12,12 +12,12 @@ import pytest
 from agents.networks import NetworkConfig
 from envs.base import NonFiniteEnvironmentError
 from experiments.assembly import build, registry
-from experiments.assembly.build import build_environment, build_parts
+from experiments.assembly.build import EVALUATION_SEED, TEST_SEED, build_environment, build_parts
 from experiments.assembly.members import Member
 from experiments.commands import run
 from experiments.errors import UserError
+from experiments.evaluators import base as evaluators_base
 from experiments.training import drivers, learn, train
-from experiments.training import host_driver as host_driver_module
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.host_driver import HostDriver
 from experiments.training.keys import evaluation_key
@@ -125,7 +125,9 @@ def test_a_second_chunk_compiles_nothing(make, compilations):
     driver.evaluate(state)
     assert compilations == []
     programs = list(driver._chunks.values()) if make is scan_driver else [driver._programs.act, driver._programs.learn]
-    assert [program._cache_size() for program in programs] == [1] * len(programs)
+    # ``act`` is compiled for the batch of the rollout and for that of the evaluation.
+    expected = [1] if make is scan_driver else [2, 1]
+    assert [program._cache_size() for program in programs] == expected
     driver.close()
 
 
@@ -152,29 +154,53 @@ def test_the_seeds_of_a_host_environment_compile_once(compilations):
         corridor.assert_same_arrays(states[0], states[1])
 
 
-def test_evaluation_does_not_depend_on_the_training_seed():
+def test_every_seed_is_evaluated_on_episodes_of_its_own_apart_from_training():
     config = corridor.without_critic()
+    config.evaluators.episodes.count = 64
     driver = scan_driver(config, 0, 1)
     state = driver.start()
-    # The parameters of member 0 under both seeds.
+    # The parameters of member 0 under both seeds: what differs is the draw.
     same = jax.tree.map(lambda leaf: jnp.stack([leaf[0], leaf[0]]), state.agent.params)
-    found = driver.evaluate(state._replace(agent=state.agent._replace(params=same)))
+    state = state._replace(agent=state.agent._replace(params=same))
+    found = driver.evaluate(state)
+    assert found.keys() == {"return", "length"}
+    assert found["length"][0] != found["length"][1]
+    # Nothing of the stream of training's keys is read.
+    other = driver.evaluate(state._replace(key=jax.vmap(jax.random.key)(jnp.asarray([7, 8]))))
     for name, values in found.items():
-        assert values[0] == values[1], name
-    assert {"return", "length"} <= found.keys()
+        np.testing.assert_array_equal(values, other[name])
+
+
+def test_a_host_evaluates_every_seed_on_episodes_of_its_own(monkeypatch):
+    config = corridor.with_critic()
+    config.environment.kind = "corridor_host"
+    started = []
+    original = evaluators_base.episodes_host
+
+    def recording(*arguments, **keywords):
+        started.append(keywords["seeds"])
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(evaluators_base, "episodes_host", recording)
+    for seed in (0, 1, 0):
+        driver = host_driver(config, seed)
+        driver.evaluate(driver.start())
+        driver.close()
+    first, other, again = started
+    assert first == again and not set(first) & set(other) and len(set(first)) == 4
 
 
 def test_evaluation_on_a_host_keeps_no_observations(monkeypatch):
     config = corridor.with_critic()
     config.environment.kind = "corridor_host"
     kept = []
-    original = host_driver_module.episodes_host
+    original = evaluators_base.episodes_host
 
     def recording(*arguments, **keywords):
         kept.append(original(*arguments, **keywords))
         return kept[-1]
 
-    monkeypatch.setattr(host_driver_module, "episodes_host", recording)
+    monkeypatch.setattr(evaluators_base, "episodes_host", recording)
     driver = host_driver(config)
     state = driver.start()
     lean = driver.evaluate(state)
@@ -183,7 +209,7 @@ def test_evaluation_on_a_host_keeps_no_observations(monkeypatch):
     def whole(*arguments, **keywords):
         return original(*arguments, **keywords | {"observations": True})
 
-    monkeypatch.setattr(host_driver_module, "episodes_host", whole)
+    monkeypatch.setattr(evaluators_base, "episodes_host", whole)
     assert driver.evaluate(state) == lean
     driver.close()
 
@@ -205,8 +231,10 @@ def test_streams_of_a_key_are_distinct():
         )
     }
     assert len(set(keys.values())) == len(keys) == 3 * 7 * 200
-    others = [jax.random.key(seed) for seed in seeds] + [evaluation_key()]
-    assert not {tuple(jax.random.key_data(key).tolist()) for key in others} & set(keys.values())
+    others = [jax.random.key(seed) for seed in seeds]
+    others += [evaluation_key(seed, stream) for seed in seeds for stream in (EVALUATION_SEED, TEST_SEED)]
+    other_data = [tuple(jax.random.key_data(key).tolist()) for key in others]
+    assert len(set(other_data)) == len(others) and not set(other_data) & set(keys.values())
 
 
 @pytest.fixture
@@ -368,7 +396,7 @@ def test_an_environment_that_returns_nan_is_one_message(kind, monkeypatch, tmp_p
     config = corridor.with_critic()
     config.evaluate_every = 1
     # One episode goes on over the iterations of 4 steps; its step 9 is in the third, and no evaluation gets there.
-    config.environment = {"kind": kind, "limit": 100, "poison": 9}
+    config.environment, config.evaluators.episodes.cut = {"kind": kind, "limit": 100, "poison": 9}, 4
     config.data.batch = 2
     monkeypatch.setattr(corridor.Corridor, "_observation", staticmethod(lambda state: jnp.zeros(2)))
     original = corridor.Corridor.step

@@ -38,7 +38,7 @@ KILLS = 20
 def often(config, iterations):
     config.iterations, config.evaluate_every = iterations, 1
     config.data.update({"length": 2, "batch": 2})
-    config.evaluation.update({"episodes": 2, "length": 2})
+    config.evaluators.episodes.update({"count": 2, "cut": 2})
     return config
 
 

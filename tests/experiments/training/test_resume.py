@@ -34,7 +34,7 @@ def recurrent():
     config.network.update({"hidden": (4,), "recurrent_size": 4})
     config.agent.update({"anneal": False, "epochs": 1, "minibatches": 1})
     config.data.update({"length": 4, "batch": 4})
-    config.evaluation.update({"episodes": 2, "length": 8})
+    config.evaluators.episodes.update({"count": 2, "cut": 8})
     return config
 
 
@@ -43,7 +43,7 @@ def on_the_host():
     config.network.hidden = (4,)
     config.agent.update({"anneal": False, "epochs": 1, "minibatches": 1})
     config.data.update({"length": 12, "batch": 4})
-    config.evaluation.update({"episodes": 2, "length": 8})
+    config.evaluators.episodes.update({"count": 2, "cut": 8})
     return config
 
 
@@ -52,7 +52,7 @@ def replay_on_the_host():
     config.network.hidden = (4,)
     config.agent.update({"learning_starts": 48, "batch_size": 8, "capacity": 160})
     config.data.update({"length": 12})
-    config.evaluation.update({"episodes": 2, "length": 8})
+    config.evaluators.episodes.update({"count": 2, "cut": 8})
     return config
 
 
@@ -101,7 +101,7 @@ def montezuma():
     config.agent.update({"anneal": False, "epochs": 1, "minibatches": 1})
     config.environment.time_limit = 10
     config.data.update({"length": 6, "batch": 2})
-    config.evaluation.update({"episodes": 1, "length": 4})
+    config.evaluators.episodes.update({"count": 1, "cut": 4})
     return config
 
 

@@ -18,7 +18,7 @@ from agents.policy_gradient import policy_gradient
 from envs.base import EnvironmentSpec, Transition
 from envs.native.probes import ChainRecall
 from envs.rollout import episodes
-from experiments.training.learn import acting_policy
+from experiments.evaluators.base import acting_policy
 from rewards.process.implicit_prm import LOSSES, Rollouts, _take_groups, _take_kept_groups, implicit_prm
 
 KEY = jax.random.key(0)

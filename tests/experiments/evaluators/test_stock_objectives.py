@@ -1,6 +1,7 @@
 """Objectives of a stock-augmented agent: the searched stock, what is realised, and an agent that does nothing."""
 
 import contextlib
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +15,14 @@ from envs.hosts.jax import JaxHost
 from envs.native.probes import ObservationActionReward
 from envs.stock import StockAugmented
 from experiments.assembly import build, registry
-from experiments.assembly.build import build_environment, build_objectives, build_parts
-from experiments.assembly.checks import evaluation_metrics
+from experiments.assembly.build import build_environment, build_parts
+from experiments.assembly.evaluators import build_evaluators, evaluation_metrics
 from experiments.assembly.members import Member
+from experiments.configs._common import stock_evaluator
 from experiments.errors import UserError
-from experiments.evaluators.objectives import (
+from experiments.evaluators.base import PureEpisodes
+from experiments.evaluators.stock_objectives import (
     Objectives,
-    evaluate_objectives,
     initial_stocks,
     objective_metrics,
     require_units_of_stock,
@@ -40,9 +42,13 @@ def test_the_initial_stocks_by_what_the_network_predicts():
     params = jax.tree.map(jnp.zeros_like, network.init(KEY))
     params["head_advantage"]["bias"] = jnp.log(jnp.array([0.25, 0.25, 0.5] * 2))
     functionals = {"tail": cvar(0.5), "target": target_return(1.5), "best": optimistic_cvar(0.25)}
-    objectives = Objectives(functionals, network, 1.0, jnp.linspace(-3, 1, 9))
+
+    def predicted(params, observation):
+        return network.distribution(network.apply(params, observation))
+
+    objectives = Objectives(functionals, predicted, jnp.linspace(-3, 1, 9))
     _, observation = jax.vmap(source.reset)(jax.random.split(KEY, 4))
-    found = jax.jit(lambda online: initial_stocks(objectives, online, observation))(params)
+    found = jax.jit(lambda params: initial_stocks(objectives, params, observation))(params)
     # All stocks from -2 to -1 tie for the first; the last is at minus the best quarter's quantile.
     np.testing.assert_allclose(found, [-1.0, -1.5, -2.0])
 
@@ -54,7 +60,7 @@ def test_a_range_of_stocks_that_may_be_too_narrow_is_said():
         "near": target_return(-1.0),
         "far": target_return(4.0),
     }
-    objectives = Objectives(functionals, None, 1.0, jnp.linspace(-3.0, 1.0, 9))
+    objectives = Objectives(functionals, None, jnp.linspace(-3.0, 1.0, 9))
     returns = jnp.zeros((4, 2))
 
     def edges(stocks, **changes):
@@ -109,47 +115,56 @@ def test_a_traced_factor_is_left_to_the_point_of_the_sweep():
     require_units_of_stock(agent | {"return_scale": 20.0}, "env", {"env": SCALED | {"factor": jnp.float32(0.05)}})
 
 
-@pytest.mark.parametrize(
-    ("functional", "objectives", "refused"),
-    [
-        ({"kind": "target_return", "target": 0.0}, {}, True),
-        # The stock that an objective starts with is searched among what the network predicts.
-        ({"kind": "mean"}, {"tau_50": {"kind": "cvar", "level": 0.5}}, True),
-        ({"kind": "mean"}, {}, False),
-    ],
-)
-def test_units_matter_where_a_return_is_added_to_a_stock(functional, objectives, refused):
-    config = registry.load("eta_gridworld:smoke").config.copy_and_resolve_references()
-    config.unlock()
-    config.agent.functional, config.evaluation.objectives = functional, objectives
-    config.rewards.halved = {"kind": "scale", "factor": 0.5}
-    spec = build_environment(registry.load("eta_gridworld:smoke").config).spec
-    with pytest.raises(UserError, match=r"rewards\.halved\.factor=0\.5") if refused else contextlib.nullcontext():
-        build_parts(config, spec)
-
-
 @pytest.fixture(scope="module")
-def staying():
-    """``eta_gridworld:smoke`` with a network of zeros but for a bias that prefers to stay: it never gets a reward."""
-    config = registry.load("eta_gridworld:smoke").config
-    source = build_environment(config)
+def smoke():
+    """``eta_gridworld:smoke`` evaluated on episodes, and its environment."""
+    config = registry.load("eta_gridworld:smoke").config.copy_and_resolve_references()
+    wanted = config.evaluators.exact.objectives.to_dict()
+    with config.unlocked():
+        config.evaluators = {"objectives": stock_evaluator(wanted, candidates=181, count=4)}
+    return config, build_environment(config)
+
+
+def evaluators_of(config, source):
     agent = build_parts(config, source.spec).agent
-    params = jax.tree.map(jnp.zeros_like, jax.jit(agent.init)(KEY).params)
-    return config, source, agent, params
+    return build_evaluators(config, source, agent, PureEpisodes(source.pure, agent))
 
 
-def test_an_agent_whose_returns_are_zero_misses_every_target_by_its_size(staying):
-    config, source, agent, params = staying
+@pytest.mark.parametrize("functional", [{"kind": "target_return", "target": 0.0}, {"kind": "mean"}])
+@pytest.mark.parametrize("kind", ["stock_objectives", "exact"])
+def test_units_matter_where_a_return_is_added_to_a_stock(functional, kind, smoke):
+    """The stock that an objective starts with is searched among what the network predicts, whatever is trained for."""
+    config, source = smoke
+    config = config.copy_and_resolve_references().unlock()
+    objectives = {"tau_50": {"kind": "cvar", "level": 0.5}}
+    config.agent.functional, config.evaluators.objectives = functional, {"kind": kind, "objectives": objectives}
+    evaluators_of(config, source)
+    config.rewards.halved = {"kind": "scale", "factor": 0.5}
+    with pytest.raises(UserError, match=r"rewards\.halved\.factor=0\.5"):
+        evaluators_of(config, source)
+
+
+def test_an_agent_for_the_mean_may_scale_its_rewards(smoke):
+    config, source = smoke
+    config = config.copy_and_resolve_references().unlock()
+    config.agent.functional, config.evaluators = {"kind": "mean"}, {"episodes": {"kind": "episodes", "count": 4}}
+    config.rewards.halved = {"kind": "scale", "factor": 0.5}
+    assert evaluators_of(config, source)["episodes"].metrics == ("return", "length")
+
+
+def test_an_agent_whose_returns_are_zero_misses_every_target_by_its_size(smoke):
+    config, source = smoke
+    agent = build_parts(config, source.spec).agent
+    state = jax.jit(agent.init)(KEY)
+    params = jax.tree.map(jnp.zeros_like, state.params)
     quantiles = config.agent.quantiles
     # Stock 0 with a return of 0 is best where it is the target; elsewhere any action ties, so that all prefer action 0.
     bias = params["online"]["head_advantage"]["bias"]
     params["online"]["head_advantage"]["bias"] = bias.at[quantiles:].set(-100.0)
-    objectives = build_objectives(config, source.spec)
-    metrics = jax.jit(
-        lambda params: evaluate_objectives(
-            source.pure, agent, objectives, params, KEY, num_episodes=4, length=16, greedy=True
-        )
-    )(params)
+    run = SimpleNamespace(agent=state._replace(params=params))
+    evaluator = evaluators_of(config, source)["objectives"]
+    metrics = jax.jit(lambda key: evaluator.evaluate(run, key))(KEY)
+    assert set(metrics) == set(evaluator.metrics)
     for target in range(-5, 6):
         np.testing.assert_allclose(metrics[f"stock/target_{target}"], -target)
         np.testing.assert_allclose(metrics[f"mean/target_{target}"], 0.0)
@@ -157,28 +172,23 @@ def test_an_agent_whose_returns_are_zero_misses_every_target_by_its_size(staying
     np.testing.assert_allclose(metrics["objective"], -30 / 11, rtol=1e-6)
 
 
-def test_both_drivers_find_the_same_in_an_environment_without_chance(monkeypatch):
+def test_both_drivers_find_the_same_in_an_environment_without_chance(smoke, monkeypatch):
     def host(num_envs, **arguments):
         return JaxHost(build.PURE_ENVIRONMENTS["gridworld"](**arguments), num_envs)
 
     monkeypatch.setitem(build.HOST_ENVIRONMENTS, "gridworld_host", host)
-    config = registry.load("eta_gridworld:smoke").config
-    config.unlock()
-    config.evaluation.objectives = {
-        "target_1": {"kind": "target_return", "target": 1.0},
-        "tau_50": {"kind": "cvar", "level": 0.5},
-    }
-    config.evaluation.episodes, config.evaluation.candidates = 3, 7
+    config = smoke[0].copy_and_resolve_references().unlock()
+    objectives = {"target_1": {"kind": "target_return", "target": 1.0}, "tau_50": {"kind": "cvar", "level": 0.5}}
+    config.evaluators.objectives = stock_evaluator(objectives, candidates=7, count=3)
     members = [Member(0, "")]
-    scan = ScanDriver(config, build_environment(config), members)
-    state = scan.start()
-    expected = scan.evaluate(state)
+    scan = ScanDriver(config, smoke[1], members)
+    expected = scan.evaluate(scan.start())
     config.environment.kind = "gridworld_host"
     driver = HostDriver(config, build_environment(config), members[0])
     found = driver.evaluate(driver.start())
     assert found.keys() == expected.keys() and "stock/tau_50" in found
     # What may be asked for by --metric is what there is.
-    assert found.keys() == set(evaluation_metrics(config, build_environment(config).spec))
+    assert found.keys() == set(evaluation_metrics(config, build_environment(config)))
     kinds = ("objective", "mean", "stock", "edge")
     for name in ("objective", *(f"{kind}/{each}" for kind in kinds for each in OBJECTIVES)):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
@@ -188,27 +198,28 @@ def test_both_drivers_find_the_same_in_an_environment_without_chance(monkeypatch
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"evaluation.objectives": {"x": {"kind": "cvr", "level": 0.1}}}, "did you mean 'cvar'"),
-        ({"evaluation.objectives": {"x": {"kind": "cvar", "level": 2.0}}}, "level"),
-        ({"evaluation.objectives": {"x": {"kind": "mean"}}}, "expected 'expectation'"),
+        ({"objectives": {"x": {"kind": "cvr", "level": 0.1}}}, "in objectives.x, did you mean 'cvar'"),
+        ({"objectives": {"x": {"kind": "cvar", "level": 2.0}}}, "objectives.x: level"),
+        ({"objectives": {"x": {"kind": "mean"}}}, "expected 'expectation'"),
         (
-            {"evaluation.objectives": {"x": {"kind": "homeostasis", "set_points": (0.0, 0.0)}}},
-            "evaluation.objectives.x: homeostasis.* is for vectors of 2, the return is a number",
+            {"objectives": {"x": {"kind": "homeostasis", "set_points": (0.0, 0.0)}}},
+            "objectives.x: homeostasis.* is for vectors of 2, the return is a number",
         ),
-        ({"evaluation.length": 15}, "evaluation.length=15: .*up to 16 steps.*expected at least 16"),
-        ({"environment.stock": {"low": 0.0, "high": 1.0, "channels": "cost/x"}}, "the stock adds up 'cost/x'"),
-        ({"environment.stock": None}, "the environment has no stock"),
+        ({"objectives": {}}, "expected at least one, such as"),
+        ({"cut": 5}, "section 'evaluators.objectives': unknown key 'cut'"),
+        ({"stock": {"low": 0.0, "high": 1.0, "channels": "cost/x"}}, "the stock adds up 'cost/x'"),
+        ({"stock": None}, "the environment has no stock"),
     ],
 )
-def test_objectives_that_cannot_be_evaluated_are_refused(change, message):
-    config = registry.load("eta_gridworld:smoke").config.copy_and_resolve_references()
-    config.unlock()
-    for key, value in change.items():
-        section, name = key.split(".")
-        if value is None:
-            del config[section][name]
-        else:
-            config[section][name] = value
-    spec = build_environment(registry.load("eta_gridworld:smoke").config).spec
+def test_objectives_that_cannot_be_evaluated_are_refused(change, message, smoke):
+    config, source = smoke[0].copy_and_resolve_references().unlock(), smoke[1]
+    agent = build_parts(config, source.spec).agent
+    if "stock" in change:
+        config.environment.stock = change["stock"] or {}
+        if change["stock"] is None:
+            del config.environment["stock"]
+    else:
+        [(name, value)] = change.items()
+        config.evaluators.objectives[name] = value
     with pytest.raises(UserError, match=message):
-        build_objectives(config, spec)
+        build_evaluators(config, source, agent, PureEpisodes(source.pure, agent))

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import gymnasium
 import jax
 import optax
-from jax.flatten_util import ravel_pytree
 
 from agents.actor_critic import ActorCritic, act, action_probabilities, actor_critic
 from agents.base import Agent, DataSpec
@@ -29,6 +28,7 @@ from agents.losses import (
 )
 from agents.minibatches import minibatch_epochs
 from agents.networks import NetworkConfig
+from agents.optimisers import chained, gradient_norm
 from agents.statistics import masked_std
 from envs.base import EnvironmentSpec, PyTree, Trajectory
 from envs.choices import require_known
@@ -59,6 +59,7 @@ def policy_gradient(
     learning_rate: float | optax.Schedule = 1e-3,
     adam_epsilon: float = 1e-5,
     max_gradient_norm: float | None = 0.5,
+    flatten: bool = True,
     entropy_weight: float = 0.01,
     value_weight: float = 0.5,
     value_clip: float | None = None,
@@ -84,6 +85,7 @@ def policy_gradient(
         whole columns.
       learning_rate: a number or an optax schedule over optimiser steps.
       adam_epsilon, max_gradient_norm: optimiser; ``None`` for no clipping of the global gradient norm.
+      flatten: update all parameters as one vector, see ``agents.optimisers``; False for large or sharded networks.
       entropy_weight, value_weight, value_clip: see ``agents.losses.PolicyLoss``.
       reduction: weight of a step in the policy loss: ``steps``, ``episodes`` or ``constant``, see
         ``agents.losses.step_weights``.
@@ -104,8 +106,7 @@ def policy_gradient(
     )
     _validate_minibatches(minibatches, data.batch if model.recurrent else data.batch * data.length)
     steps = [] if max_gradient_norm is None else [optax.clip_by_global_norm(max_gradient_norm)]
-    # One vector instead of a dozen leaves: a small network's update is mostly the overhead of many small operations.
-    optimiser = optax.flatten(optax.chain(*steps, optax.adam(learning_rate, eps=adam_epsilon)))
+    optimiser = chained(*steps, optax.adam(learning_rate, eps=adam_epsilon), flatten=flatten)
     settings = PolicyLoss(
         surrogate=surrogate,
         clip_low=clip,
@@ -131,7 +132,7 @@ def policy_gradient(
         params, optimiser_state = state
         carry = carry if model.recurrent else model.initial_carry(1)
         (_, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, part, carry)
-        metrics["gradient_norm"] = optax.tree.norm(ravel_pytree(gradient)[0])
+        metrics["gradient_norm"] = gradient_norm(gradient, flatten=flatten)
         updates, optimiser_state = optimiser.update(gradient, optimiser_state, params)
         return PolicyGradientState(optax.apply_updates(params, updates), optimiser_state), metrics
 

@@ -14,12 +14,12 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 
 from agents.base import Agent, DataSpec
 from agents.channels import credit_weights, read_channel
 from agents.functionals import Functional, require
 from agents.networks import NetworkConfig
+from agents.optimisers import chained, gradient_norm
 from agents.priority_tree import PriorityTree
 from agents.replay import ReplayState, importance_weights, replay_add, replay_init, replay_prioritise, replay_sample
 from agents.return_networks import HEADS, ReturnNetwork, best_actions, return_network, utilities
@@ -92,6 +92,7 @@ def value_based(
     learning_rate: float | optax.Schedule = 1e-3,
     adam_epsilon: float = 1e-5,
     max_gradient_norm: float | None = 10.0,
+    flatten: bool = True,
 ) -> Agent:
     """Builds a value-based agent.
 
@@ -149,6 +150,7 @@ def value_based(
         steps.
       learning_rate: a number or an optax schedule over gradient steps.
       adam_epsilon, max_gradient_norm: optimiser; ``None`` for no clipping of the global gradient norm.
+      flatten: update all parameters as one vector, see ``agents.optimisers``; False for large or sharded networks.
 
     Raises:
       ValueError: see ``return_networks.return_network``; data of another kind; counts out of range; a buffer too small
@@ -175,7 +177,8 @@ def value_based(
     steps = [] if max_gradient_norm is None else [optax.clip_by_global_norm(max_gradient_norm)]
     rule = LearningRule(
         returns=returns,
-        optimiser=optax.flatten(optax.chain(*steps, optax.adam(learning_rate, eps=adam_epsilon))),
+        optimiser=chained(*steps, optax.adam(learning_rate, eps=adam_epsilon), flatten=flatten),
+        flatten=flatten,
         actions=int(spec.action_space.n),
         channels={"env": 1.0} if channels is None else dict(channels),
         functional=functional,
@@ -267,7 +270,7 @@ class LearningRule(NamedTuple):
 
     Attributes:
       returns: the network.
-      optimiser: of its parameters.
+      optimiser, flatten: of its parameters; see ``agents.optimisers``.
       actions: how many there are.
       channels: weight by reward channel.
       functional, return_scale, use_stock: of the greedy policy.
@@ -278,6 +281,7 @@ class LearningRule(NamedTuple):
 
     returns: ReturnNetwork
     optimiser: optax.GradientTransformation
+    flatten: bool
     actions: int
     channels: Mapping[str, float]
     functional: Functional | None
@@ -417,7 +421,7 @@ def gradient_step(
         "loss": loss,
         "value": value,
         "target": masked_mean(goal_mean, batch.segment.weight),
-        "gradient_norm": optax.tree.norm(ravel_pytree(gradient)[0]),
+        "gradient_norm": gradient_norm(gradient, flatten=rule.flatten),
     }
     return Learner(online, target, optimiser_state, count, replay.priority, replay.largest), metrics
 

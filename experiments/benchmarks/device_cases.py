@@ -28,6 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("oprl_sokoban", "curiosity_maze", "ppo_cartpole:native")
 SEEDS = (1, 10, 100)
 FINISHED = "finished"
+# What JAX says after XLA has compiled a program.
+COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 class Measurement(NamedTuple):
@@ -37,10 +39,11 @@ class Measurement(NamedTuple):
       name: of the configuration.
       seeds: how many were trained side by side.
       ended: ``finished``, or why the process ended before that; the figures are those it had by then.
-      figures: ``start_seconds`` (build, initial state, warm start), ``compile_seconds`` (the first chunk less the mean
-        of those after it), ``iterations`` of a chunk and ``chunks`` that were timed, their ``steps`` of the
-        environments and ``seconds``, ``steps_per_second``, ``peak_bytes`` and ``memory_of``: the largest ``device`` or,
-        where a device does not count, this ``process``.
+      figures: ``start_seconds`` (build, initial state, warm start), ``compile_seconds`` (what XLA took for the program
+        of a chunk, tracing apart), ``first_chunk_seconds`` (with tracing and compiling), ``iterations`` of a chunk and
+        ``chunks`` that were timed after the first one, their ``steps`` of the environments and ``seconds``,
+        ``steps_per_second``, ``peak_bytes`` and ``memory_of``: the largest ``device`` or, where a device does not
+        count, this ``process``.
       machine: what the figures hold for, or nothing where the process did not get as far.
     """
 
@@ -122,6 +125,14 @@ def report_devices(name: str, seeds: int, seconds: float, command: Sequence[str]
     """
     # Compilation is part of what is measured.
     jax.config.update("jax_enable_compilation_cache", False)
+    compilations: list[float] = []
+
+    def listen(event: str, duration: float, **details: Any) -> None:
+        del details
+        if event == COMPILED:
+            compilations.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     where = machine(command)
     figures: dict[str, Any] = {}
 
@@ -138,27 +149,22 @@ def report_devices(name: str, seeds: int, seconds: float, command: Sequence[str]
     state = jax.block_until_ready(driver.start())
     figures["start_seconds"] = time.perf_counter() - started
     tell()
+    compilations.clear()
     times: list[float] = []
-    steps = chunks = 0
-    # The first one compiles.
+    steps = 0
     while len(times) < 3 or sum(times[1:]) < seconds:
         began = time.perf_counter()
-        state, metrics = driver.chunk(state, chunks * iterations, iterations)
+        state, metrics = driver.chunk(state, len(times) * iterations, iterations)
         jax.block_until_ready(state)
         times.append(time.perf_counter() - began)
-        chunks += 1
-        if len(times) > 1:
+        if len(times) == 1:
+            figures |= {"compile_seconds": sum(compilations), "first_chunk_seconds": times[0]}
+        else:
             steps += int(metrics["sum/env_steps"].sum())
             timed = sum(times[1:])
-            figures |= {
-                "compile_seconds": times[0] - timed / len(times[1:]),
-                "iterations": iterations,
-                "chunks": len(times) - 1,
-                "steps": steps,
-                "seconds": timed,
-                "steps_per_second": steps / timed,
-            }
-            tell()
+            figures |= {"iterations": iterations, "chunks": len(times) - 1, "steps": steps, "seconds": timed}
+            figures["steps_per_second"] = steps / timed
+        tell()
 
 
 def peak_memory() -> tuple[int, str]:

@@ -6,7 +6,9 @@ The same command again continues where the run stopped, or was killed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from experiments.commands.command_parser import CommandParser
 from experiments.errors import SIGNAL_EXIT, command
 from experiments.rows import figures, reading, run_folders
 from experiments.training.compilation_cache import enable_compilation_cache
+from experiments.training.processes import SharedStop, join_processes, writer_first, writes
 from experiments.training.progress import progress, result_table
 from experiments.training.stopping import stop_on_signals
 from experiments.training.train import (
@@ -53,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     made = parser()
     arguments, rest = made.parse_known_args(argv)
+    join_processes()
     if arguments.figure:
         figures.require_destination(arguments.figure)
     loaded = registry.load(arguments.name)
@@ -64,12 +68,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     members = [member._replace(variant=variant) for member in members]
     folder = run_folders.run_folder(arguments.runs, loaded.name, variant)
     enable_compilation_cache()
-    programs = prepare_folder(folder, config, members, fresh=arguments.fresh)
+    programs = writer_first(lambda: prepare_folder(folder, config, members, fresh=arguments.fresh and writes()))
     title = f"{loaded.name}:{variant}" if variant else loaded.name
-    print(f"{title}: {len(members)} seeds on {devices()}, in {folder}", file=sys.stderr)
     total = config.iterations * len(members)
-    with stop_on_signals() as stop, progress(total, title, metric=config.evaluation.metric) as reporter:
+    with contextlib.ExitStack() as stack:
+        # One process tells the user about the run.
+        told = sys.stderr if writes() else stack.enter_context(open(os.devnull, "w"))
+        print(f"{title}: {len(members)} seeds on {devices()}, in {folder}", file=told)
+        stop = SharedStop(stack.enter_context(stop_on_signals()))
+        reporter = stack.enter_context(progress(total, title, metric=config.evaluation.metric, stream=told))
         outcome = train(config, loaded.name, programs, folder, reporter, stop, source)
+    if not writes():
+        return 0 if outcome.finished else SIGNAL_EXIT + (outcome.signal or 0)
     return _report(outcome, loaded.name, config, folder, arguments)
 
 

@@ -23,7 +23,14 @@ from experiments.assembly import registry
 from experiments.commands.command_parser import CommandParser
 from experiments.errors import SIGNAL_EXIT, UserError, command
 from experiments.rows import reading, run_folders
-from experiments.training.launchers import LAUNCHER_PREFIX, LAUNCHERS, Launch, launcher_options
+from experiments.training.launchers import (
+    LAUNCHER_PREFIX,
+    LAUNCHERS,
+    Launch,
+    launcher_options,
+    leave_devices_to_jobs,
+)
+from experiments.training.processes import COORDINATOR, described_process
 from experiments.training.sweeps import PREFIX, RANKS, Plan, grid_of, plan, ranking, require_metric, run_job
 
 
@@ -54,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     options_of = parser()
     arguments, rest = options_of.parse_known_args(argv)
+    if described_process() is not None:
+        raise UserError(f"{COORDINATOR} is set: several processes share one run (sagax run), expected none of a sweep")
+    environment = leave_devices_to_jobs(arguments.jobs) if arguments.job is None else None
     loaded = registry.load(arguments.name)
     options, rest = launcher_options(rest)
     grid, rest = grid_of(rest, loaded.module.get_sweep())
@@ -76,12 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not 0 <= arguments.job < len(made.jobs):
             raise UserError(f"--job={arguments.job}: expected 0 to {len(made.jobs) - 1}")
         return run_job(made, arguments.job, arguments.members_per_program, arguments.fresh)
-    if len(made.jobs) == 1 and arguments.launcher == "local":
+    if len(made.jobs) == 1 and arguments.launcher == "local" and arguments.jobs == 1:
         statuses = [run_job(made, 0, arguments.members_per_program, arguments.fresh)]
     else:
         command_line = [sys.executable, "-m", "experiments", "sweep", *argv]
         folder = Path(arguments.runs) / loaded.name
-        launch = Launch(command_line, len(made.jobs), arguments.jobs, folder, options)
+        launch = Launch(command_line, len(made.jobs), arguments.jobs, folder, options, environment)
         statuses = LAUNCHERS[arguments.launcher](launch)
     failed = [index for index, status in enumerate(statuses) if status]
     rows = [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from experiments.disk import write_atomic
 from experiments.errors import UserError, cannot_read
-from experiments.rows.tables import Curves, Grid, benchmark_table, curves_table, grid_table
+from experiments.rows.tables import Curves, Grid, benchmark_table, curves_table, devices_table, grid_table
 
 _METHODS = (
     *("ppo_residual", "ppo", "ppo+agent.learning_rate=0.008", "gigpo", "reinforce_pp", "oprl_residual", "grpo"),
@@ -153,6 +153,11 @@ Each comparison takes turns between two sides in one run (`sagax benchmark CASE`
 clock's figure is the median over pairs, with the smallest and the largest; processor time adds up all cores."""
 
 
+_DEVICES_HEAD = """## By device and number of seeds
+
+Each measurement trains that many seeds side by side in a process of its own (`sagax benchmark devices`)."""
+
+
 def results_page(root: Path) -> str:
     """The text of ``docs/results.md``."""
     tables = [curves_table(each, root) if isinstance(each, Curves) else grid_table(each, root) for each in RESULTS]
@@ -161,7 +166,9 @@ def results_page(root: Path) -> str:
 
 def benchmarks_page(root: Path) -> str:
     """The text of ``docs/benchmarks.md``."""
-    return "\n\n".join([_MADE, _BENCHMARKS_HEAD, benchmark_table(root / "results" / "benchmark.jsonl")]) + "\n"
+    comparisons = benchmark_table(root / "results" / "benchmark.jsonl")
+    by_device = devices_table(root / "results" / "devices.jsonl")
+    return "\n\n".join([_MADE, _BENCHMARKS_HEAD, comparisons, _DEVICES_HEAD, by_device]) + "\n"
 
 
 PAGES: dict[str, Callable[[Path], str]] = {"docs/results.md": results_page, "docs/benchmarks.md": benchmarks_page}

@@ -185,6 +185,33 @@ def benchmark_table(path: Path) -> str:
     return _markdown(heading, lines)
 
 
+def devices_table(path: Path) -> str:
+    """Every measurement of the benchmark case ``devices`` in Markdown, the newest of each device and version of jax.
+
+    Raises:
+      UserError: if the file cannot be read or is not one of ``sagax benchmark devices``.
+    """
+    newest: dict[tuple[str, str, str, int], tuple[str, Mapping[str, Any]]] = {}
+    for record in _json_lines(path):
+        machine, found = record["machine"], record["measurement"]
+        if not machine:
+            # It was ended before it knew where it was.
+            continue
+        where = f"{machine['device_count']} × {machine['device']}, {machine['cores']} cores"
+        key = found["name"], where, machine["versions"]["jax"], found["seeds"]
+        if key not in newest or newest[key][0] <= machine["started"]:
+            newest[key] = machine["started"], found
+    heading = ["configuration", "machine", "jax", "seeds", "environment steps/s", "compile, s", "peak memory, MiB"]
+    lines = []
+    for (name, where, version, seeds), (_, found) in sorted(newest.items()):
+        measured = [found["ended"], "", ""]
+        if "steps_per_second" in found:
+            memory = f"{found['peak_bytes'] / 2**20:,.0f} of the {found['memory_of']}"
+            measured = [f"{found['steps_per_second']:,.4g}", f"{found['compile_seconds']:.1f}", memory]
+        lines.append([f"`{name}`", where, version, str(seeds), *measured])
+    return _markdown(heading, lines)
+
+
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")

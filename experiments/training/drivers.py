@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -20,6 +21,8 @@ from experiments.assembly.build import (
     EnvironmentSource,
 )
 from experiments.assembly.members import Member
+from experiments.errors import UserError
+from experiments.training import processes
 from experiments.training.host_driver import HostDriver, HostPrograms
 from experiments.training.learn import RunState
 from experiments.training.scan_driver import ScanDriver
@@ -79,6 +82,11 @@ def drivers(
       sweep: as in ``ScanDriver``.
     """
     if source.pure is None:
+        if jax.process_count() > 1:
+            raise UserError(
+                f"environment.kind={config.environment.kind}: host environments are stepped in one process, expected "
+                f"{processes.PROCESSES}=1 or a pure environment"
+            )
         compiled: dict[tuple, HostPrograms] = {}
 
         def host_driver(member):

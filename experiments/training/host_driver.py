@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from envs.base import VectorHost
@@ -92,6 +93,7 @@ class HostDriver:
       member: what to train.
       folder: the run folder, for the files of an annotator; without it there are none.
       programs: those of another member with the same values; its own if ``None``.
+      device: that acts and learns; the first one of this process if ``None``.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class HostDriver:
         member: Member,
         folder: Path | None = None,
         programs: HostPrograms | None = None,
+        device: jax.Device | None = None,
     ):
         self.members = [member]
         self._config, self._member = config, member
@@ -108,7 +111,9 @@ class HostDriver:
         self._annotation: AnnotationService | None = None
         # What it goes on from.
         self._annotated: dict[str, Any] | None = None
-        self._seed = jnp.uint32(member.seed)
+        self._placement = SingleDeviceSharding(jax.local_devices()[0] if device is None else device)
+        # The state is made where the seed is, and stays there.
+        self._seed = jax.device_put(np.uint32(member.seed), self._placement)
         self._programs = HostPrograms(config, source, member.values) if programs is None else programs
         self._agent = self._programs.agent
         make_host: Any = source.host
@@ -117,7 +122,9 @@ class HostDriver:
         self.resumed_exactly = True
 
     def template(self) -> RunState:
-        return self._with_environments(jax.eval_shape(self._programs.start, self._seed), 0)
+        shapes = jax.eval_shape(self._programs.start, self._seed)
+        shapes = jax.tree.map(lambda leaf: leaf.update(sharding=self._placement), shapes)
+        return self._with_environments(shapes, 0)
 
     def start(self) -> RunState:
         self._close_annotation()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import os
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import jax
 
 from experiments.errors import SIGNAL_EXIT, UserError
 from experiments.training.stopping import stop_on_signals
@@ -15,6 +20,9 @@ LAUNCHER_PREFIX = "--launcher."
 POLL_SECONDS = 0.2
 # Of a job, unless --launcher.timeout_min says otherwise; submitit's own default is five.
 MINUTES = 24 * 60
+# JAX takes this share of a GPU's memory at once, or as a process needs it where told so.
+GPU_SHARE = 0.75
+PREALLOCATE, FRACTION = "XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_MEM_FRACTION"
 
 
 class Launch(NamedTuple):
@@ -26,6 +34,7 @@ class Launch(NamedTuple):
       jobs: at a time, where the launcher decides.
       folder: for the launcher's own files.
       options: ``--launcher.KEY=VALUE``, the launcher's own settings.
+      environment: variables of the processes that ``local`` starts; this process's where ``None``.
     """
 
     command: list[str]
@@ -33,21 +42,90 @@ class Launch(NamedTuple):
     jobs: int
     folder: Path
     options: dict[str, Any]
+    environment: Mapping[str, str] | None = None
 
     def words(self, index: int) -> list[str]:
         return [*self.command, f"--job={index}"]
 
 
+def leave_devices_to_jobs(jobs: int) -> dict[str, str]:
+    """Keeps the process that plans a sweep from what its jobs need; called before anything asks for a device.
+
+    Beside several jobs at a time it plans on the CPU. Where there is one at a time, which may be this process itself,
+    it takes memory of a GPU as it needs it, and not most of it at once.
+
+    Returns:
+      The environment for the jobs.
+    """
+    environment = dict(os.environ)
+    if jobs > 1:
+        jax.config.update("jax_platforms", "cpu")
+    else:
+        os.environ.setdefault(PREALLOCATE, "false")
+    return environment
+
+
+def local_devices(environment: Mapping[str, str]) -> tuple[str, int]:
+    """The platform (``cpu``, ``gpu``, ``tpu``) and the number of this machine's devices, as a process with
+    ``environment`` sees them: asked in one of its own, which leaves the devices free when it ends.
+
+    Raises:
+      UserError: if it cannot tell.
+    """
+    code = "import jax; found = jax.local_devices(); print(found[0].platform, len(found))"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    words = done.stdout.split()
+    if done.returncode or len(words) < 2:
+        said = done.stderr.strip().splitlines()
+        raise UserError(f"cannot tell this machine's devices: {said[-1] if said else f'status {done.returncode}'}")
+    return words[-2], int(words[-1])
+
+
+def slot_variables(slot: int, jobs: int, platform: str, devices: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that give the job in ``slot``, one of ``jobs`` at a time, devices of its own.
+
+    The devices are dealt out to the slots; on TPUs each slot has one chip. More jobs than devices share them, and the
+    memory of a GPU.
+
+    Args:
+      slot: from 0 to ``jobs - 1``.
+      jobs: at a time.
+      platform, devices: from ``local_devices``.
+      environment: of the jobs; a choice of devices in it is kept to.
+    """
+    if jobs == 1 or platform not in ("gpu", "tpu"):
+        return {}
+    name = "CUDA_VISIBLE_DEVICES" if platform == "gpu" else "TPU_VISIBLE_CHIPS"
+    known = [word.strip() for word in environment.get(name, "").split(",") if word.strip()]
+    known = known or [str(index) for index in range(devices)]
+    if platform == "tpu":
+        bounds = {"TPU_PROCESS_BOUNDS": "1,1,1", "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1"}
+        return {name: known[slot % len(known)]} | bounds
+    own = known[slot::jobs] or [known[slot % len(known)]]
+    sharing = math.ceil(jobs / len(known))
+    share = {FRACTION: f"{GPU_SHARE / sharing:.3f}"} if sharing > 1 else {}
+    return {name: ",".join(own)} | share
+
+
 def _local(launch: Launch) -> list[int]:
-    """Processes of this machine; a signal is passed on, so that each saves before it ends."""
+    """Processes of this machine, each with devices of its own; a signal is passed on, so that each saves before it
+    ends."""
     waiting, statuses = list(range(launch.total)), [SIGNAL_EXIT] * launch.total
+    environment = dict(os.environ if launch.environment is None else launch.environment)
+    jobs = min(launch.jobs, launch.total)
+    found = local_devices(environment) if jobs > 1 else ("cpu", 1)
+    variables = [slot_variables(slot, jobs, *found, environment) for slot in range(jobs)]
     running: dict[int, subprocess.Popen] = {}
+    slots: dict[int, int] = {}
     with stop_on_signals() as stop:
         while running or (waiting and not stop):
-            while waiting and len(running) < launch.jobs and not stop:
+            while waiting and len(running) < jobs and not stop:
                 index = waiting.pop(0)
+                slots[index] = min(set(range(jobs)) - {slots[other] for other in running})
                 # In a group of its own: an interrupt at the terminal reaches it once, from here.
-                running[index] = subprocess.Popen(launch.words(index), start_new_session=True)
+                running[index] = subprocess.Popen(
+                    launch.words(index), start_new_session=True, env=environment | variables[slots[index]]
+                )
             # Read once: who is waited for without end has been asked to stop.
             stopping = bool(stop)
             for process in running.values() if stopping else ():

@@ -25,6 +25,9 @@ AGENT_INIT, REWARD_INIT, WARM_START, ENVIRONMENT_INIT, ROLLOUT, REWARD_UPDATE, A
 # As many non-finite updates in a row end the learning of a member.
 REJECTED_LIMIT = 3
 
+# See ``all_finite``.
+LARGE_LEAF = 2**16
+
 # Metrics that are sums or maxima over a chunk; every other metric is a mean over its iterations.
 SUM_PREFIX, MAX_PREFIX = "sum/", "max/"
 
@@ -52,10 +55,17 @@ def stream(key: jax.Array, name: int, index: int | jax.Array = 0) -> jax.Array:
 
 
 def all_finite(tree: PyTree) -> jax.Array:
-    """Whether every floating-point number of ``tree`` is finite; ``[]`` bool."""
-    leaves = [leaf.reshape(-1) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    # One look at all of them: one at each of a hundred leaves is a quarter of what there is to compile.
-    return jnp.all(jnp.isfinite(jnp.concatenate(leaves))) if leaves else jnp.bool_(True)
+    """Whether every floating-point number of ``tree`` is finite; ``[]`` bool.
+
+    Leaves of at most ``LARGE_LEAF`` numbers are concatenated and checked at once: a check of each leaf is a quarter of
+    what there is to compile. A larger leaf is checked where it is, so that one that is sharded over devices is neither
+    copied nor gathered.
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    parts = [leaf for leaf in leaves if leaf.size > LARGE_LEAF]
+    small = [leaf.reshape(-1) for leaf in leaves if leaf.size <= LARGE_LEAF]
+    parts += [jnp.concatenate(small)] if small else []
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(part)) for part in parts])) if parts else jnp.bool_(True)
 
 
 def learned_part(state: PyTree) -> PyTree:

@@ -146,8 +146,10 @@ class ScanDriver:
         return jax.device_get(self._evaluate(*self._evaluation(state, stream)))
 
     def _evaluation(self, state: RunState, stream: int) -> tuple[Any, ...]:
-        """The arguments of ``_evaluate``; no evaluator reads the environments that are trained in."""
-        return state._replace(rollout=()), self._values, self._seeds, np.uint32(stream)
+        """The arguments of ``_evaluate``; no evaluator reads the environments that are trained in. A state of another
+        driver may be on other devices."""
+        state = jax.device_put(state._replace(rollout=()), self._sharding)
+        return state, self._values, self._seeds, np.uint32(stream)
 
     def trace(self) -> None:
         """Traces one iteration without compiling or running it; raises what its values make it raise."""

@@ -25,6 +25,7 @@ from experiments.training import learn
 from experiments.training.checkpoint import Checkpoints, Restored
 from experiments.training.drivers import Driver, drivers
 from experiments.training.learn import REJECTED_LIMIT
+from experiments.training.processes import SharedStop, UnwrittenRows, writes
 from experiments.training.progress import COMPILING, FIRST_CHUNK, TRAINING, Done, Reporter
 from experiments.training.row_writer import RowWriter, kept_from_writers
 from experiments.training.stopping import StopRequested
@@ -134,7 +135,7 @@ def train(
     programs: Sequence[Sequence[Member]],
     folder: Path,
     reporter: Reporter,
-    stop: StopRequested,
+    stop: StopRequested | SharedStop,
     source: EnvironmentSource | None = None,
     sweep: bool = False,
 ) -> Outcome:
@@ -161,7 +162,9 @@ def train(
     resumed_from, done, noted = None, Done(0, 0), False
     constants = {"experiment": experiment}
     tensorboard = folder / run_folders.TENSORBOARD_FOLDER
-    with RowWriter(folder / run_folders.METRICS_FILE, constants, tensorboard, by_variant=sweep) as writer:
+    path = folder / run_folders.METRICS_FILE
+    written = RowWriter(path, constants, tensorboard, by_variant=sweep) if writes() else UnwrittenRows(path)
+    with written as writer:
         for index, make in enumerate(makers):
             driver: Driver = make()
             run = None
@@ -173,7 +176,8 @@ def train(
                 reporter.resume(done + run.done)
                 if not (run.ended or noted or stop):
                     noted = True
-                    _note_session(folder, run)
+                    if writes():
+                        _note_session(folder, run)
                 while not run.ended and not stop:
                     if not run.prepared:
                         reporter.phase(COMPILING)
@@ -236,7 +240,9 @@ def restore(checkpoints: Checkpoints, config: ConfigDict, driver: Driver, iterat
 class _Run:
     """One driver's way through its iterations."""
 
-    def __init__(self, config: ConfigDict, driver: Driver, folder: Path, writer: RowWriter, sweep: bool):
+    def __init__(
+        self, config: ConfigDict, driver: Driver, folder: Path, writer: RowWriter | UnwrittenRows, sweep: bool
+    ):
         self._config, self._driver, self._writer, self._sweep = config, driver, writer, sweep
         self._checkpoints = Checkpoints(folder)
         self._identities = [(member.variant, member.seed) for member in driver.members]

@@ -13,6 +13,7 @@ from gymnasium import spaces
 from agents.base import DataSpec
 from agents.distributions import distribution_for
 from agents.networks import Head, NetworkConfig, action_features, action_size, network
+from agents.optimisers import chained
 from agents.statistics import masked_mean
 from envs.base import EnvironmentSpec, PyTree
 from rewards.base import RewardTransform
@@ -40,6 +41,7 @@ def icm(
     learning_rate: float = 1e-3,
     forward_share: float = 0.2,
     scale: float = 0.01,
+    flatten: bool = True,
     channel: str = "curiosity",
 ) -> RewardTransform:
     """``r_t = scale / 2 |forward(phi_t, a_t) - phi_{t+1}|^2`` (Pathak et al., 2017, equation 6).
@@ -62,6 +64,7 @@ def icm(
       parts: every optimiser step takes one of so many random equal parts of the steps.
       learning_rate: of Adam.
       forward_share, scale: ``beta`` and ``eta``.
+      flatten: update all parameters as one vector, see ``agents.optimisers``; False for large or sharded networks.
       channel: see above.
 
     Raises:
@@ -81,7 +84,7 @@ def icm(
 
     forward = model(embedding_size + action_size(spec.action_space), embedding_size)
     inverse = model(2 * embedding_size, distribution.num_parameters)
-    optimiser = optax.flatten(optax.adam(learning_rate))
+    optimiser = chained(optax.adam(learning_rate), flatten=flatten)
 
     def losses(params, observation, next_observation, action):
         """``(L_I, L_F)``, ``[T, B]`` each."""

@@ -24,6 +24,7 @@ from gymnasium import spaces
 
 from agents.base import DataSpec
 from agents.networks import Head, NetworkConfig, action_features, action_size, network
+from agents.optimisers import chained
 from agents.recurrence import gated_recurrence
 from agents.statistics import masked_mean
 from envs.base import EnvironmentSpec, PyTree, Trajectory
@@ -177,6 +178,7 @@ def latent_prediction(
     target_decay: float = 0.99,
     scale_decay: float = 0.99,
     normalised: bool = True,
+    flatten: bool = True,
     channel: str = "curiosity",
 ) -> RewardTransform:
     """Builds BYOL-Explore, or BYOL-Hindsight with ``hindsight``; ``byol_explore`` and ``byol_hindsight`` are these.
@@ -220,6 +222,7 @@ def latent_prediction(
       target_decay: 1 keeps the target as it began, random.
       scale_decay: of ``sigma`` and ``mu``.
       normalised: ``False`` writes ``l_t`` itself.
+      flatten: update all parameters as one vector, see ``agents.optimisers``; False for large or sharded networks.
       channel: see above.
 
     Raises:
@@ -254,8 +257,8 @@ def latent_prediction(
         critics = {"context": head(memory_size, hidden_size), "latent": head(latent_size, hidden_size)}
     else:
         heads, critics = {"predictor": head(memory_size, embedding_size)}, {}
-    model_optimiser = optax.flatten(optax.adam(learning_rate))
-    critic_optimiser = optax.flatten(optax.adam(critic_learning_rate))
+    model_optimiser = chained(optax.adam(learning_rate), flatten=flatten)
+    critic_optimiser = chained(optax.adam(critic_learning_rate), flatten=flatten)
 
     def ask(network, params, *inputs):
         """``[K, N, ...]`` to ``[K, N, size]``."""

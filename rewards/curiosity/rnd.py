@@ -13,6 +13,7 @@ import optax
 
 from agents.base import DataSpec
 from agents.networks import Head, NetworkConfig, network, space_leaves
+from agents.optimisers import chained
 from agents.statistics import masked_mean
 from envs.base import EnvironmentSpec, PyTree
 from rewards.base import RewardTransform
@@ -55,6 +56,7 @@ def rnd(
     learning_rate: float = 1e-4,
     discount: float = 0.99,
     limit: float = 5.0,
+    flatten: bool = True,
     channel: str = "curiosity",
 ) -> RewardTransform:
     """``r_t = mean_j (predictor_j(x) - target_j(x))^2 / sigma`` of the next observation (Burda et al., 2019).
@@ -73,6 +75,7 @@ def rnd(
       parts: every optimiser step takes one of so many random equal parts of the steps; the paper trains on a share of
         0.25, so that the effective batch does not grow with the number of environments.
       learning_rate: of Adam.
+      flatten: update all parameters as one vector, see ``agents.optimisers``; False for large or sharded networks.
       discount, limit, channel: see above.
 
     Raises:
@@ -99,7 +102,7 @@ def rnd(
     heads = {"embedding": Head(embedding_size)}
     target = network(whitened_space, heads, config)
     predictor = network(whitened_space, heads, deeper)
-    optimiser = optax.flatten(optax.adam(learning_rate))
+    optimiser = chained(optax.adam(learning_rate), flatten=flatten)
 
     def whitened(moments, observation):
         """The leaves of ``observation [T, B, ...]``, those of a Box whitened."""

@@ -16,6 +16,7 @@ import optax
 from agents.base import DataSpec
 from agents.networks import CharacterConfig, character_network
 from agents.observation_hash import observation_hash
+from agents.optimisers import chained
 from agents.statistics import masked_mean
 from envs.base import EnvironmentSpec, PyTree, Trajectory
 from envs.choices import require_known
@@ -141,6 +142,7 @@ def language_feedback(
     batch_size: int = 64,
     learning_rate: float = 1e-3,
     max_gradient_norm: float = 10.0,
+    flatten: bool = True,
     channel: str = "language",
 ) -> RewardTransform:
     """``r_t = rhat(message_t) N(message_t)^-beta`` with ``N`` the times the message was said in the episode, this one
@@ -166,6 +168,7 @@ def language_feedback(
         and 32, 64, (7, 7, 3, 3, 3, 3), (3, 3, 1, 1, 1, 3), (128,) and a small network after that.
       updates, small, batch_size, learning_rate, max_gradient_norm: of Adam. The paper's rate is 1e-4, its batch 256,
         and only its ranking clips the gradient.
+      flatten: update all parameters as one vector, see ``agents.optimisers``; False for large or sharded networks.
       channel: see above.
 
     Raises:
@@ -199,7 +202,7 @@ def language_feedback(
         chosen = _judge(
             (capacity, size, length),
             shape,
-            optax.chain(optax.clip_by_global_norm(max_gradient_norm), optax.adam(learning_rate)),
+            chained(optax.clip_by_global_norm(max_gradient_norm), optax.adam(learning_rate), flatten=flatten),
             steps=lambda labels, came: jnp.where(labels >= small, 1, jnp.where(came, updates, 0)),
             batch_size=batch_size,
         )
@@ -350,7 +353,6 @@ def _judge(
     """
     capacity, size, length = shape
     network = character_network(length, config)
-    optimiser = optax.flatten(optimiser)
 
     def loss_fn(params, messages, labels):
         outputs = network.apply(params, messages.reshape(-1, length)).reshape(-1, size)

@@ -18,6 +18,7 @@ from experiments.configs._common import episodes_evaluator
 from experiments.errors import UserError
 from experiments.rows import reading
 from experiments.training import launchers, sweeps
+from experiments.training.processes import VARIABLES
 from tests.experiments import corridor
 
 TINY = [
@@ -242,6 +243,65 @@ def test_local_jobs_are_processes_with_statuses_of_their_own(tmp_path):
     assert launchers.LAUNCHERS["local"](launch(program, 4, 2, tmp_path)) == [0, 1, -9, 3]
 
 
+def test_local_jobs_have_devices_of_their_own(tmp_path, monkeypatch):
+    """On a machine that says that it has two GPUs."""
+    monkeypatch.setattr(launchers, "local_devices", lambda environment: ("gpu", 2))
+    program = (
+        "import os, pathlib, sys, time; here = pathlib.Path(sys.argv[1]); "
+        "(here / (sys.argv[2] + '.txt')).write_text(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+        # The first two are there at the same time.
+        "end = time.monotonic() + 20\n"
+        "while len(list(here.glob('*.txt'))) < 2 and time.monotonic() < end: time.sleep(.02)"
+    )
+    command = [sys.executable, "-c", program, os.fspath(tmp_path)]
+    assert launchers.LAUNCHERS["local"](launchers.Launch(command, 3, 2, tmp_path, {}, dict(os.environ))) == [0, 0, 0]
+    told = [(tmp_path / f"--job={index}.txt").read_text() for index in range(3)]
+    assert sorted(told[:2]) == ["0", "1"] and told[2] in ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("slots", "platform", "devices", "given", "expected"),
+    [
+        # One process at a time has all devices, and on the CPU there is nothing to give.
+        (1, "gpu", 4, {}, [{}]),
+        (2, "cpu", 1, {}, [{}, {}]),
+        (2, "gpu", 2, {}, [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]),
+        (2, "gpu", 4, {}, [{"CUDA_VISIBLE_DEVICES": "0,2"}, {"CUDA_VISIBLE_DEVICES": "1,3"}]),
+        (2, "gpu", 2, {"CUDA_VISIBLE_DEVICES": "5, GPU-a"}, [{"CUDA_VISIBLE_DEVICES": n} for n in ("5", "GPU-a")]),
+        (
+            2,
+            "gpu",
+            1,
+            {},
+            [{"CUDA_VISIBLE_DEVICES": "0", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.375"}] * 2,
+        ),
+        (
+            2,
+            "tpu",
+            4,
+            {},
+            [
+                {
+                    "TPU_VISIBLE_CHIPS": chip,
+                    "TPU_PROCESS_BOUNDS": "1,1,1",
+                    "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1",
+                }
+                for chip in ("0", "1")
+            ],
+        ),
+    ],
+)
+def test_devices_are_dealt_out_to_slots(slots, platform, devices, given, expected):
+    assert [launchers.slot_variables(slot, slots, platform, devices, given) for slot in range(slots)] == expected
+
+
+def test_a_machines_devices_are_asked_for_in_a_process_of_its_own():
+    flags = "--xla_force_host_platform_device_count=3"
+    assert launchers.local_devices(os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}) == ("cpu", 3)
+    with pytest.raises(UserError, match=r"cannot tell this machine's devices: .*nothing_like_it"):
+        launchers.local_devices(os.environ | {"JAX_PLATFORMS": "nothing_like_it"})
+
+
 def test_a_signal_reaches_every_local_job_and_starts_no_other(tmp_path):
     program = (
         "import pathlib, signal, sys, time\n"
@@ -276,6 +336,13 @@ def test_a_launcher_runs_every_job(launcher, tmp_path):
     program = f"import pathlib, sys; (pathlib.Path({str(tmp_path)!r}) / sys.argv[1]).touch(); sys.exit(3)"
     assert launchers.LAUNCHERS[launcher](launch(program, 2, 2, tmp_path)) == [3, 3]
     assert sorted(path.name for path in tmp_path.glob("--job*")) == ["--job=0", "--job=1"]
+
+
+def test_a_sweep_is_not_shared_by_processes(monkeypatch, capsys):
+    for name, value in zip(VARIABLES, ("localhost:1234", "2", "0"), strict=True):
+        monkeypatch.setenv(name, value)
+    assert sweep.main(["oprl_sokoban:grpo,smoke", "--sweep.agent.epochs=1,2"]) == 2
+    assert f"{VARIABLES[0]} is set: several processes share one run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

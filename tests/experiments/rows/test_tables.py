@@ -10,7 +10,16 @@ from experiments.commands import tables as command
 from experiments.errors import UserError
 from experiments.rows.pages import PAGES, stale_pages, write_pages
 from experiments.rows.reading import encode_line
-from experiments.rows.tables import Curves, Grid, benchmark_table, curves_table, grid_table, method_of, tuning_budgets
+from experiments.rows.tables import (
+    Curves,
+    Grid,
+    benchmark_table,
+    curves_table,
+    devices_table,
+    grid_table,
+    method_of,
+    tuning_budgets,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -90,6 +99,27 @@ def test_of_two_records_of_a_comparison_the_newer_is_shown(tmp_path):
     path.write_text("{")
     with pytest.raises(UserError, match="not a file of JSON lines"):
         benchmark_table(path)
+
+
+def test_of_two_measurements_of_a_device_the_newer_is_shown_and_an_early_end_is_told(tmp_path):
+    machine = {"device": "cpu", "device_count": 1, "cores": 2, "versions": {"jax": "1"}}
+    figures = {"compile_seconds": 3.25, "peak_bytes": 2**30, "memory_of": "process"}
+    measured = [
+        ("2026-02", {"seeds": 10, "ended": "finished", "steps_per_second": 20000.0} | figures),
+        ("2026-01", {"seeds": 10, "ended": "finished", "steps_per_second": 1.0} | figures),
+        ("2026-01", {"seeds": 100, "ended": "stopped after 60 s"}),
+    ]
+    path = tmp_path / "devices.jsonl"
+    records = [
+        {"case": "devices", "machine": machine | {"started": started}, "measurement": {"name": "n"} | found}
+        for started, found in measured
+    ]
+    records.append({"case": "devices", "machine": {}, "measurement": {"name": "n", "seeds": 1, "ended": "failed: no"}})
+    path.write_text("\n".join(map(json.dumps, records)))
+    assert devices_table(path).splitlines()[2:] == [
+        "| `n` | 1 × cpu, 2 cores | 1 | 10 | 2e+04 | 3.2 | 1,024 of the process |",
+        "| `n` | 1 × cpu, 2 cores | 1 | 100 | stopped after 60 s |  |  |",
+    ]
 
 
 def test_the_command_writes_and_checks(tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,8 +17,11 @@ import pytest
 from experiments import ROOT
 from experiments.assembly.build import build_environment
 from experiments.errors import UserError
+from experiments.training import processes
+from experiments.training.drivers import drivers
 from experiments.training.processes import COORDINATOR, PROCESS, PROCESSES, described_process
 from experiments.training.scan_driver import ScanDriver
+from experiments.training.stopping import StopRequested
 from tests.experiments import corridor
 
 FOUR = "--xla_force_host_platform_device_count=4"
@@ -29,10 +33,10 @@ def start(what: str, folder: Path, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=pipe, stderr=pipe, text=True)
 
 
-def require_success(*processes: subprocess.Popen) -> list[str]:
+def require_success(*started: subprocess.Popen) -> list[str]:
     """Waits for all; what each printed."""
     printed = []
-    for process in processes:
+    for process in started:
         out, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors[-3000:]
         printed.append(out)
@@ -122,6 +126,49 @@ def test_two_processes_train_what_one_trains(four, tmp_path, monkeypatch):
     assert found.iteration == expected.iteration == 4 and found.meta == expected.meta
     for one, other in zip(corridor.arrays(found.state), corridor.arrays(expected.state), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def other_process(monkeypatch, index: int, told: int) -> list[int]:
+    """Makes this process the one of number ``index`` of two; the other one tells ``told``. What this one tells."""
+    said = []
+
+    def largest(number):
+        said.append(number)
+        return max(number, told)
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+    monkeypatch.setattr(processes, "largest", largest)
+    return said
+
+
+def test_a_signal_to_one_process_stops_all(monkeypatch):
+    stop = processes.SharedStop(StopRequested())
+    assert not stop and stop.signal is None
+    other_process(monkeypatch, 1, signal.SIGTERM)
+    assert stop and stop.signal == signal.SIGTERM
+
+
+def test_the_others_wait_for_what_the_first_process_writes(monkeypatch):
+    said = other_process(monkeypatch, 0, 0)
+    assert processes.writer_first(lambda: "written") == "written" and said == [0]
+    with pytest.raises(ZeroDivisionError):
+        processes.writer_first(lambda: 1 // 0)
+    assert said == [0, 1]
+    said = other_process(monkeypatch, 1, 0)
+    assert processes.writer_first(lambda: "found") == "found" and said == [0]
+    other_process(monkeypatch, 1, 1)
+    with pytest.raises(UserError, match="process 0 has refused"):
+        processes.writer_first(lambda: pytest.fail("nothing is there"))
+
+
+def test_host_environments_have_one_process(monkeypatch):
+    corridor.register(monkeypatch)
+    other_process(monkeypatch, 0, 0)
+    config = corridor.with_critic()
+    config.environment.kind = "corridor_host"
+    with pytest.raises(UserError, match="kind=corridor_host: host environments are stepped in one process"):
+        drivers(config, build_environment(config), [corridor.members(0)])
 
 
 GIVEN = {COORDINATOR: "localhost:1234", PROCESSES: "2", PROCESS: "1"}

@@ -180,6 +180,24 @@ def tanh_gaussian(low: np.ndarray, high: np.ndarray, *, state_dependent_std: boo
     )
 
 
+def with_constants(distribution: Distribution, space: gymnasium.spaces.Box) -> Distribution:
+    """``distribution`` over the components of ``space`` that can vary; the others (``low == high``) are constant.
+
+    A constant component has no parameters, and adds nothing to the log-probability and the entropy.
+    """
+    varies = np.flatnonzero(space.low < space.high)
+
+    def complete(action):
+        constant = jnp.broadcast_to(jnp.asarray(space.low), (*action.shape[:-1], space.low.size))
+        return constant.at[..., varies].set(action)
+
+    return distribution._replace(
+        sample=lambda key, parameters: complete(distribution.sample(key, parameters)),
+        mode=lambda parameters: complete(distribution.mode(parameters)),
+        log_prob=lambda parameters, action: distribution.log_prob(parameters, action[..., varies]),
+    )
+
+
 def joint(parts: list[Distribution], structure: Any) -> Distribution:
     """The product of ``parts``, over actions of the pytree ``structure`` (a treedef with one leaf per part).
 
@@ -211,42 +229,69 @@ def joint(parts: list[Distribution], structure: Any) -> Distribution:
     )
 
 
-def distribution_for(space: gymnasium.Space, *, continuous: str = "gaussian") -> Distribution:
-    """The distribution over ``space``.
-
-    Args:
-      space: Discrete, MultiDiscrete, one-dimensional Box, or a Dict or Tuple of these.
-      continuous: for a Box: ``gaussian`` (clipped where the environment is bounded) or ``tanh_gaussian``.
-
-    Raises:
-      UnsupportedSpaceError: for any other space.
-      ValueError: for an unknown ``continuous``, or ``tanh_gaussian`` on an unbounded Box.
-    """
-    require_known("continuous", continuous, ("gaussian", "tanh_gaussian"))
+def _leaf_distribution(space: gymnasium.Space, continuous: str, state_dependent_std: bool) -> Distribution | None:
+    """The distribution over a space without parts, or ``None`` where there is none."""
     spaces = gymnasium.spaces
     if isinstance(space, spaces.Discrete):
         return categorical(int(space.n))
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
         return multi_categorical(tuple(int(n) for n in space.nvec))
-    if isinstance(space, spaces.Box) and len(space.shape) == 1 and np.issubdtype(space.dtype, np.floating):
-        if continuous == "gaussian":
-            return gaussian(space.shape[0])
-        if not space.is_bounded():
-            raise ValueError(f"tanh_gaussian needs a bounded Box, got {space}; use continuous='gaussian'")
-        return tanh_gaussian(space.low, space.high)
+    if not (isinstance(space, spaces.Box) and len(space.shape) == 1 and np.issubdtype(space.dtype, np.floating)):
+        return None
+    varies = space.low < space.high
+    if not varies.any():
+        raise UnsupportedSpaceError(f"{space}: low equals high in every component, so that there is nothing to choose")
+    if continuous == "gaussian":
+        distribution = gaussian(int(varies.sum()), state_dependent_std=state_dependent_std)
+    elif space.is_bounded():
+        distribution = tanh_gaussian(space.low[varies], space.high[varies])
+    else:
+        raise ValueError(f"tanh_gaussian needs a bounded Box, got {space}; use continuous='gaussian'")
+    return distribution if varies.all() else with_constants(distribution, space)
+
+
+def _nearest_action_space(space: gymnasium.Space) -> str:
+    """What an author can declare instead of a ``space`` that has no distribution, ready to be appended to a message."""
+    spaces = gymnasium.spaces
+    if isinstance(space, spaces.MultiBinary):
+        return f"; the nearest: MultiDiscrete([2] * {math.prod(space.shape)})"
+    if isinstance(space, spaces.MultiDiscrete):
+        return f"; the nearest: a flat MultiDiscrete of {space.nvec.size} choices"
+    if isinstance(space, spaces.Box) and not np.issubdtype(space.dtype, np.floating):
+        return "; the nearest: MultiDiscrete with one choice per value"
+    if isinstance(space, spaces.Box):
+        return f"; the nearest: a flat Box of {math.prod(space.shape)} components"
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        return "; the nearest: one Dict or Tuple, without Dicts, Tuples or other kinds of space inside"
+    return ""
+
+
+def distribution_for(space: gymnasium.Space, *, continuous: str = "gaussian") -> Distribution:
+    """The distribution over ``space``.
+
+    Args:
+      space: Discrete, MultiDiscrete, one-dimensional Box, or a Dict or Tuple of these. A component of a Box whose
+        ``low`` equals its ``high`` is constant: it has no parameters and adds nothing to log-probability and entropy.
+      continuous: for a Box: ``gaussian`` (clipped where the environment is bounded) or ``tanh_gaussian``.
+
+    Raises:
+      UnsupportedSpaceError: for any other space, and for a Box whose components are all constant.
+      ValueError: for an unknown ``continuous``, or ``tanh_gaussian`` on an unbounded Box.
+    """
+    require_known("continuous", continuous, ("gaussian", "tanh_gaussian"))
+    leaf = _leaf_distribution(space, continuous, state_dependent_std=False)
+    if leaf is not None:
+        return leaf
+    spaces = gymnasium.spaces
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         is_dict = isinstance(space, spaces.Dict)
         tree = dict(space.spaces) if is_dict else tuple(space.spaces)
         leaves = [tree[name] for name in sorted(tree)] if is_dict else list(tree)
-        if leaves and all(isinstance(leaf, (spaces.Discrete, spaces.MultiDiscrete, spaces.Box)) for leaf in leaves):
-            parts = []
-            for leaf in leaves:
-                part = distribution_for(leaf, continuous=continuous)
-                if part.num_free:
-                    part = gaussian(leaf.shape[0], state_dependent_std=True)
-                parts.append(part)
+        found = [_leaf_distribution(leaf, continuous, state_dependent_std=True) for leaf in leaves]
+        parts = [part for part in found if part is not None]
+        if parts and len(parts) == len(found):
             return joint(parts, jax.tree.structure(dict.fromkeys(tree, 0) if is_dict else (0,) * len(tree)))
     raise UnsupportedSpaceError(
         f"no action distribution for {space}: expected Discrete, one-dimensional MultiDiscrete, "
-        "one-dimensional float Box, or a Dict or Tuple of these"
+        f"one-dimensional float Box, or a Dict or Tuple of these{_nearest_action_space(space)}"
     )

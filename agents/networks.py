@@ -33,7 +33,8 @@ class NetworkConfig:
     Attributes:
       hidden: widths of the dense layers after the encoder.
       activation: one of ``ACTIVATIONS``.
-      channels: widths of 3x3 convolutions for image leaves (three-dimensional Box); ``()`` flattens images.
+      channels: widths of 3x3 convolutions for image leaves (three-dimensional Box, ``[H, W, C]``, or ``[C, H, W]``
+        where ``2 C < min(H, W)``); ``()`` flattens images.
       strides: one per convolution; empty means 1 throughout.
       recurrent_size: width of a GRU after the dense layers; 0 for a feed-forward network.
       layer_norm: normalise after every dense layer, before the activation.
@@ -136,8 +137,28 @@ def _convolution(images: jax.Array, kernel: jax.Array, window_strides, padding, 
     return jax.lax.platform_dependent(images, kernel, cpu=patches, default=native)
 
 
+# An integer bound of at least this size says what the type can hold, not what the environment shows.
+_NO_BOUND = 2.0**30
+
+
+def _scale(space: gymnasium.spaces.Box) -> np.ndarray:
+    """What each component of an integer Box is divided by: ``max(high, 1)``, or 1 where there is no real bound."""
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    bounded = np.maximum(np.abs(low), np.abs(high)) < _NO_BOUND
+    return np.where(bounded, np.maximum(high, 1.0), 1.0).astype(np.float32)
+
+
+def _is_channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether an image is ``[C, H, W]``: fewer than half as many entries on the first axis as on either other one."""
+    return 2 * shape[0] < min(shape[1:])
+
+
 def _encode_leaf(space: gymnasium.Space, x: jax.Array) -> jax.Array:
-    """One leaf as floats: ``[T, B, features]``, or ``[T, B, H, W, C]`` for an image."""
+    """One leaf as floats: ``[T, B, features]``, or ``[T, B, H, W, C]`` for an image.
+
+    Components of an integer Box are divided by their upper bound, except where a bound is that of the type (2^30 or
+    more in magnitude): such values pass as they are. Images ``[C, H, W]`` become ``[H, W, C]``.
+    """
     spaces = gymnasium.spaces
     if isinstance(space, spaces.Discrete):
         return jax.nn.one_hot(x - int(space.start), int(space.n))
@@ -147,9 +168,11 @@ def _encode_leaf(space: gymnasium.Space, x: jax.Array) -> jax.Array:
     if isinstance(space, spaces.MultiBinary):
         return x.astype(jnp.float32).reshape(*x.shape[:2], -1)
     x = x.astype(jnp.float32)
-    if np.issubdtype(space.dtype, np.integer) and space.is_bounded():
-        x = x / np.maximum(space.high.astype(np.float32), 1.0)
-    return x if len(space.shape) == 3 else x.reshape(*x.shape[:2], -1)
+    if np.issubdtype(space.dtype, np.integer):
+        x = x / _scale(space)
+    if len(space.shape) != 3:
+        return x.reshape(*x.shape[:2], -1)
+    return jnp.moveaxis(x, 2, -1) if _is_channels_first(space.shape) else x
 
 
 def space_leaves(space: gymnasium.Space) -> list[tuple[tuple, gymnasium.Space]]:
@@ -284,7 +307,8 @@ def network(observation_space: gymnasium.Space, heads: Mapping[str, Head], confi
     Hidden weights are orthogonal with gain sqrt(2), heads orthogonal with their own scale, biases zero
     (Andrychowicz et al., 2021, "What matters for on-policy deep actor-critic methods?").
 
-    Integer Boxes are divided by their upper bound, Discrete leaves are one-hot.
+    Integer Boxes are divided by their upper bound (not by the bound of their type, which says nothing about the
+    values), Discrete leaves are one-hot, and images with the channels first are transposed.
 
     Raises:
       UnsupportedSpaceError: if a leaf of the space cannot be encoded.

@@ -25,6 +25,10 @@ Observation = PyTree
 Action = PyTree
 
 
+# Networks compute in 32 bits: a 64-bit observation reaches them as its 32-bit twin.
+NARROW = {"int64": np.dtype(np.int32), "uint64": np.dtype(np.uint32), "float64": np.dtype(np.float32)}
+
+
 class TimeStep(NamedTuple):
     """What one step of an environment returns. Arrays have no leading axis in an ``Environment``, ``[B]`` in a host.
 
@@ -109,9 +113,7 @@ def _template(space: gymnasium.Space) -> PyTree:
     if isinstance(space, gymnasium.spaces.Tuple):
         return tuple(_template(part) for part in space.spaces)
     dtype = np.dtype(space.dtype)
-    # jax computes in 32 bits; a 64-bit observation arrives as its 32-bit twin.
-    narrow = {"int64": np.int32, "uint64": np.uint32, "float64": np.float32}.get(dtype.name, dtype)
-    return jax.ShapeDtypeStruct(space.shape, narrow)
+    return jax.ShapeDtypeStruct(space.shape, NARROW.get(dtype.name, dtype))
 
 
 @runtime_checkable
@@ -177,3 +179,7 @@ class UnsupportedSpaceError(TypeError):
 
 class NonFiniteEnvironmentError(FloatingPointError):
     """An environment returned NaN or infinity."""
+
+
+class ObservationRangeError(ValueError):
+    """An environment returned an observation outside of its space, or too large for 32 bits."""

@@ -27,8 +27,38 @@ def _select(condition: np.ndarray, on_true: PyTree, on_false: PyTree) -> PyTree:
     return jax.tree.map(choose, on_true, on_false)
 
 
-def _stack(transitions: Sequence[Transition]) -> Trajectory:
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *transitions)
+class _Rows:
+    """Pytrees of numpy arrays, one per time step, copied into arrays ``[length, ...]``.
+
+    A row is copied when it is written, so that a host may use its arrays again in the next step.
+    """
+
+    def __init__(self, length: int):
+        self._length, self._count = length, 0
+        self._arrays: list[np.ndarray] = []
+        self._structure: Any = None
+
+    def append(self, row: PyTree) -> None:
+        """Copies ``row``, whose structure, shapes and types are those of the first row."""
+        leaves, structure = jax.tree.flatten(row)
+        if self._structure is None:
+            self._structure = structure
+            self._arrays = [np.empty((self._length, *np.shape(leaf)), np.asarray(leaf).dtype) for leaf in leaves]
+        for array, leaf in zip(self._arrays, leaves, strict=True):
+            array[self._count] = leaf
+        self._count += 1
+
+    def __len__(self) -> int:
+        return self._count
+
+    def stacked(self) -> PyTree:
+        """The rows as one pytree of arrays ``[rows, ...]``."""
+        return jax.tree.unflatten(self._structure, [array[: self._count] for array in self._arrays])
+
+
+def _trajectory(seen: _Rows, followed: _Rows) -> Trajectory:
+    """The trajectory of what was seen before each step, and of the rest of each transition."""
+    return followed.stacked()._replace(observation=seen.stacked())
 
 
 def start_host(host: VectorHost, seed: int, carry: PyTree) -> UnrollState:
@@ -53,10 +83,11 @@ def unroll_host(
     """``length`` steps of every environment; see ``envs.rollout.unroll``."""
     space, key = host.spec.action_space, act_key(key)
     recurrent = bool(jax.tree.leaves(initial_carry))
-    transitions = []
+    seen, followed = _Rows(length), _Rows(length)
     mask = np.ones(host.num_envs, np.float32)
     observation, carry, start, episode_return, episode_length = state[1:]
     for t in range(length):
+        seen.append(observation)
         action, next_carry, extras = policy(params, carry, observation, key, t)
         action, extras = jax.tree.map(np.asarray, (action, extras))
         time_step = host.step(bounded_action(space, action))
@@ -70,9 +101,9 @@ def unroll_host(
             "episode_length": episode_length,
             "info": time_step.info,
         }
-        transitions.append(
+        followed.append(
             Transition(
-                observation,
+                (),
                 action,
                 channels(time_step),
                 time_step.terminated,
@@ -86,7 +117,7 @@ def unroll_host(
         carry = _select(ended, initial_carry, next_carry) if recurrent else next_carry
         episode_return = np.where(ended, np.float32(0), episode_return)
         episode_length = np.where(ended, np.int32(0), episode_length)
-    return UnrollState((), observation, carry, start, episode_return, episode_length), _stack(transitions)
+    return UnrollState((), observation, carry, start, episode_return, episode_length), _trajectory(seen, followed)
 
 
 def episodes_host(
@@ -116,10 +147,11 @@ def episodes_host(
     carry, alive = initial_carry, np.ones(batch, bool)
     recurrent = bool(jax.tree.leaves(initial_carry))
     episode_return = np.zeros(batch, np.float32)
-    transitions = []
+    seen, followed = _Rows(length), _Rows(length)
     for t in range(length):
         if not alive.any():
             break
+        seen.append(observation if observations else ())
         action, next_carry, extras = policy(params, carry, observation, key, t)
         action, extras = jax.tree.map(np.asarray, (action, extras))
         time_step = host.step(bounded_action(space, action))
@@ -136,15 +168,15 @@ def episodes_host(
         }
         rewards = {name: np.where(alive, value, 0).astype(np.float32) for name, value in channels(time_step).items()}
         mask = alive.astype(np.float32)
-        before, done, after = (observation, action, next_observation) if observations else ((), (), ())
-        transitions.append(Transition(before, done, rewards, terminated, truncated, after, mask, extras))
+        done, after = (action, next_observation) if observations else ((), ())
+        followed.append(Transition((), done, rewards, terminated, truncated, after, mask, extras))
         alive = alive & ~(terminated | truncated)
         observation, carry = next_observation, next_carry
-    stacked, missing = _stack(transitions), length - len(transitions)
+    stacked, missing = _trajectory(seen, followed), length - len(followed)
     padded = jax.tree.map(lambda x: _pad(x, x[-1:], missing), stacked._replace(observation=()))
     # What the padding shows is what followed the last step.
     shown = jax.tree.map(lambda x, after: _pad(x, after[-1:], missing), stacked.observation, stacked.next_observation)
-    alive_rows = (np.arange(length) < len(transitions))[:, None]
+    alive_rows = (np.arange(length) < len(followed))[:, None]
     rewards = {name: value * alive_rows for name, value in padded.rewards.items()}
     return padded._replace(observation=shown, mask=padded.mask * alive_rows, rewards=rewards)
 

@@ -71,7 +71,9 @@ def channels(time_step: TimeStep) -> dict[str, jax.Array]:
 def start_unroll(environment: Environment, key: jax.Array, batch: int, carry: PyTree) -> UnrollState:
     """Fresh episodes in ``batch`` environments; ``carry`` is the policy's initial one."""
     state, observation = jax.vmap(environment.reset)(jax.random.split(key, batch))
-    return UnrollState(state, observation, carry, jnp.ones(batch, bool), jnp.zeros(batch), jnp.zeros(batch, jnp.int32))
+    return UnrollState(
+        state, observation, carry, jnp.ones(batch, bool), jnp.zeros(batch, jnp.float32), jnp.zeros(batch, jnp.int32)
+    )
 
 
 def unroll(
@@ -130,7 +132,7 @@ def unroll(
             terminated=time_step.terminated,
             truncated=time_step.truncated,
             next_observation=time_step.observation,
-            mask=jnp.ones(batch),
+            mask=jnp.ones(batch, jnp.float32),
             extras=extras
             | {
                 "carry": state.carry,
@@ -225,7 +227,7 @@ def episodes(
         )
         return following, transition
 
-    start_carry = (state, observation, initial_carry, jnp.ones(batch, bool), jnp.zeros(batch))
+    start_carry = (state, observation, initial_carry, jnp.ones(batch, bool), jnp.zeros(batch, jnp.float32))
     _, trajectory = jax.lax.scan(step, start_carry, jnp.arange(length))
     return trajectory
 

@@ -9,9 +9,24 @@ import jax
 import numpy as np
 from gymnasium import spaces
 
-from envs.base import Action, NonFiniteEnvironmentError, PyTree, UnsupportedSpaceError
+from envs.base import (
+    NARROW,
+    Action,
+    NonFiniteEnvironmentError,
+    Observation,
+    ObservationRangeError,
+    PyTree,
+    UnsupportedSpaceError,
+)
 
 _LEAVES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+# What an author can declare instead of a space that has no array of fixed shape.
+_NEAREST = {
+    "Text": "Box(0, 255, (max_length,), uint8) with the bytes of the text, padded with 0",
+    "Sequence": "Box with room for the longest sequence, padded, and a Discrete for its length",
+    "Graph": "Dict of Boxes with room for the largest graph: nodes, edges, and a mask of each",
+    "OneOf": "Dict of a Discrete, which says which space it is, and of all the spaces",
+}
 
 
 def leaves(space: gymnasium.Space, path: str = "") -> list[tuple[str, gymnasium.Space]]:
@@ -37,9 +52,11 @@ def validate_supported(space: gymnasium.Space, role: str) -> None:
     """
     for path, leaf in leaves(space):
         if not isinstance(leaf, _LEAVES):
+            name = type(leaf).__name__
+            hint = f"; the nearest: {_NEAREST[name]}" if name in _NEAREST else ""
             raise UnsupportedSpaceError(
-                f"{role} space{path} is {type(leaf).__name__}: supported are "
-                f"{', '.join(kind.__name__ for kind in _LEAVES)}, and Dict and Tuple of these"
+                f"{role} space{path} is {name}: supported are "
+                f"{', '.join(kind.__name__ for kind in _LEAVES)}, and Dict and Tuple of these{hint}"
             )
 
 
@@ -104,6 +121,68 @@ def check_finite(name: str, step: int, **parts: PyTree) -> None:
                     f"{name}: environment {position[0]}, step {step}: {part}{jax.tree_util.keystr(path)}{inner} is "
                     f"{leaf[position]}, expected a finite number"
                 )
+
+
+def _limits(space: gymnasium.Space) -> tuple[np.ndarray, np.ndarray, str] | None:
+    """The smallest and the largest value that a leaf of an observation may hold, and where these come from; ``None`` if
+    nothing can go wrong with it."""
+    if isinstance(space, spaces.Discrete):
+        return np.asarray(space.start), np.asarray(space.start + space.n - 1), f"the values of {space}"
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.start, space.start + space.nvec - 1, f"the values of {space}"
+    narrow = NARROW.get(np.dtype(space.dtype).name)
+    if narrow is None:
+        return None
+    if narrow.kind == "f":
+        largest = float(np.finfo(np.float32).max)
+        return np.asarray(-largest), np.asarray(largest), f"what {narrow.name} holds"
+    integers = np.iinfo(narrow.name)
+    return np.asarray(integers.min), np.asarray(integers.max), f"what {narrow.name} holds"
+
+
+def must_be_narrowed(space: gymnasium.Space) -> bool:
+    """Whether ``narrowed`` has anything to do for observations of ``space``."""
+    return any(_limits(leaf) is not None for _, leaf in leaves(space))
+
+
+def narrowed(name: str, step: int, space: gymnasium.Space, observation: Observation, path: str = "") -> Observation:
+    """A batch of observations in 32 bits, once every value is known to survive it.
+
+    jax would wrap a larger integer around without a word, and a network would see only zeros for a discrete value
+    outside of its space.
+
+    Args:
+      name: the environment, for the message.
+      step: steps of the host since its reset, for the message.
+      space: the observation space of one environment.
+      observation: numpy arrays ``[B, ...]``.
+      path: where ``observation`` is in the whole observation, for the message.
+
+    Raises:
+      ObservationRangeError: names the environment's index, the step, the part of the observation and the value.
+    """
+    if isinstance(space, spaces.Dict):
+        parts = space.spaces.items()
+        return {key: narrowed(name, step, part, observation[key], f"{path}[{key!r}]") for key, part in parts}
+    if isinstance(space, spaces.Tuple):
+        pairs = enumerate(zip(space.spaces, observation, strict=True))
+        return tuple(narrowed(name, step, part, value, f"{path}[{index}]") for index, (part, value) in pairs)
+    limits = _limits(space)
+    if limits is None:
+        return observation
+    low, high, meaning = limits
+    # Infinity is a value of either width; whether it is welcome is for ``check_finite`` to say.
+    outside = ((observation < low) | (observation > high)) & ~np.isinf(observation)
+    if outside.any():
+        position = tuple(np.argwhere(outside)[0])
+        inner = f"[{', '.join(map(str, position[1:]))}]" if len(position) > 1 else ""
+        smallest, largest = (np.broadcast_to(limit, outside.shape)[position] for limit in (low, high))
+        raise ObservationRangeError(
+            f"{name}: environment {position[0]}, step {step}: observation{path}{inner} is {observation[position]}, "
+            f"expected {smallest} to {largest}, {meaning}; correct the observation space, or show another number by "
+            "a wrapper such as gymnasium.wrappers.TransformObservation"
+        )
+    return observation.astype(NARROW.get(observation.dtype.name, observation.dtype), copy=False)
 
 
 def environment_seeds(seed: int | Iterable[int], num_envs: int) -> list[int]:

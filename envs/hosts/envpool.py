@@ -18,11 +18,20 @@ from types import ModuleType
 from typing import Any
 
 import gymnasium
+import jax
 import numpy as np
 
 from envs.base import Action, EnvironmentSpec, Observation, TimeStep, UnsupportedSpaceError
 from envs.choices import nearest
-from envs.spaces import as_batch, check_finite, environment_seeds, from_indices, validate_supported
+from envs.spaces import (
+    as_batch,
+    check_finite,
+    environment_seeds,
+    from_indices,
+    must_be_narrowed,
+    narrowed,
+    validate_supported,
+)
 
 _INT_MAX = 2**31 - 1
 _LEVELS = Path("jumanji", "assets", "boxoban", "unfiltered-test.npy")
@@ -109,6 +118,7 @@ class EnvPoolHost:
         )
         validate_supported(self._spec.observation_space, "observation")
         validate_supported(self._spec.action_space, "action")
+        self._narrow = must_be_narrowed(self._spec.observation_space)
         if isinstance(self._spec.action_space, gymnasium.spaces.Dict):
             raise UnsupportedSpaceError(
                 f"{environment_id}: several action arrays, expected one: {self._spec.action_space}"
@@ -133,10 +143,16 @@ class EnvPoolHost:
             self._id, env_type="gymnasium", num_envs=self._num_envs, env_seed=seeds, **self._make_kwargs
         )
         self._steps = 0
-        observation = self._observe(self._pool.reset()[0])
+        observation = self._observed(self._pool.reset()[0])
         if self._finite:
             check_finite(self._id, 0, observation=observation)
         return observation
+
+    def _observed(self, batch: Any) -> Observation:
+        observation = self._observe(batch)
+        if not self._narrow:
+            return observation
+        return narrowed(self._id, self._steps, self._spec.observation_space, observation)
 
     def step(self, action: Action) -> TimeStep:
         """Steps every environment; arrays ``[B, ...]``.
@@ -145,6 +161,7 @@ class EnvPoolHost:
           RuntimeError: before the first ``reset``.
           ValueError: an action of another shape.
           NonFiniteEnvironmentError: an environment returned NaN or infinity.
+          ObservationRangeError: an observation outside of its space, or too large for 32 bits.
         """
         if self._pool is None:
             raise RuntimeError("the environments have not been started: call reset first")
@@ -155,12 +172,14 @@ class EnvPoolHost:
         for key in self._terminal_keys:
             terminated = terminated | (info[key] > 0)
         truncated = truncated & ~terminated
-        final_observation = self._observe(batch)
-        observation = final_observation
         ended = np.flatnonzero(terminated | truncated).astype(np.int32)
         if ended.size:
+            # The reset may write into the arrays that the step returned.
+            batch = jax.tree.map(np.array, batch)
+        final_observation = observation = self._observed(batch)
+        if ended.size:
             fresh, fresh_info = self._pool.reset(ended)
-            observation = self._observe(_with_rows(batch, fresh_info["env_id"], fresh))
+            observation = self._observed(_with_rows(batch, fresh_info["env_id"], fresh))
         reward = reward.astype(np.float32)
         costs = {name: info[key].astype(np.float32) for key, name in self._cost_keys.items()}
         if self._finite:

@@ -18,9 +18,17 @@ import numpy as np
 from gymnasium.utils import EzPickle
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from envs.base import Action, Array, EnvironmentSpec, Observation, PyTree, TimeStep
+from envs.base import Action, Array, EnvironmentSpec, Observation, ObservationRangeError, PyTree, TimeStep
 from envs.choices import nearest
-from envs.spaces import as_batch, check_finite, environment_seeds, from_indices, validate_supported
+from envs.spaces import (
+    as_batch,
+    check_finite,
+    environment_seeds,
+    from_indices,
+    must_be_narrowed,
+    narrowed,
+    validate_supported,
+)
 
 _SUCCESS_KEYS = ("is_success", "success")
 # Packages that register these identifiers when they are installed, by the extra of sagax that installs them.
@@ -28,23 +36,65 @@ _EXTRAS = {"ALE/": "atari", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}
 
 
 class _Report(gymnasium.Wrapper):
-    """Keeps of ``info`` the asked-for entries, as floats.
+    """Keeps of ``info`` only the entries that were asked for, as floats, and may copy observations.
 
     gymnasium stacks every entry of every environment's ``info`` in Python, in the type of the first environment's
     entry: slow where there are many, and a cost of 0.5 beside an integer 0 would be stored as 0.
+
+    Args:
+      env: one environment.
+      keys: entries of ``info`` and the names under which they are reported.
+      own: return every observation as ``_owned`` makes it.
     """
 
-    def __init__(self, env: gymnasium.Env, keys: Sequence[tuple[str, str]]):
+    def __init__(self, env: gymnasium.Env, keys: Sequence[tuple[str, str]], own: bool):
         super().__init__(env)
-        self._keys = tuple(keys)
+        self._keys, self._own = tuple(keys), own
 
     def reset(self, *, seed=None, options=None):
-        return self.env.reset(seed=seed, options=options)[0], {}
+        observation, _ = self.env.reset(seed=seed, options=options)
+        return _owned(self.observation_space, observation) if self._own else observation, {}
 
     def step(self, action):
         observation, reward, terminated, truncated, info = self.env.step(action)
         reported = {name: float(info.get(key, 0.0)) for key, name in self._keys} if self._keys else {}
+        observation = _owned(self.observation_space, observation) if self._own else observation
         return observation, reward, terminated, truncated, reported
+
+
+class _SyncVectorEnv(SyncVectorEnv):
+    """gymnasium's, which keeps a final observation across the reset that may write over it: here it is copied."""
+
+    def _add_info(self, vector_infos, env_info, env_num):
+        if "final_obs" in env_info:
+            env_info = env_info | {"final_obs": _copied(env_info["final_obs"])}
+        return super()._add_info(vector_infos, env_info, env_num)
+
+
+def _owned(space: gymnasium.Space, observation: Observation, path: str = "") -> Observation:
+    """A copy of one environment's observation in the types of ``space``.
+
+    Raises:
+      ObservationRangeError: an integer that the type of ``space`` cannot hold; numpy would wrap it around.
+    """
+    if isinstance(space, gymnasium.spaces.Dict):
+        parts = space.spaces.items()
+        return {key: _owned(part, observation[key], f"{path}[{key!r}]") for key, part in parts}
+    if isinstance(space, gymnasium.spaces.Tuple):
+        pairs = enumerate(zip(space.spaces, observation, strict=True))
+        return tuple(_owned(part, value, f"{path}[{index}]") for index, (part, value) in pairs)
+    array = np.array(observation)
+    if array.dtype == space.dtype or array.dtype.kind not in "iu":
+        return array
+    converted = array.astype(space.dtype)
+    if (converted != array).any():
+        position = np.argwhere(converted != array)[0]
+        inner = f"[{', '.join(map(str, position))}]" if len(position) else ""
+        raise ObservationRangeError(
+            f"observation{path}{inner} is {array[tuple(position)]}, which the type of its space {space} cannot hold; "
+            "declare a larger dtype"
+        )
+    return converted
 
 
 class _StateLostError(Exception):
@@ -112,7 +162,7 @@ def _make(
 def _copied(tree: PyTree) -> PyTree:
     if isinstance(tree, dict):
         return {key: _copied(part) for key, part in tree.items()}
-    return tuple(map(_copied, tree)) if isinstance(tree, tuple) else tree.copy()
+    return tuple(map(_copied, tree)) if isinstance(tree, tuple) else np.array(tree)
 
 
 def _set_row(batch: PyTree, index: int, row: PyTree) -> None:
@@ -176,7 +226,7 @@ class GymnasiumHost:
         try:
             validate_supported(trial.observation_space, "observation")
             validate_supported(trial.action_space, "action")
-            info = _trial_info(trial)
+            observation, info = _trial_step(trial)
             for key in cost_keys:
                 if key not in info:
                     raise ValueError(f"{environment_id} reports no cost {key!r} in info{nearest(key, info)}")
@@ -191,13 +241,16 @@ class GymnasiumHost:
             )
         finally:
             trial.close()
+        # Processes share no code with _SyncVectorEnv, so that their environments copy every observation.
+        own = asynchronous or _may_wrap(self._spec.observation_space, observation)
         keys = [(key, f"cost/{name}") for key, name in cost_keys.items()] + list(info_keys.items())
 
         def make_one() -> gymnasium.Env:
             environment = _make(environment_id, make_kwargs, wrappers)
-            return _Report(environment, keys) if keys or info else environment
+            return _Report(environment, keys, own) if keys or info or own else environment
 
         self._id, self._num_envs, self._finite = environment_id, num_envs, finite
+        self._narrow = must_be_narrowed(self._spec.observation_space)
         self._steps = 0
         self._observation: Observation | None = None
         makers = [make_one] * num_envs
@@ -205,7 +258,7 @@ class GymnasiumHost:
         self._vector = (
             AsyncVectorEnv(makers, context="forkserver", autoreset_mode=AutoresetMode.SAME_STEP)
             if asynchronous
-            else SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+            else _SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
         )
 
     @property
@@ -221,10 +274,16 @@ class GymnasiumHost:
         seeds: list[int | None] = [*environment_seeds(seed, self._num_envs)]
         observation, _ = self._vector.reset(seed=seeds)
         self._steps = 0
+        observation = self._narrowed(observation)
         if self._finite:
             check_finite(self._id, 0, observation=observation)
         self._observation = observation
         return observation
+
+    def _narrowed(self, observation: Observation) -> Observation:
+        if not self._narrow:
+            return observation
+        return narrowed(self._id, self._steps, self._spec.observation_space, observation)
 
     def step(self, action: Action) -> TimeStep:
         """Steps every environment; arrays ``[B, ...]``.
@@ -232,17 +291,20 @@ class GymnasiumHost:
         Raises:
           ValueError: an action of another shape.
           NonFiniteEnvironmentError: an environment returned NaN or infinity.
+          ObservationRangeError: an observation outside of its space, or too large for 32 bits.
         """
         space = self._spec.action_space
         action = from_indices(space, as_batch(space, action, self._num_envs))
         observation, reward, terminated, truncated, info = self._vector.step(action)
         self._steps += 1
         reward = reward.astype(np.float32)
-        final_observation = observation
         if "final_obs" in info:
             final_observation = _copied(observation)
             for index in np.flatnonzero(info["_final_obs"]):
                 _set_row(final_observation, int(index), info["final_obs"][index])
+            final_observation, observation = self._narrowed(final_observation), self._narrowed(observation)
+        else:
+            final_observation = observation = self._narrowed(observation)
         costs: dict[str, Array] = {name: self._reported(info, f"cost/{name}") for name in self._spec.costs}
         if self._finite:
             check_finite(self._id, self._steps, observation=observation, reward=reward)
@@ -313,8 +375,19 @@ class GymnasiumHost:
         self._vector.close()
 
 
-def _trial_info(trial: gymnasium.Env) -> dict[str, Any]:
-    """What the environment reports in ``info`` in its first step."""
+def _trial_step(trial: gymnasium.Env) -> tuple[Observation, dict[str, Any]]:
+    """The observation and the ``info`` of the environment's first step."""
     trial.reset(seed=0)
     trial.action_space.seed(0)
-    return trial.step(trial.action_space.sample())[4]
+    observation, _, _, _, info = trial.step(trial.action_space.sample())
+    return observation, info
+
+
+def _may_wrap(space: gymnasium.Space, observation: Observation) -> bool:
+    """Whether an array of ``observation`` is of an integer type that does not fit into that of its space."""
+    if isinstance(space, gymnasium.spaces.Dict):
+        return any(_may_wrap(part, observation[key]) for key, part in space.spaces.items())
+    if isinstance(space, gymnasium.spaces.Tuple):
+        return any(_may_wrap(part, value) for part, value in zip(space.spaces, observation, strict=True))
+    found = np.asarray(observation).dtype
+    return found.kind in "iu" and not np.can_cast(found, space.dtype)

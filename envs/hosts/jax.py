@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs.base import Action, Environment, EnvironmentSpec, EnvState, Observation, TimeStep
-from envs.spaces import check_finite, environment_seeds
+from envs.spaces import check_finite, environment_seeds, must_be_narrowed, narrowed
 
 
 class JaxHostState(NamedTuple):
@@ -84,6 +84,7 @@ class JaxHost:
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs}: expected at least 1")
         self._environment, self._num_envs, self._finite = environment, num_envs, finite
+        self._narrow = must_be_narrowed(environment.spec.observation_space)
         self._state: JaxHostState | None = None
         self._steps = 0
 
@@ -136,13 +137,15 @@ class JaxHost:
         Raises:
           RuntimeError: before the first ``reset``.
           NonFiniteEnvironmentError: an environment returned NaN or infinity.
+          ObservationRangeError: an observation outside of its space, or too large for 32 bits.
         """
         self._state, time_step = self._step(self._started(), action)
         self._steps += 1
         time_step = jax.device_get(time_step)
-        self._checked(time_step.observation, reward=time_step.reward, cost=time_step.costs)
-        self._checked(time_step.final_observation)
-        return time_step
+        return time_step._replace(
+            observation=self._checked(time_step.observation, reward=time_step.reward, cost=time_step.costs),
+            final_observation=self._checked(time_step.final_observation),
+        )
 
     def snapshot(self) -> bytes:
         """The whole state of every environment, with their keys.
@@ -183,6 +186,7 @@ class JaxHost:
         return self._state
 
     def _checked(self, observation: Observation, **parts) -> Observation:
+        name = repr(self._environment)
         if self._finite:
-            check_finite(repr(self._environment), self._steps, observation=observation, **parts)
-        return observation
+            check_finite(name, self._steps, observation=observation, **parts)
+        return narrowed(name, self._steps, self.spec.observation_space, observation) if self._narrow else observation

@@ -103,7 +103,9 @@ class Functional:
 
     def _observe(self, key: jax.Array, state: EnvState) -> Observation:
         observation = self.func_env.observation(state, jax.random.fold_in(key, _OBSERVATION), self._params)
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), observation)
+        return jax.tree.map(
+            lambda leaf, template: jnp.asarray(leaf, template.dtype), observation, self.spec.observation_template()
+        )
 
 
 # The modules below are imported when asked for: one of them allocates an array, which starts JAX's backend.

@@ -220,7 +220,7 @@ class Maze:
         observation = self._observe(after, words, first=False)
         return after, TimeStep(
             observation=observation,
-            reward=reached.astype(jnp.float32) if self.reward == "trackers" else jnp.zeros(()),
+            reward=reached.astype(jnp.float32) if self.reward == "trackers" else jnp.zeros((), jnp.float32),
             costs={},
             objectives={},
             terminated=jnp.zeros((), bool),

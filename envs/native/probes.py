@@ -33,7 +33,7 @@ class ConstantReward:
 
     def reset(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         del key
-        observation = jnp.zeros(1)
+        observation = jnp.zeros(1, jnp.float32)
         return observation, observation
 
     def step(self, key: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, TimeStep]:
@@ -86,13 +86,13 @@ class DelayedReward:
 
     def reset(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         del key
-        observation = jnp.zeros(1)
+        observation = jnp.zeros(1, jnp.float32)
         return observation, observation
 
     def step(self, key: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, TimeStep]:
         del key, action
         second = state[0] == 1
-        after = jnp.ones(1)
+        after = jnp.ones(1, jnp.float32)
         return after, _timestep(after, jnp.where(second, 1.0, 0.0), terminated=second)
 
     def optimal_value(self, observation: jax.Array, discount: float) -> jax.Array:
@@ -113,7 +113,7 @@ class ActionReward:
 
     def reset(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         del key
-        observation = jnp.zeros(1)
+        observation = jnp.zeros(1, jnp.float32)
         return observation, observation
 
     def step(self, key: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, TimeStep]:
@@ -191,13 +191,13 @@ class TruncationProbe:
 
     def reset(self, key: jax.Array) -> tuple[TruncationState, jax.Array]:
         del key
-        return TruncationState(jnp.zeros((), jnp.int32)), jnp.array([1.0, 0.0])
+        return TruncationState(jnp.zeros((), jnp.int32)), jnp.array([1.0, 0.0], jnp.float32)
 
     def step(self, key: jax.Array, state: TruncationState, action: jax.Array) -> tuple[TruncationState, TimeStep]:
         del key, action
         steps = state.steps + 1
         reward = jnp.where(state.steps == 0, self.start_reward, 1.0)
-        timestep = _timestep(jnp.array([0.0, 1.0]), reward, terminated=False)
+        timestep = _timestep(jnp.array([0.0, 1.0], jnp.float32), reward, terminated=False)
         return TruncationState(steps), timestep._replace(truncated=steps >= self.length)
 
     def optimal_value(self, observation: jax.Array, discount: float) -> jax.Array:
@@ -256,7 +256,7 @@ class ChainRecall:
         return jnp.where(jnp.any(observation[:-1] == 1), discount ** (self.length - 1), in_between)
 
     def _observe(self, state: ChainRecallState) -> jax.Array:
-        cue = jax.nn.one_hot(state.cue, self.num_cues) * (state.steps == 0)
+        cue = jax.nn.one_hot(state.cue, self.num_cues, dtype=jnp.float32) * (state.steps == 0)
         return jnp.append(cue, state.steps == self.length - 1)
 
 
@@ -273,7 +273,7 @@ class ContinuousTarget:
         return EnvironmentSpec(_box(-1, 1, 1), _box(-1, 1, 1), max_episode_steps=1)
 
     def reset(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        observation = jax.random.uniform(key, (1,), minval=-1.0, maxval=1.0)
+        observation = jax.random.uniform(key, (1,), jnp.float32, minval=-1.0, maxval=1.0)
         return observation, observation
 
     def step(self, key: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, TimeStep]:
@@ -325,7 +325,8 @@ class MultiDiscreteMatch:
         return jnp.ones_like(observation[0])
 
     def _observe(self, parts: jax.Array) -> jax.Array:
-        return jnp.concatenate([jax.nn.one_hot(parts[index], size) for index, size in enumerate(self.sizes)])
+        hot = [jax.nn.one_hot(parts[index], size, dtype=jnp.float32) for index, size in enumerate(self.sizes)]
+        return jnp.concatenate(hot)
 
 
 def _box(low: float, high: float, size: int) -> gymnasium.spaces.Box:
@@ -333,7 +334,7 @@ def _box(low: float, high: float, size: int) -> gymnasium.spaces.Box:
 
 
 def _sign(key: jax.Array) -> jax.Array:
-    return jnp.where(jax.random.bernoulli(key, shape=(1,)), 1.0, -1.0)
+    return jnp.where(jax.random.bernoulli(key, shape=(1,)), jnp.float32(1), jnp.float32(-1))
 
 
 def _timestep(observation: jax.Array, reward: jax.Array | float, *, terminated: jax.Array | bool) -> TimeStep:

@@ -360,7 +360,7 @@ def least_pushes(boxes: jax.Array, targets: jax.Array, width: int) -> jax.Array:
       width: cells in a row of the room.
     """
     assignments = np.array(list(itertools.permutations(range(len(boxes)))))
-    return jnp.min(jnp.sum(_distance(boxes, targets[assignments], width), axis=-1))
+    return jnp.min(jnp.sum(_distance(boxes, targets[assignments], width), axis=-1, dtype=jnp.int32))
 
 
 def _distance(cells: jax.Array, others: jax.Array, width: int) -> jax.Array:

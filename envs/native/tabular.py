@@ -417,5 +417,5 @@ class TabularEnvironment:
         )
 
     def observe(self, state: jax.Array) -> jax.Array:
-        """What is seen in ``state``."""
-        return state if self.observation == "index" else jax.nn.one_hot(state, self.model.num_states)
+        """The observation of ``state``."""
+        return state if self.observation == "index" else jax.nn.one_hot(state, self.model.num_states, dtype=jnp.float32)

@@ -66,6 +66,9 @@ class HostPrograms:
             return action, carry, {}
 
         def learn_step(state, trajectory, iteration, annotations):
+            # Inside jit they are jax arrays already; with jax.disable_jit they would stay numpy arrays.
+            state, trajectory = jax.tree.map(jnp.asarray, (state, trajectory))
+
             # A step of the environments waits for its action alone; what else acting tells is worked out here, all
             # steps at once. The parameters are still those that acted.
             def describe(carry, observation, action):

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from envs.base import ObservationRangeError
 from envs.choices import nearest
 from experiments.assembly import registry
 from experiments.assembly.build import TEST_SEED, EnvironmentSource, build_environment
@@ -226,7 +227,7 @@ def _evaluated(makers: Sequence[Callable[[], Any]], states: Sequence[RunState], 
         with contextlib.closing(make()) as judge:
             try:
                 parts.append(judge.evaluate(state, stream))
-            except FloatingPointError as error:
+            except (FloatingPointError, ObservationRangeError) as error:
                 raise UserError(str(error)) from error
     evaluated = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     for name, values in evaluated.items():

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from envs.base import ObservationRangeError
 from experiments.assembly import registry
 from experiments.assembly.build import EnvironmentSource, build_environment
 from experiments.assembly.members import Member
@@ -339,10 +340,10 @@ class _Run:
         self._checkpoints.close()
 
     def _guarded(self, work: Callable[[], Any]) -> Any:
-        """``work()``; an environment that is not finite becomes a message that names the last good checkpoint."""
+        """``work()``; a value that no environment may return becomes a message that names the last good checkpoint."""
         try:
             return work()
-        except FloatingPointError as error:
+        except (FloatingPointError, ObservationRangeError) as error:
             raise UserError(f"{error}; {self._last_good()}") from error
 
     def _last_good(self) -> str:

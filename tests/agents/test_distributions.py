@@ -212,6 +212,53 @@ def test_other_spaces_are_refused_by_name(space: gymnasium.Space):
         distribution_for(space)
 
 
+@pytest.mark.parametrize("continuous", ["gaussian", "tanh_gaussian"])
+def test_a_component_without_room_is_constant(continuous):
+    locked = spaces.Box(np.array([-1, 0.5, -2], np.float32), np.array([1, 0.5, 2], np.float32))
+    free = spaces.Box(locked.low[[0, 2]], locked.high[[0, 2]])
+    whole, inner = (distribution_for(space, continuous=continuous) for space in (locked, free))
+    assert (whole.num_parameters, whole.num_free) == (inner.num_parameters, inner.num_free)
+    parameters = jnp.array([[0.3, -0.2, 0.1, -0.4], [0.0, 0.5, -1.0, 0.2]])
+    action = whole.sample(KEY, parameters)
+    np.testing.assert_array_equal(action[:, 1], 0.5)
+    np.testing.assert_array_equal(action[:, [0, 2]], inner.sample(KEY, parameters))
+    np.testing.assert_array_equal(whole.mode(parameters)[:, 1], 0.5)
+    np.testing.assert_array_equal(whole.log_prob(parameters, action), inner.log_prob(parameters, action[:, [0, 2]]))
+    np.testing.assert_array_equal(whole.entropy(parameters), inner.entropy(parameters))
+    gradient = jax.grad(lambda x: jnp.sum(whole.log_prob(x, action) + whole.entropy(x)))(parameters)
+    assert jnp.all(jnp.isfinite(gradient))
+
+
+def test_a_part_of_a_joint_may_have_a_constant_component():
+    box = spaces.Box(np.array([0, -1], np.float32), np.array([0, 1], np.float32))
+    joint = distribution_for(spaces.Dict(arm=box, grip=spaces.Discrete(3)))
+    assert (joint.num_parameters, joint.num_free) == (2 + 3, 0)
+    action = joint.sample(KEY, jnp.zeros((4, 5)))
+    np.testing.assert_array_equal(action["arm"][:, 0], 0)
+    assert jnp.all(jnp.isfinite(joint.log_prob(jnp.zeros((4, 5)), action)))
+
+
+def test_a_box_of_constants_leaves_nothing_to_choose():
+    with pytest.raises(UnsupportedSpaceError, match="low equals high in every component"):
+        distribution_for(spaces.Box(np.ones(2, np.float32), np.ones(2, np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("space", "nearest"),
+    [
+        (spaces.MultiBinary(3), r"MultiDiscrete\(\[2\] \* 3\)"),
+        (spaces.Box(0, 9, (2,), np.int32), "MultiDiscrete with one choice per value"),
+        (spaces.Box(-1, 1, (2, 3), np.float32), "a flat Box of 6 components"),
+        (spaces.MultiDiscrete(np.full((2, 2), 3)), "a flat MultiDiscrete of 4 choices"),
+        (spaces.Dict(a=spaces.Dict(b=spaces.Discrete(2))), "one Dict or Tuple, without Dicts"),
+    ],
+    ids=str,
+)
+def test_a_refusal_names_the_nearest_space(space, nearest):
+    with pytest.raises(UnsupportedSpaceError, match=f"the nearest: {nearest}"):
+        distribution_for(space)
+
+
 def test_an_unknown_continuous_distribution_is_refused():
     with pytest.raises(ValueError, match=r"unknown continuous 'beta', did you mean .*known: gaussian, tanh_gaussian"):
         distribution_for(spaces.Discrete(2), continuous="beta")

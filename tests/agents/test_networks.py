@@ -147,6 +147,17 @@ ENCODINGS = {
     "unbounded": (spaces.Box(-np.inf, np.inf, (1,), np.float32), [30.0], [30.0]),
     "bytes": (spaces.Box(0, 255, (2,), np.uint8), np.array([0, 51], np.uint8), [0, 0.2]),
     "uneven integers": (spaces.Box(np.array([0, -4]), np.array([10, 4]), dtype=np.int32), [5, -2], [0.5, -0.5]),
+    "integers with the bounds of their type": (
+        spaces.Box(np.iinfo(np.int32).min, np.iinfo(np.int32).max, (2,), np.int32),
+        [3, -7],
+        [3, -7],
+    ),
+    "64-bit integers without bounds": (spaces.Box(-np.inf, np.inf, (1,), np.int64), [3], [3]),
+    "one bounded integer beside one without": (
+        spaces.Box(np.array([0, 0]), np.array([10, np.iinfo(np.int32).max]), dtype=np.int32),
+        [5, 7],
+        [0.5, 7],
+    ),
     "integers without room above": (spaces.Box(-3, 0, (1,), np.int32), [-2], [-2]),
     "discrete": (spaces.Discrete(3), 2, [0, 0, 1]),
     "discrete from a start": (spaces.Discrete(3, start=-1), -1, [1, 0, 0]),
@@ -192,6 +203,26 @@ def test_images_go_through_convolutions_and_other_leaves_around_them():
     assert output.shape == (2, 3, 2)
     one = jax.tree.map(lambda x: x[1:, 2:], observation)
     np.testing.assert_allclose(jax.jit(net.apply)(params, one)[0]["policy"][0, 0], output[1, 2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4, 10, 10), (3, 12, 9), (1, 6, 6)], ids=str)
+def test_an_image_with_channels_first_is_convolved_over_its_pixels(shape):
+    first, last = (spaces.Box(0, 255, size, np.uint8) for size in (shape, (*shape[1:], shape[0])))
+    config = NetworkConfig(hidden=(4,), channels=(2,), strides=(2,))
+    nets = [network(space, {"policy": Head(2)}, config) for space in (first, last)]
+    params = nets[1].init(KEY)
+    assert jax.tree.map(jnp.shape, nets[0].init(KEY)) == jax.tree.map(jnp.shape, params)
+    image = jax.random.randint(KEY, (1, 2, *shape), 0, 256).astype(jnp.uint8)
+    outputs = [
+        net.apply(params, x)[0]["policy"] for net, x in zip(nets, (image, jnp.moveaxis(image, 2, -1)), strict=True)
+    ]
+    np.testing.assert_array_equal(*outputs)
+
+
+@pytest.mark.parametrize("shape", [(6, 6, 4), (7, 7, 20), (10, 10, 3), (5, 8, 3)], ids=str)
+def test_an_image_with_channels_last_stays_as_it_is(shape):
+    net = network(spaces.Box(0, 1, shape, np.uint8), {"policy": Head(2)}, NetworkConfig(hidden=(4,), channels=(2,)))
+    assert net.init(KEY)["conv_0_0"]["kernel"].shape == (3, 3, shape[-1], 2)
 
 
 def test_without_channels_images_are_flattened():

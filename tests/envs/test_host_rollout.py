@@ -5,9 +5,10 @@ import tracemalloc
 import gymnasium
 import jax
 import numpy as np
+import pytest
 
 from envs.base import EnvironmentSpec, TimeStep
-from envs.host_rollout import episodes_host
+from envs.host_rollout import episodes_host, start_host, unroll_host
 
 IMAGE, ENVIRONMENTS, LIMIT = (64, 64, 4), 4, 50
 
@@ -33,13 +34,51 @@ class Pictures:
         return self._generator.integers(256, size=(ENVIRONMENTS, *IMAGE), dtype=np.uint8)
 
 
-def roll(**arguments):
-    def policy(params, carry, observation, key, t):
-        return np.full(ENVIRONMENTS, t % 2), {"memory": carry["memory"] + 1}, {}
+class Reusing(Pictures):
+    """The same, but every array that it returns is written over in its next call."""
 
-    carry = {"memory": np.zeros((ENVIRONMENTS, 3), np.float32)}
-    settings = {"seeds": range(ENVIRONMENTS), "group_size": 1, "length": LIMIT, "initial_carry": carry}
-    return episodes_host(Pictures(), policy, None, jax.random.key(0), **settings, **arguments)
+    def __init__(self):
+        self._returned = {}
+
+    def reset(self, seed):
+        return self._same_array("image", super().reset(seed))
+
+    def step(self, action):
+        time_step = super().step(action)
+        image = self._same_array("image", time_step.observation)
+        parts = {name: self._same_array(name, getattr(time_step, name)) for name in ("reward", "terminated")}
+        return time_step._replace(observation=image, final_observation=image, **parts)
+
+    def _same_array(self, name, values):
+        array = self._returned.setdefault(name, np.empty_like(values))
+        array[...] = values
+        return array
+
+
+def policy(params, carry, observation, key, t):
+    return np.full(ENVIRONMENTS, t % 2), {"memory": carry["memory"] + 1}, {}
+
+
+CARRY = {"memory": np.zeros((ENVIRONMENTS, 3), np.float32)}
+
+
+def roll(host=None, **arguments):
+    settings = {"seeds": range(ENVIRONMENTS), "group_size": 1, "length": LIMIT, "initial_carry": CARRY}
+    return episodes_host(host or Pictures(), policy, None, jax.random.key(0), **settings, **arguments)
+
+
+def unroll(host):
+    state, key = start_host(host, 0, CARRY), jax.random.key(0)
+    trajectories = []
+    for _ in range(2):
+        state, trajectory = unroll_host(host, policy, None, state, key, length=8, initial_carry=CARRY)
+        trajectories.append(trajectory)
+    return trajectories
+
+
+@pytest.mark.parametrize("collect", [roll, unroll])
+def test_a_host_may_write_over_the_arrays_that_it_returned(collect):
+    jax.tree.map(np.testing.assert_array_equal, collect(Reusing()), collect(Pictures()))
 
 
 def test_statistics_need_no_observations():

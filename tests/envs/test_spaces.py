@@ -15,6 +15,10 @@ NESTED = spaces.Dict(
 )
 
 
+class Unheard(spaces.Space):
+    """A space that only its author knows."""
+
+
 def test_leaves_names_every_part_with_its_path():
     assert [(path, type(leaf).__name__) for path, leaf in leaves(NESTED)] == [
         ("['map']", "Box"),
@@ -38,6 +42,18 @@ def test_leaves_names_every_part_with_its_path():
 def test_unsupported_part_is_named_with_its_path(part):
     with pytest.raises(UnsupportedSpaceError, match=rf"action space\['x'\]\[1\] is {type(part).__name__}: supported"):
         validate_supported(spaces.Dict({"x": spaces.Tuple((spaces.Discrete(2), part))}), "action")
+
+
+@pytest.mark.parametrize(
+    ("space", "nearest"),
+    [(spaces.Text(3), r"Box\(0, 255"), (spaces.Sequence(spaces.Discrete(2)), "Box with room"), (Unheard(), None)],
+    ids=["text", "sequence", "unknown"],
+)
+def test_a_refusal_names_the_nearest_space(space, nearest):
+    with pytest.raises(UnsupportedSpaceError) as refused:
+        validate_supported(space, "observation")
+    assert ("; the nearest: " in str(refused.value)) == (nearest is not None)
+    assert refused.match(nearest or "is Unheard: supported are Box, Discrete")
 
 
 def test_supported_spaces_pass():

@@ -175,7 +175,7 @@ class TestWithMiniGrid:
         assert self.last == (True, False, False)
 
     def test_events_of_boxes_and_lava(self):
-        things = importlib.import_module("minigrid.core.environment_object")
+        things = importlib.import_module("minigrid.core.world_object")
         env, _ = self.environment("DoorKey-8x8")
         bare = env.unwrapped
         bare.agent_pos, bare.agent_dir = (1, 1), 0

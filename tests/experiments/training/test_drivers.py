@@ -111,6 +111,22 @@ def test_both_drivers_learn_the_same_in_an_environment_without_chance(kind):
     host.close()
 
 
+def test_the_host_driver_learns_without_jit():
+    """As a user debugs it: jax.disable_jit leaves numpy arrays where jit would have made them jax's."""
+    config = corridor.with_critic()
+    config.environment.kind = "corridor_host"
+    config.data.length = config.data.batch = 2
+    config.agent.epochs = config.agent.minibatches = 1
+    driver = host_driver(config)
+    state = driver.start()
+    before = corridor.arrays(state.agent.params)
+    with jax.disable_jit():
+        state, metrics = driver.chunk(state, 0, 1)
+    assert metrics["sum/env_steps"] == 4
+    assert any((old != new).any() for old, new in zip(before, corridor.arrays(state.agent.params), strict=True))
+    driver.close()
+
+
 @pytest.mark.parametrize("make", [scan_driver, host_driver])
 def test_a_second_chunk_compiles_nothing(make, compilations):
     config = corridor.with_critic()

@@ -1,4 +1,4 @@
-"""How every layer refuses a name that it does not know: with the nearest that it knows, in one wording."""
+"""The error message for an unknown name, the same in every layer: it suggests the nearest known names."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 
 def nearest(name: Any, known: Iterable[str], limit: int = 3) -> str:
-    """``", did you mean 'a' or 'b'?"`` from the closest of ``known``; the single closest one where none is close.
+    """``", did you mean 'a' or 'b'?"``, with the closest of ``known``, at least one however far.
 
-    Returns an empty string where nothing is known.
+    Returns an empty string where ``known`` is empty.
     """
     choices = [str(choice) for choice in dict.fromkeys(known)]
     by_lower = {choice.lower(): choice for choice in reversed(choices)}
@@ -22,7 +22,7 @@ def nearest(name: Any, known: Iterable[str], limit: int = 3) -> str:
 
 
 def unknown(kind: str, name: Any, known: Iterable[str], where: str = "") -> str:
-    """What is said of a ``name`` that is none of ``known``: what it was, the nearest ones, and the whole list."""
+    """The message for a ``name`` that is not in ``known``: the name, the nearest known names, and all known names."""
     choices = [str(choice) for choice in known]
     place = f" {where}" if where else ""
     hint = nearest(name, choices)
@@ -31,10 +31,10 @@ def unknown(kind: str, name: Any, known: Iterable[str], where: str = "") -> str:
 
 
 def require_known(kind: str, name: Any, known: Iterable[str], where: str = "") -> None:
-    """Refuses a ``name`` that is none of ``known``.
+    """Refuses a ``name`` that is not in ``known``.
 
     Raises:
-      ValueError: in the words of ``unknown``.
+      ValueError: with the message of ``unknown``.
     """
     choices = tuple(known)
     if name not in choices:

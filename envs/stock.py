@@ -1,17 +1,16 @@
-"""Stock augmentation: an environment whose observation carries what the rewards so far, discounted, have made of a
-start.
+"""Stock augmentation: the observation also shows a stock, which accumulates the rewards of the episode.
 
-With ``C_{t+1} = (C_t + R_{t+1}) / discount`` the stock and the return to come always add up to the same thing,
+The stock follows ``C_{t+1} = (C_t + R_{t+1}) / discount``. Stock and future return then satisfy, at every step t,
 
     C_0 + G_0 = discount^t (C_t + G_t),
 
-so that an objective of ``C_0 + G_0`` can be pursued from the stock at hand, by a policy that sees it (Pires et al.,
-2025, "Optimizing return distributions with distributional dynamic programming", JMLR 26(185)).
+so that a policy that sees the current stock can optimise a functional of ``C_0 + G_0`` (Pires et al., 2025,
+"Optimizing return distributions with distributional dynamic programming", JMLR 26(185)).
 
 The observation becomes a Dict: ``observation`` (of the environment inside), ``stock``, ``time`` (steps over the limit;
 only where there is one) and, for a learner that rewrites stocks but not for its network (``HIDDEN``), ``start_stock``
-and ``steps``. A transition at step t is exactly that of another start stock ``c_0'`` once
-``discount^-t (c_0' - c_0)`` is added to its stock.
+and ``steps``. Adding ``discount^-t (c_0' - c_0)`` to the stock of a transition at step t turns it into the transition
+of an episode that started with the stock ``c_0'``.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ from envs.spaces import environment_seeds
 
 # Parts of the observation that no network sees.
 HIDDEN = ("start_stock", "steps")
-# Stocks grow by 1 / discount a step. From here on no return can matter any more, and infinity must not come of it.
+# Stocks grow by a factor of 1 / discount per step. Beyond this size no return changes a stock; it must stay finite.
 LARGEST_STOCK = 1e30
-# The stream of a reset's key that draws the stock; the environment inside gets the key unchanged.
+# The stream of a reset's key that draws the stock; the wrapped environment gets the key unchanged.
 _STOCK = 0x570C
 
 
@@ -79,7 +78,7 @@ def next_stock(stock: Any, reward: Any, discount: float | jax.Array) -> Any:
 
 @dataclass(frozen=True)
 class _Augmentation:
-    """What both wrappers share: checked arguments and the spec.
+    """The checked arguments and the spec, which ``StockAugmented`` and ``StockHost`` share.
 
     ``start`` and the bounds are numbers for a scalar stock, and numbers or tuples of one per channel for a vector.
     """
@@ -92,7 +91,11 @@ class _Augmentation:
     channels: str | tuple[str, ...]
 
     def checked(self, inside: EnvironmentSpec) -> _Augmentation:
-        """Raises ``ValueError`` for arguments that no environment, or not this one, can be augmented by."""
+        """This augmentation, once its arguments are known to suit ``inside``, the spec of the wrapped environment.
+
+        Raises:
+          ValueError: an argument out of its range, or a channel that the environment does not write.
+        """
         if not 0 < self.discount <= 1:
             raise ValueError(f"discount={self.discount}: expected above 0 and at most 1")
         if self.horizon is not None and self.horizon < 1:

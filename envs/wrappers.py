@@ -1,4 +1,4 @@
-"""Environments made of environments: pure functions around a pure ``Environment``."""
+"""Wrappers: pure environments that change another pure ``Environment``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from envs.base import Action, Demonstrator, Environment, EnvironmentSpec, EnvSta
 
 
 class TimeLimitState(NamedTuple):
-    """State of ``TimeLimit``: the state of the environment inside, and ``int32`` steps since its reset."""
+    """State of ``TimeLimit``: the state of the wrapped environment, and ``int32`` steps since its reset."""
 
     environment: EnvState
     steps: jax.Array
@@ -23,9 +23,9 @@ class TimeLimitState(NamedTuple):
 class TimeLimit:
     """Truncates every episode of ``environment`` after ``max_episode_steps`` steps.
 
-    A step that reaches the limit and ends the episode in the environment at once is terminated, not truncated: its
-    value needs no bootstrap. ``reset`` hands its key on unchanged, so that a key names the same start state
-    with and without the limit.
+    If the wrapped environment terminates in the very step that reaches the limit, the step is terminated and not
+    truncated, and no value is bootstrapped. ``reset`` passes its key on unchanged, so that a key gives the same start
+    state with and without the limit.
 
     Raises:
       TypeError: if ``environment`` is no ``Environment`` or ``max_episode_steps`` no integer.
@@ -45,7 +45,7 @@ class TimeLimit:
 
     @cached_property
     def spec(self) -> EnvironmentSpec:
-        """The spec inside, with the smaller of both limits."""
+        """The spec of the wrapped environment, with the smaller of the two limits."""
         inside = self.environment.spec
         limits = [self.max_episode_steps]
         if inside.max_episode_steps is not None:
@@ -58,7 +58,7 @@ class TimeLimit:
         return TimeLimitState(state, jnp.zeros((), jnp.int32)), observation
 
     def step(self, key: jax.Array, state: TimeLimitState, action: Action) -> tuple[TimeLimitState, TimeStep]:
-        """``truncated = truncated inside or (steps >= max_episode_steps and not terminated)``."""
+        """One step, where ``truncated |= (steps >= max_episode_steps) & ~terminated``."""
         inside, timestep = self.environment.step(key, state.environment, action)
         steps = state.steps + 1
         out_of_time = (steps >= self.max_episode_steps) & ~timestep.terminated

@@ -1,9 +1,9 @@
 """MiniGrid's environments as a ``VectorHost`` (extra ``minigrid``): messages about what happened, noise on demand.
 
-gymnasium runs the environments (``GymnasiumHost``). Two wrappers around each of them add what MiniGrid does not have:
-a line of text for every event, such as "You picked up the yellow key", and a layer of random bits. The mission is
-dropped: in the environments of ``TASKS`` it is the same in every episode, or names the only ball there is. What the
-agent sees is worked out here; MiniGrid itself copies and turns the cells ahead one by one.
+gymnasium runs the environments (``GymnasiumHost``). Two wrappers add what MiniGrid does not have: a line of text for
+every event, such as "You picked up the yellow key", and a layer of random bits. The mission is dropped, because in the
+environments of ``TASKS`` it is the same in every episode or names the only ball. The agent's view is computed here,
+faster than by MiniGrid, which copies and rotates the cells ahead one by one.
 """
 
 from __future__ import annotations
@@ -106,10 +106,10 @@ def _observe(environment: Any) -> dict[str, Any]:
 
 
 class _Events(gymnasium.Wrapper):
-    """Says what happened in ``observation["message"]`` and drops the mission; ``info`` gets ``success``.
+    """Describes each event in ``observation["message"]``, drops the mission, and adds ``success`` to ``info``.
 
-    An episode is a success where it ends with a positive reward. An environment that ends in the last step of its time
-    is terminated, not truncated.
+    An episode is a success if it ends with a positive reward. An environment that terminates in the step that reaches
+    its time limit is terminated, not truncated.
     """
 
     def __init__(self, env: gymnasium.Env):
@@ -155,7 +155,7 @@ def _event(
     reward: float,
     terminated: bool,
 ) -> str:
-    """What a step did, in words; ``""`` where it was a walk, a turn or nothing.
+    """The message for a step; ``""`` for a move, a turn or a step without effect.
 
     Args:
       environment: after the step.

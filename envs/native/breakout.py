@@ -77,7 +77,7 @@ class Breakout:
         return EnvironmentSpec(planes, gymnasium.spaces.Discrete(3))
 
     def reset(self, key: jax.Array) -> tuple[BreakoutState, jax.Array]:
-        """A whole wall, the paddle in column 4, the ball in row 3 on the side that ``key`` draws."""
+        """Starts with a complete wall, the paddle in column 4, and the ball in row 3 on a side drawn from ``key``."""
         right = jax.random.bernoulli(key).astype(jnp.int32)
         ball = jnp.array([3, 0], jnp.int32).at[1].set(right * (SIZE - 1))
         velocity = jnp.array([1, 1], jnp.int32).at[1].set(1 - 2 * right)
@@ -86,7 +86,7 @@ class Breakout:
         return state, observe(state)
 
     def step(self, key: jax.Array, state: BreakoutState, action: jax.Array) -> tuple[BreakoutState, TimeStep]:
-        """Moves the paddle, then the ball; what the ball meets is asked in the order wall, ceiling, brick, floor."""
+        """Moves the paddle, then the ball, which is tested against walls, ceiling, bricks and floor in this order."""
         repeats = jax.random.uniform(key) < self.sticky
         action = jnp.where(repeats, state.last_action, jnp.asarray(action, jnp.int32))
         shift = (action == RIGHT).astype(jnp.int32) - (action == LEFT).astype(jnp.int32)

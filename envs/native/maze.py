@@ -1,7 +1,7 @@
 """A maze without reward to explore: four rooms in a chain, blocks in the corridors, and noise of several kinds.
 
 In the style of the Pycolab maze of Jarrett et al. 2022 ("Curiosity in Hindsight", arXiv 2211.10515, section 5.1), whose
-map is not published. The map, ``MAP``, is ours, and so are the blocks' paths and the place of the trackers.
+map is not published. The map ``MAP``, the paths of the blocks and the places of the trackers were made for sagax.
 
     room 1  ->  blocks  ->  room 2
                               |
@@ -9,11 +9,11 @@ map is not published. The map, ``MAP``, is ours, and so are the blocks' paths an
                               |
     room 4  <-  blocks  <-  room 3
 
-A tracker is the last cell of its room on the way to the next one (of room 4: the cell opposite its door). Whoever gets
-into room k + 1 has stood on the trackers 1 to k, so that trackers are reached in sequence whatever the agent does.
+A tracker is the last cell of its room on the way to the next room (in room 4, the cell opposite its door). An agent
+that enters room k + 1 has stood on trackers 1 to k, so that trackers are always reached in order.
 
-What an agent sees, 5x5 cells around itself, is kept as words of 25 bits, one bit per cell, and what it has visited as
-one bit per cell of the map: a step looks up one entry of two small tables and moves no arrays.
+The agent sees the 5x5 cells around itself. They are stored as words of 25 bits, one bit per cell, and visited cells as
+one bit per cell of the map, so that a step only looks up one entry in each of two small tables.
 """
 
 from __future__ import annotations

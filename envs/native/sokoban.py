@@ -1,4 +1,4 @@
-"""Sokoban in pure JAX: rooms are made on the device, by reverse play, from one key.
+"""Sokoban in pure JAX: each room is generated from one key, on the device, by reverse play.
 
 A room is a grid with a closed border. The player walks in four directions and pushes one box at a time; the
 room is solved when every box is on a target. Rooms follow the recipe of Weber et al. 2017 ("Imagination-Augmented
@@ -461,7 +461,7 @@ def to_text(state: SokobanState) -> str:
 
 
 def _draw(key: jax.Array, **shapes: tuple[int, ...]) -> dict[str, jax.Array]:
-    """Uniform numbers in [0, 1) by name, cut from one call: every call more costs as much again to compile."""
+    """Uniform numbers in [0, 1) by name, cut from the result of one call, because each call adds to compile time."""
     ends = np.cumsum([np.prod(shape) for shape in shapes.values()])
     pieces = jnp.split(jax.random.uniform(key, (int(ends[-1]),)), ends[:-1])
     return {name: piece.reshape(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}

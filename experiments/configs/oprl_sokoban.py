@@ -27,7 +27,7 @@ such a room can need). Solved optimally, 1,000 of them take 8 pushes in the medi
 11 moves (quartiles 7 and 14, 18 at most); the rooms of the other variants take 2 pushes in the median, 4 at most.
 Measured by tests/experiments/configs/test_oprl_sokoban.py, which repeats it on fewer rooms.
     sagax run oprl_sokoban:METHOD,hard --seeds=10
-    sagax sweep oprl_sokoban:METHOD,hard --seeds=2 --first-seed=100 --config.iterations=200 --rank=auc
+    sagax sweep oprl_sokoban:METHOD,hard --seeds=2 --first-seed=100 --sweep.agent.learning_rate=0.002,0.004,0.008
 
 On RGB: see notebooks/oprl.ipynb.
 
@@ -126,7 +126,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if "hard" in tokens:
         config.environment.update(HARD_ROOMS)
         config.data.length = config.environment.time_limit
-        config.iterations, config.evaluate_every = 600, 20
+        config.iterations, config.evaluate_every = 300, 20
         config.agent.entropy_weight = HARD_ENTROPY_WEIGHT
     if "visual" in tokens:
         config.environment.observation = "rgb"

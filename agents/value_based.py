@@ -42,10 +42,11 @@ class ValueBasedState(NamedTuple):
     """The state of a value-based agent.
 
     Attributes:
-      params: ``online`` (the network's parameters) and ``steps`` (environment steps so far).
+      params: ``online`` (the network's parameters) and ``steps`` (environment steps so far; the count stays at the
+        largest number of its 32 bits, so that exploration does not begin anew).
       target: parameters of the target network.
       optimiser: of ``online``.
-      gradient_steps: so far.
+      gradient_steps: so far, with a ``target_period`` since its last multiple.
       replay: the buffer.
     """
 
@@ -232,7 +233,7 @@ def value_based(
     def update_fn(state, trajectory: Trajectory, key, *, relabel=None):
         replay = replay_add(state.replay, trajectory)
         stored = replay.size * data.batch
-        environment_steps = state.params["steps"] + jnp.sum(trajectory.mask).astype(jnp.int32)
+        environment_steps = saturating_sum(state.params["steps"], jnp.sum(trajectory.mask).astype(jnp.int32))
         learner = Learner(
             state.params["online"],
             state.target,
@@ -413,7 +414,10 @@ def gradient_step(
     loss_and_gradient = jax.value_and_grad(partial(batch_loss, rule), has_aux=True)
     (loss, (priority, value)), gradient = loss_and_gradient(learner.online, batch, goal, fractions)
     change, optimiser_state = rule.optimiser.update(gradient, learner.optimiser, learner.online)
-    online, count = optax.apply_updates(learner.online, change), learner.gradient_steps + 1
+    online = optax.apply_updates(learner.online, change)
+    # Counted within the period, because all gradient steps together may have more than 32 bits.
+    count = saturating_sum(learner.gradient_steps, 1)
+    count = count if rule.target_period is None else count % rule.target_period
     target = follow_online(learner.target, online, count, rate=rule.target_rate, period=rule.target_period)
     if rule.prioritised:
         replay = replay_prioritise(replay, index, priority[: rule.batch_size], exponent=rule.priority_exponent)
@@ -432,6 +436,12 @@ def linear_epsilon(
     """The share of random actions: linear from ``start`` to ``end`` over ``steps`` environment steps, then constant."""
     done = jnp.clip(environment_steps / jnp.maximum(steps, 1.0), 0.0, 1.0)
     return start + (end - start) * done
+
+
+def saturating_sum(count: jax.Array, more: jax.Array | int) -> jax.Array:
+    """``min(count + more, 2 ** 31 - 1)`` for integers of 32 bits that are at least 0."""
+    largest = jnp.iinfo(jnp.int32).max
+    return jnp.where(count > largest - more, largest, count + more)
 
 
 def outside_start(spec: EnvironmentSpec, stock: jax.Array) -> jax.Array:

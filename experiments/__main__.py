@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 
@@ -14,8 +15,8 @@ COMMANDS = {
     "run": "train an experiment, or continue it where it stopped",
     "sweep": "train a grid over an experiment's settings and rank its points",
     "list": "list the experiments; with a NAME, its variants",
-    "show": "print an experiment's run card and its resolved configuration",
-    "summary": "final values, steps to a threshold and ratios to a baseline, with intervals",
+    "show": "print an experiment's run card, its resolved configuration and what it needs",
+    "summary": "print final values, steps to a threshold and ratios to a baseline, with intervals",
     "figures": "draw learning curves with intervals",
     "evaluate": "evaluate a checkpoint on episodes that neither trained nor chose it",
     "tables": "write the result tables of docs/ from the committed rows",
@@ -23,7 +24,7 @@ COMMANDS = {
     "visits": "count where trained policies go in the maze, as rows",
     "ratings": "list what trained models of language feedback pay for each message, as rows",
     "baselines": "train another library's agent on an experiment's environment",
-    "benchmark": "measure speed beside baselines",
+    "benchmark": "measure speed, beside baselines or by device",
 }
 
 
@@ -41,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
       UserError: for an unknown command, with the nearest one.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a character gets its number instead of ending the work.
+            stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(usage())

@@ -34,6 +34,7 @@ from experiments.rows.reading import Row
 from experiments.training import train as training
 from experiments.training.compilation_cache import enable_compilation_cache
 from experiments.training.progress import Silent
+from experiments.training.requirements import memory, require_memory, requirements
 from experiments.training.restored import read_single_run, restored_programs
 from experiments.training.stopping import StopRequested
 
@@ -69,6 +70,7 @@ def train(experiment: Loaded | str, folder: str | Path, *, seeds: int | None = N
     """
     loaded = load(experiment) if isinstance(experiment, str) else experiment
     source = checked_environment(loaded.config)
+    require_memory(requirements(loaded.config, source, seeds), memory())
     members = members_of(loaded.config, loaded.variant, seeds, first_seed)
     folder = Path(folder).expanduser()
     enable_compilation_cache()

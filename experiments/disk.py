@@ -45,6 +45,21 @@ def write_atomic(path: str | os.PathLike, content: bytes) -> None:
             temporary.unlink()
 
 
+def append_text(path: str | os.PathLike, text: str) -> None:
+    """Appends ``text`` to a file; the file and its folder are made where there are none.
+
+    Raises:
+      UserError: if it cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a") as file:
+            file.write(text)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 def require_writable(path: str | os.PathLike) -> None:
     """Checks, before the work that a file is to hold, that it could be written; leaves nothing behind.
 

@@ -158,7 +158,7 @@ class Http:
         self._most = max_requests, max_cost
         self._prices = prompt_price / 1e6, completion_price / 1e6
         self._temperature, self._max_tokens = temperature, max_tokens
-        path = Path(cache) if cache else None if folder is None else Path(folder) / CACHE_FILE
+        path = Path(cache).expanduser() if cache else None if folder is None else Path(folder) / CACHE_FILE
         self._cache = Cache(path)
         self._endpoint: Endpoint
         # Everything below is shared with the thread.

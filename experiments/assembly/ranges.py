@@ -79,7 +79,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "importance_exponent": SHARE,
         "epsilon_start": SHARE,
         "epsilon_end": SHARE,
-        "epsilon_steps": ZERO_UP,
+        "epsilon_steps": Range(0, registry.LARGEST_INTEGER),
     },
     "credit.*": {"discount": SHARE, "gae_lambda": SHARE},
     "rewards.*": _OPTIMISER

@@ -1,10 +1,10 @@
-"""Trains another library's agent and evaluates it as the house evaluates its own, in that library's interpreter.
+"""Trains another library's agent and evaluates it as sagax evaluates its own, in that library's interpreter.
 
-python -P experiments/benchmarks/baseline_learning.py '{"baseline": "sb3_dqn", "environment_id": "CartPole-v1", "seed":
-0, ...}'
+    python -P experiments/benchmarks/baseline_learning.py '{"baseline": "sb3_dqn", "environment_id": ..., "seed": 0}'
 
-Stands alone: nothing of this repository may be imported, because the interpreter is another. Standard output has one
-JSON object a line: first the versions, then one evaluation after another (``env_steps``, ``return``, ``length``).
+This file stands alone: the interpreter is another library's, so that nothing of this repository can be imported.
+Standard output has a JSON object per line: first the versions, then each evaluation (``env_steps``, ``return``,
+``length``).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _algorithm(baseline: str) -> Any:
 
 
 def evaluate(model: Any, vector: SyncVectorEnv, seeds: list[int], length: int) -> dict[str, float]:
-    """Means over one greedy episode from each of ``seeds``, of at most ``length`` steps."""
+    """Mean return and length of one greedy episode per seed, of at most ``length`` steps."""
     observation, _ = vector.reset(seed=seeds)
     alive = np.ones(len(seeds), bool)
     returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds))
@@ -60,7 +60,7 @@ def evaluate(model: Any, vector: SyncVectorEnv, seeds: list[int], length: int) -
 
 
 def evaluations(job: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> Any:
-    """A callback that reports after every ``evaluate_every`` environment steps and the learning from them."""
+    """A callback that evaluates after every ``evaluate_every`` environment steps, once they were learned from."""
     from stable_baselines3.common.callbacks import BaseCallback
 
     seeds = job["evaluation_seeds"]

@@ -1,12 +1,11 @@
 """Runs another library's training for a benchmark, in that library's own interpreter.
 
-python -P experiments/_baselines.py '{"baseline": "purejaxrl", "path": "CHECKOUT", ...}'
+    python -P experiments/benchmarks/baseline_speed.py '{"baseline": "purejaxrl", "path": "CHECKOUT", ...}'
 
-Stands alone: nothing of this repository may be imported, because the interpreter is another. The first line on
-standard output is a JSON object about what was made (``ready``, versions); after it, every line read from standard
-input runs one piece of training and answers with its environment ``steps``, ``seconds`` and this process's
-``cpu_seconds``. So a benchmark can take turns between a baseline and the house, and neither runs while the other is
-timed.
+This file stands alone: the interpreter is another library's, so that nothing of this repository can be imported. The
+first line on standard output is a JSON object with ``ready`` and the versions. Then every line read from standard input
+trains for one sample and answers with its environment ``steps``, ``seconds`` and this process's ``cpu_seconds``. A
+benchmark can thus take turns between a baseline and sagax, and neither runs while the other is timed.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ def purejaxrl(job: dict) -> tuple[Callable[[], int], dict]:
 
 
 def gymnax_environment(job: dict) -> tuple[Callable[[], int], dict]:
-    """gymnax's CartPole-v1 alone, auto-resetting, uniformly random actions, all in one scan."""
+    """gymnax's CartPole-v1 alone, auto-resetting, with uniformly random actions, in one scan."""
     import gymnax
     import jax
     import jax.numpy as jnp
@@ -129,7 +128,7 @@ def _on_policy(job: dict, algorithm, **arguments) -> Callable[[], int]:
 
 
 def stable_baselines3(job: dict) -> tuple[Callable[[], int], dict]:
-    """stable-baselines3's PPO on the CPU, as its ``make_vec_env`` sets the environments up."""
+    """stable-baselines3's PPO on the CPU, with the environments that its ``make_vec_env`` makes."""
     import torch
     from stable_baselines3 import PPO
 
@@ -150,7 +149,7 @@ def sbx(job: dict) -> tuple[Callable[[], int], dict]:
 
 
 def _off_policy(job: dict, model) -> Callable[[], int]:
-    """Gradient steps alone, ``updates`` a call, on a replay buffer with ``stored`` transitions of random play."""
+    """Gradient steps alone, ``updates`` per call, on a replay buffer with ``stored`` transitions of random actions."""
     model.learn(job["stored"])
 
     def piece() -> int:
@@ -169,7 +168,7 @@ def _replay_arguments(job: dict) -> dict:
 
 
 def sbx_dqn(job: dict) -> tuple[Callable[[], int], dict]:
-    """sbx's DQN, whose network has as many units in both of its layers."""
+    """sbx's DQN, with the same numbers of hidden units."""
     from sbx import DQN
 
     model = DQN(**_replay_arguments(job), policy_kwargs={"net_arch": list(job["hidden"])})

@@ -6,23 +6,25 @@ import itertools
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.assembly import registry
 from experiments.assembly.build import build_environment
-from experiments.disk import read_json_object, write_json_atomic
+from experiments.disk import read_json_object, write_atomic, write_json_atomic
 from experiments.errors import UserError, reason, unknown
 from experiments.evaluators.base import episode_length, episode_seeds, evaluator_key
 from experiments.rows import reading, run_folders
+from experiments.rows.environment_report import environment_report
 from experiments.training.keys import evaluation_key
 
 SCRIPT = Path(__file__).with_name("baseline_learning.py")
 
 
 class Point(NamedTuple):
-    """A baseline with its settings: the variant its rows are filed under, and their run folder."""
+    """A baseline with its settings, the variant that its rows are filed under, and their run folder."""
 
     variant: str
     settings: dict[str, Any]
@@ -33,14 +35,14 @@ def environment_id(config: Any) -> str:
     """The gymnasium identifier of the environment of ``config``.
 
     Raises:
-      UserError: for an environment that is none of gymnasium's.
+      UserError: for an environment that is not one of gymnasium's.
     """
     section = config.environment
     if section.kind == "functional":
         return section.name
     if section.kind == "gymnasium":
         return section.environment_id
-    raise UserError(f"environment.kind={section.kind!r}: a baseline knows gymnasium's environments alone")
+    raise UserError(f"environment.kind={section.kind!r}: a baseline trains on gymnasium's environments only")
 
 
 def evaluation_settings(config: Any) -> dict[str, int]:
@@ -65,7 +67,7 @@ def evaluation_seeds(seed: int, count: int) -> list[int]:
 
 
 def points(loaded: registry.Loaded, baseline: str, sweep: bool, runs: str) -> list[Point]:
-    """The baseline as it is documented, or every point of its grid.
+    """The baseline with its own settings, or every point of its grid.
 
     Raises:
       UserError: if the experiment has no such baseline, or no grid for baselines.
@@ -108,12 +110,69 @@ def prepare(point: Point, job: Mapping[str, Any]) -> list[reading.Row]:
     return reading.read_rows(rows) if rows.exists() else []
 
 
+def unfinished(
+    loaded: registry.Loaded, baseline: str, made: Sequence[Point], seeds: Sequence[int]
+) -> list[tuple[Point, dict[str, Any]]]:
+    """The jobs that are left: each point with each of ``seeds`` that its run folder, made where there is none, lacks.
+
+    Raises:
+      UserError: if a folder holds a run of another job, the environment is not one of gymnasium's, or the experiment
+        has no evaluator of kind episodes.
+    """
+    config, evaluation = loaded.config, evaluation_settings(loaded.config)
+    slots = config.data.length * config.data.batch
+    waiting = []
+    for point in made:
+        job = {
+            "baseline": baseline.partition(",")[0],
+            "environment_id": environment_id(config),
+            "steps": config.iterations * slots,
+            "evaluate_every": config.evaluate_every * slots,
+            "settings": point.settings,
+            **evaluation,
+        }
+        finished = {row["seed"] for row in prepare(point, job)}
+        for seed in (seed for seed in seeds if seed not in finished):
+            own = evaluation_seeds(seed, evaluation["episodes"])
+            waiting.append((point, job | {"seed": seed, "evaluation_seeds": own}))
+    return waiting
+
+
+def train_all(
+    experiment: str, waiting: Sequence[tuple[Point, dict[str, Any]]], python: str, jobs: int
+) -> Iterator[tuple[Point, int, float]]:
+    """Trains the jobs of ``unfinished``, ``jobs`` at a time, and files the rows of each as soon as it has ended.
+
+    Yields:
+      For each job its point, its seed and its last return.
+
+    Raises:
+      UserError: as ``train``; jobs that have not been started are not started then.
+    """
+    with ThreadPoolExecutor(jobs) as executor:
+        running = {executor.submit(train, python, job): (point, job) for point, job in waiting}
+        try:
+            for future in as_completed(running):
+                point, job = running[future]
+                versions, rows = future.result()
+                identity = {"experiment": experiment, "variant": point.variant, "seed": job["seed"]}
+                path = point.folder / run_folders.METRICS_FILE
+                held = reading.read_rows(path) if path.exists() else []
+                report = environment_report() | {"versions": versions}
+                write_json_atomic(point.folder / run_folders.ENVIRONMENT_FILE, report)
+                lines = [reading.encode_line(row) for row in (*held, *(identity | row for row in rows))]
+                write_atomic(path, b"".join(lines))
+                yield point, job["seed"], rows[-1]["return"]
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
 def train(python: str, job: Mapping[str, Any]) -> tuple[dict[str, str], list[dict[str, Any]]]:
     """One seed of a baseline in its own process: the versions there, and its evaluations.
 
     Raises:
-      UserError: if the interpreter cannot be started or the baseline fails, what it printed last is quoted, or what was
-        started answers with anything but versions and evaluations.
+      UserError: if the interpreter cannot be started, the baseline fails (its last line is quoted), or the output is
+        anything but versions and evaluations.
     """
     try:
         done = subprocess.run(

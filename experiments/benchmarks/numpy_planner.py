@@ -1,8 +1,8 @@
-"""Distributional value iteration in NumPy, against which the planner of ``agents`` is measured.
+"""Distributional value iteration in NumPy, beside which the planner of ``agents`` is measured.
 
-Nothing here is meant to be built on: numbers as rewards, a time limit, the lowest of the actions that tie. It is
-written to be fast: whole arrays of 32 bits, loops over time steps, rewards and outcomes alone, distributions moved only
-  where the chosen action needs them, and shifted by slices where the reward is a multiple of the atoms' distance.
+Not meant to be built on: rewards are numbers, there is a time limit, and of tied actions the lowest is taken. It is
+written to be fast: whole arrays of 32 bits; loops over time steps, rewards and outcomes alone; distributions moved only
+where the chosen action needs them, and shifted by slices where the reward is a multiple of the atoms' distance.
 """
 
 from __future__ import annotations

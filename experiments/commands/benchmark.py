@@ -20,7 +20,8 @@ from experiments.benchmarks.device_cases import Measurement
 from experiments.benchmarks.sides import Options, load_average, machine
 from experiments.benchmarks.timing import Comparison
 from experiments.commands.command_parser import CommandParser
-from experiments.errors import UserError, cannot_write, command, unknown
+from experiments.disk import append_text
+from experiments.errors import UserError, command, unknown
 
 
 def line(case: str, report: dict[str, Any], where: dict[str, Any]) -> str:
@@ -80,20 +81,6 @@ def _counts(text: str) -> tuple[int, ...]:
     return counts
 
 
-def append(path: Path, text: str) -> None:
-    """Appends ``text`` to a file; the file and its folder are made where there are none.
-
-    Raises:
-      UserError: if it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a") as file:
-            file.write(text)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the cases, one after another.
@@ -112,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"--{name}={value:g}: expected above 0")
     if arguments.out is not None:
         # A file that cannot be written is refused before minutes of measuring.
-        append(arguments.out, "")
+        append_text(arguments.out, "")
     options = Options(
         repeats=arguments.repeats,
         tiny=arguments.tiny,
@@ -126,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def tell(record: dict[str, Any], lines: Sequence[str]) -> None:
         if arguments.out is not None:
-            append(arguments.out, json.dumps(record) + "\n")
+            append_text(arguments.out, json.dumps(record) + "\n")
         for shown in [json.dumps(record)] if arguments.json else lines:
             print(shown, flush=True)
 

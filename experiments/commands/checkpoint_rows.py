@@ -1,4 +1,4 @@
-"""What commands share that make rows of trained checkpoints, such as ``visits`` and ``ratings``."""
+"""What the commands share that make rows from trained checkpoints: ``visits`` and ``ratings``."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 from experiments.commands.command_parser import CommandParser
-from experiments.commands.options import add_destination_options
+from experiments.commands.options import add_destination_options, add_runs_option
 from experiments.disk import require_writable
-from experiments.rows import collecting, reading, run_folders
+from experiments.rows import collecting, reading
 from experiments.training.compilation_cache import enable_compilation_cache
 from experiments.training.restored import find_folder
 
 
 def rows_parser(name: str, description: str) -> CommandParser:
-    """The arguments of the command ``name``: runs, which of their checkpoints, and the file to write."""
+    """The arguments of the command ``name``: runs, a checkpoint of each, and the file to write."""
     made = CommandParser(prog=f"sagax {name}", description=description)
     made.add_argument("run", nargs="+", metavar="RUN", help="run folders, or NAME[:variant]")
-    made.add_argument("--runs", default=run_folders.RUNS_FOLDER, help="where run folders are (default: runs)")
+    add_runs_option(made)
     made.add_argument("--checkpoint", default="latest", help="best, latest (the default) or an iteration")
-    made.add_argument("--out", required=True, help=f"the file to write, such as results/NAME_{name}.jsonl")
+    made.add_argument("--out", type=Path, required=True, help=f"the file to write, such as results/NAME_{name}.jsonl")
     add_destination_options(made)
     return made
 
 
 def write_rows(arguments: argparse.Namespace, section_of: Callable[[Path], reading.Section]) -> None:
-    """Writes the sections of all runs that were asked for; nothing before the last is made.
+    """Writes the sections of all runs that were asked for, once all of them are made.
 
     Args:
       arguments: of ``rows_parser``.
@@ -38,7 +38,7 @@ def write_rows(arguments: argparse.Namespace, section_of: Callable[[Path], readi
     require_writable(arguments.out)
     folders = [find_folder(run, arguments.runs) for run in arguments.run]
     choices = arguments.out, arguments.append, arguments.replace
-    # A run has at least as many rows as are made of its seeds: what is refused of them would be after the work, too.
+    # A run has at least as many rows as its seeds will have: what would be refused after the work is refused before it.
     collecting.kept_sections([collecting.run_section(folder) for folder in folders], *choices)
     enable_compilation_cache()
     sections = [section_of(folder) for folder in folders]

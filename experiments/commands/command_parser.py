@@ -1,10 +1,11 @@
-"""The options of a command, refused in the same way as every other mistake."""
+"""The arguments of a command: read in one way, and refused like every other mistake."""
 
 from __future__ import annotations
 
 import argparse
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from experiments.errors import UserError, unknown, unknown_argument
@@ -13,15 +14,16 @@ from experiments.errors import UserError, unknown, unknown_argument
 class CommandParser(argparse.ArgumentParser):
     """An ``ArgumentParser`` that raises ``UserError`` instead of printing the usage and leaving.
 
-    An option or a choice that it does not know is refused with the nearest that it knows, a number with what was
-    expected. Options are never abbreviated: ``--seed=3`` would be read as ``--seeds=3``, three seeds in place of the
-    seed 3.
+    An unknown option or choice is refused with the nearest known one, a number with what was expected. Options are
+    never abbreviated: ``--seed=3`` would be read as ``--seeds=3``, which is three seeds instead of the seed 3. In an
+    argument of type ``Path`` a leading ``~`` stands for the home folder; no shell expands it in ``--runs=~/x``.
     """
 
     def __init__(self, **settings: Any):
         super().__init__(**{"allow_abbrev": False} | settings)
         self.register("type", int, _integer)
         self.register("type", float, _number)
+        self.register("type", Path, expanded)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """As argparse's, without arguments left over.
@@ -48,18 +50,38 @@ class CommandParser(argparse.ArgumentParser):
         return [option for action in shown for option in action.option_strings if option.startswith("--")]
 
 
+def expanded(text: str) -> Path:
+    """The path of ``text``, with a leading ``~`` or ``~USER`` replaced by that home folder.
+
+    Raises:
+      argparse.ArgumentTypeError: if there is no such home folder.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text}: there is no such home folder") from error
+
+
 def _integer(text: str) -> int:
     try:
         return int(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"expected an integer, got {text!r}") from error
+    except ValueError:
+        number = _float(text)
+    # 1e3 is an integer, too, as in a configuration.
+    if not math.isfinite(number) or number != int(number):
+        raise argparse.ArgumentTypeError(f"expected an integer, got {text[:40]!r}")
+    return int(number)
 
 
 def _number(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
+    number = _float(text)
     if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"expected a finite number, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a finite number, got {text[:40]!r}")
     return number
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -1,69 +1,61 @@
 """``sagax evaluate RUN [--checkpoint=best]``: a checkpoint on held-out start states.
 
 RUN is a run folder, or ``NAME[:variant]`` under ``--runs``. Every seed has episodes of its own, drawn from the stream
-``TEST_SEED`` and none of those on which it was evaluated as it trained: these chose the best checkpoint and would
-flatter it. The best is that of all members together, in a sweep of all points. The intervals over the seeds cover the
-draw of the episodes.
+``TEST_SEED``. They are other ones than those that the seed was evaluated on as it trained, which chose the best
+checkpoint and would flatter it. The best checkpoint is that of all members together, in a sweep of all points. The
+intervals over the seeds cover the draw of the episodes.
 
 The evaluators are those of the run. ``--evaluators=NAME,...`` takes some of them, or others by their kind, with
 ``--config.evaluators.KIND.KEY=VALUE`` as their arguments.
 
-``--config.environment.KEY=VALUE`` changes the environment for the evaluation alone, ``--environment=KIND`` replaces
-it, with ``--config.environment.KEY=VALUE`` as its arguments: train on easy rooms, evaluate on harder ones of the same
-observations and actions.
+``--config.environment.KEY=VALUE`` changes the environment for the evaluation alone, and ``--environment=KIND`` replaces
+it, with ``--config.environment.KEY=VALUE`` as its arguments: to evaluate on harder rooms with the same observations and
+actions, say.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
 from experiments.assembly import registry
 from experiments.commands.command_parser import CommandParser
+from experiments.commands.options import add_runs_option
 from experiments.errors import UserError, command
 from experiments.evaluators.catalogue import EVALUATORS
-from experiments.rows import run_folders, statistics
+from experiments.rows import run_folders
+from experiments.rows.summary import summarise_members
 from experiments.training.compilation_cache import enable_compilation_cache
 from experiments.training.restored import evaluate_run, find_folder, read_run
 
 
 def parser() -> CommandParser:
-    made = CommandParser(prog="sagax evaluate", description=__doc__.split("\n")[0])
-    made.add_argument("run", help="a run folder, or NAME[:variant]")
-    made.add_argument("--runs", default=run_folders.RUNS_FOLDER, help="where run folders are (default: runs)")
+    made = CommandParser(
+        prog="sagax evaluate",
+        description="Evaluate a checkpoint on episodes that neither trained nor chose it. "
+        "--config.environment.KEY=VALUE changes the environment for this evaluation alone.",
+    )
+    made.add_argument("run", metavar="RUN", help="a run folder, or NAME[:variant]")
+    add_runs_option(made)
     made.add_argument("--checkpoint", default="best", help="best of all seeds (the default), latest or an iteration")
     made.add_argument(
         "--environment", metavar="KIND", help="another kind of environment, its arguments as --config keys"
     )
-    made.add_argument("--evaluators", metavar="A,B", help="what to evaluate by (default: the config's evaluators)")
-    made.add_argument("--episodes", type=int, help="how many held-out episodes (default: the config's)")
+    made.add_argument(
+        "--evaluators", metavar="A,B", help="what to evaluate by (default: the configuration's evaluators)"
+    )
+    made.add_argument("--episodes", type=int, help="how many held-out episodes (default: the configuration's)")
     acting = made.add_mutually_exclusive_group()
     acting.add_argument("--greedy", action="store_true", default=None, help="act greedily")
     acting.add_argument("--sampled", action="store_false", dest="greedy", help="sample actions")
     made.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return made
-
-
-def summarise_members(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Per variant and metric ``iqm``, ``low`` and ``high`` over the seeds."""
-    metrics = [name for name in rows[0] if name not in ("seed", "variant", "iteration")]
-    answer: dict[str, dict[str, Any]] = {}
-    for variant in dict.fromkeys(row["variant"] for row in rows):
-        answer[variant] = {}
-        for name in metrics:
-            values = np.asarray([row[name] for row in rows if row["variant"] == variant])
-            interval = statistics.stratified_bootstrap(values)
-            low, high = (None if math.isnan(end) else end for end in (interval.low, interval.high))
-            answer[variant][name] = {"iqm": interval.estimate, "low": low, "high": high}
-    return answer
 
 
 @command

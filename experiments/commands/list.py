@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from experiments.assembly import registry
@@ -16,8 +15,8 @@ from experiments.errors import command
 
 
 def describe(package: str = registry.PACKAGE, name: str | None = None) -> list[dict[str, Any]]:
-    """Per experiment, or of ``name`` alone: ``name``, ``reproduces``, ``variants`` (to their descriptions), and the
-    ``sweep`` keys.
+    """Every experiment, or ``name`` alone: ``name``, ``reproduces``, ``variants`` (to their descriptions), and the
+    keys of its ``sweep`` with their values.
 
     Raises:
       UserError: if there is no experiment ``name``.
@@ -36,11 +35,11 @@ def describe(package: str = registry.PACKAGE, name: str | None = None) -> list[d
     return described
 
 
-def _parser() -> CommandParser:
-    parser = CommandParser(prog="sagax list", description="List the experiments, or the variants of one.")
-    parser.add_argument("name", nargs="?", metavar="NAME", help="an experiment, to list its variants")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, variants included")
-    return parser
+def parser() -> CommandParser:
+    made = CommandParser(prog="sagax list", description="List the experiments, or the variants of one.")
+    made.add_argument("name", nargs="?", metavar="NAME", help="an experiment, to list its variants")
+    made.add_argument("--json", action="store_true", help="print one JSON object, variants included")
+    return made
 
 
 @command
@@ -50,23 +49,32 @@ def main(argv: Sequence[str] | None = None, package: str = registry.PACKAGE) -> 
     Raises:
       UserError: if the named experiment is unknown.
     """
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     described = describe(package, options.name)
     if options.json:
         print(json.dumps({"experiments": described}, indent=2))
         return 0
-    console = Console()
-    table = Table(box=None, show_header=False, pad_edge=False)
     if options.name is None:
-        for experiment in described:
-            table.add_row(Text(experiment["name"], "bold"), Text(experiment["reproduces"]))
-        console.print(table)
-        console.print("The variants of one: sagax list NAME. Train one: sagax run NAME[:variant,variant]", style="dim")
+        _print_lines([(experiment["name"], experiment["reproduces"]) for experiment in described])
+        print("The variants of one: sagax list NAME. Train one: sagax run NAME[:variant,variant]")
         return 0
     [experiment] = described
-    console.print(f"{experiment['name']}: {experiment['reproduces']}", markup=False)
-    for variant, meaning in experiment["variants"].items():
-        table.add_row(Text(f"  :{variant}", "bold"), Text(meaning))
-    console.print(table)
-    console.print("Variants compose with commas, as in NAME:a,b.", style="dim")
+    print(f"{experiment['name']}: {experiment['reproduces']}")
+    _print_lines([(f"  :{variant}", meaning) for variant, meaning in experiment["variants"].items()])
+    print("Variants compose with commas, as in NAME:a,b.")
     return 0
+
+
+def _print_lines(entries: Sequence[tuple[str, str]]) -> None:
+    """A line per entry: its name, then its description, cut at the edge of a terminal and whole elsewhere."""
+    console = Console()
+    width = max((len(name) for name, _ in entries), default=0)
+    for name, description in entries:
+        if not console.is_terminal:
+            print(f"{name:{width}}  {description}")
+            continue
+        room = console.width - width - 2
+        if len(description) > room:
+            ellipsis = "..." if console.options.ascii_only else "\N{HORIZONTAL ELLIPSIS}"
+            description = description[: max(room - len(ellipsis), 0)].rstrip() + ellipsis
+        console.print(Text(f"{name:{width}}  ", "bold").append(description, "not bold"), no_wrap=True, overflow="crop")

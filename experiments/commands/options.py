@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from experiments.assembly import registry
 from experiments.rows import reading, run_folders
 
+# ``--results`` without a file: no rows are in a folder.
+COMMITTED = Path()
+
+
+def add_runs_option(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--runs=DIR``: the folder that run folders are in."""
+    help_text = f"where run folders are (default: {run_folders.RUNS_FOLDER})"
+    parser.add_argument("--runs", type=Path, default=run_folders.RUNS_FOLDER, metavar="DIR", help=help_text)
+
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """``--runs=DIR`` and ``--results[=FILE]``: where the rows are read from."""
+    """Adds ``--runs=DIR`` and ``--results[=FILE]``: where the rows are read from."""
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--runs", metavar="DIR", help="read the run folders DIR/NAME/* only")
+    source.add_argument("--runs", type=Path, metavar="DIR", help="read only the run folders DIR/NAME/*")
     source.add_argument(
-        "--results", nargs="?", const="", metavar="FILE", help="read the committed rows only (results/NAME.jsonl)"
+        "--results",
+        type=Path,
+        nargs="?",
+        const=COMMITTED,
+        metavar="FILE",
+        help="read only the committed rows (default: results/NAME.jsonl)",
     )
 
 
@@ -24,15 +39,15 @@ def rows_of(options: argparse.Namespace, package: str = registry.PACKAGE) -> tup
       UserError: if there are none, or the experiment is unknown, with the nearest names.
     """
     committed = options.results
-    if committed == "":
+    if committed == COMMITTED:
         committed = run_folders.committed_file(options.name)
-        # Before the file, whose name is made of it: who mistypes the one has not asked for the other.
+        # The name is checked before the file that is named after it: a mistyped name is the mistake to report.
         if options.name not in registry.names(package) or not committed.is_file():
             reading.refuse_without_rows(options.name, str(committed), package)
     return reading.find_rows(options.name, options.runs, committed, package)
 
 
 def add_destination_options(parser: argparse.ArgumentParser) -> None:
-    """``--append`` and ``--replace``: what becomes of the rows that the file of ``--out`` holds."""
-    parser.add_argument("--append", action="store_true", help="keep what the file holds of other variants")
-    parser.add_argument("--replace", action="store_true", help="let go of the rows that the file would lose")
+    """Adds ``--append`` and ``--replace``: what becomes of the rows that the file of ``--out`` holds."""
+    parser.add_argument("--append", action="store_true", help="keep the rows of other variants that the file holds")
+    parser.add_argument("--replace", action="store_true", help="allow that the file loses rows")

@@ -1,9 +1,9 @@
 """``sagax ratings RUN... --out=FILE.jsonl``: what models of language feedback pay for each message.
 
 RUN is a run folder with a scripted annotator, or ``NAME[:variant]`` under ``--runs``. Every seed becomes a row with
-lists of equal length: ``messages``, those of its training, the latest where they were many; ``paid``, what its reward
-model gives for each of them, said once; ``good``, whether the annotator likes it, noise aside; ``withheld``, whether it
-says nothing about it, so that the model never saw a label of it. The file is like those of ``sagax collect``.
+lists of equal length: ``messages``, the latest of its training; ``paid``, the reward that its model gives for each of
+them, said once; ``good``, whether the annotator likes it, without noise; ``withheld``, whether the annotator never
+labels it, so that the model has not seen a label of it. The file has the form of those that ``sagax collect`` writes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
       UserError: for anything the user can repair.
     """
-    arguments = rows_parser("ratings", "List what reward models pay for messages.").parse_args(argv)
+    description = "List what trained models of language feedback pay for each message, as rows."
+    arguments = rows_parser("ratings", description).parse_args(argv)
     write_rows(arguments, lambda folder: rate(folder, arguments.checkpoint))
     return 0

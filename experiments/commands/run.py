@@ -1,6 +1,7 @@
-"""``sagax run NAME[:variant] [--config.KEY=VALUE ...]``: trains, resumes, reports.
+"""``sagax run NAME[:variant] [--config.KEY=VALUE ...]``: trains an experiment and reports its last evaluation.
 
-The same command again continues where the run stopped, or was killed.
+The same command again continues a run that was stopped or killed. With more ``--seeds`` than a run has, it continues
+with the new seeds beside the old ones.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from experiments.assembly import registry
 from experiments.assembly.checks import checked_environment
 from experiments.assembly.members import members_of, variant_name
 from experiments.commands.command_parser import CommandParser
+from experiments.commands.options import add_runs_option
 from experiments.errors import SIGNAL_EXIT, command
 from experiments.rows import figures, reading, run_folders
 from experiments.training.compilation_cache import enable_compilation_cache
 from experiments.training.processes import SharedStop, join_processes, writer_first, writes
 from experiments.training.progress import progress, result_table
+from experiments.training.requirements import memory, require_memory, requirements
 from experiments.training.stopping import stop_on_signals
 from experiments.training.train import (
     PROLONGABLE,
@@ -31,18 +34,24 @@ from experiments.training.train import (
     train,
 )
 
-# What says that a range of stocks is too narrow, shown where it says so.
+# Metrics that show where a range of stocks is too narrow; printed only where they are not 0.
 NARROW = ("agent/stock_outside", "edge/")
 
 
 def parser() -> CommandParser:
-    made = CommandParser(prog="sagax run", description=__doc__.split("\n")[0])
-    made.add_argument("name", help="NAME or NAME:variant,variant; see sagax list")
-    made.add_argument("--seeds", type=int, help="how many seeds, counted from --first-seed (default: the config's)")
-    made.add_argument("--first-seed", type=int, default=0)
-    made.add_argument("--runs", default=run_folders.RUNS_FOLDER, help="where run folders are (default: runs)")
+    made = CommandParser(
+        prog="sagax run",
+        description="Train an experiment, or continue it where it stopped. --config.KEY=VALUE changes any key of its "
+        "configuration; sagax show NAME lists them.",
+    )
+    made.add_argument("name", metavar="NAME", help="NAME or NAME:variant,variant; see sagax list")
+    made.add_argument(
+        "--seeds", type=int, help="how many seeds, counted from --first-seed (default: the configuration's)"
+    )
+    made.add_argument("--first-seed", type=int, default=0, help="the first seed (default: 0)")
+    add_runs_option(made)
     made.add_argument("--fresh", action="store_true", help="delete what an earlier run left and start over")
-    made.add_argument("--figure", help="also write the learning curve to this PNG file")
+    made.add_argument("--figure", type=Path, help="also draw the learning curve, to a .pdf, .png or .svg file")
     made.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return made
 
@@ -63,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides = registry.parse_overrides(rest, made.shown_options())
     config = registry.apply_overrides(loaded.config, overrides)
     source = checked_environment(config)
+    require_memory(requirements(config, source, arguments.seeds), memory())
     members = members_of(config, loaded.variant, arguments.seeds, arguments.first_seed)
     variant = variant_name(loaded.variant, overrides.keys() - set(PROLONGABLE), config)
     members = [member._replace(variant=variant) for member in members]
@@ -74,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.ExitStack() as stack:
         # One process tells the user about the run.
         told = sys.stderr if writes() else stack.enter_context(open(os.devnull, "w"))
-        print(f"{title}: {len(members)} seeds on {devices()}, in {folder}", file=told)
+        seeds = f"{len(members)} seed{'s' if len(members) > 1 else ''}"
+        print(f"{title}: {seeds} on {devices()}, in {folder}", file=told)
         stop = SharedStop(stack.enter_context(stop_on_signals()))
         reporter = stack.enter_context(progress(total, title, metric=config.evaluation.metric, stream=told))
         outcome = train(config, loaded.name, programs, folder, reporter, stop, source)

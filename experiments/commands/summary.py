@@ -1,4 +1,8 @@
-"""What the rows of an experiment say: final values, steps to a threshold, ratios to a baseline, with intervals."""
+"""``sagax summary NAME``: final values, steps to a threshold and ratios to a baseline, with intervals.
+
+The rows are those of the run folders ``runs/NAME/*``, or else the committed ones in ``results/NAME.jsonl``; the first
+line of the answer says which.
+"""
 
 from __future__ import annotations
 
@@ -16,23 +20,36 @@ from experiments.errors import UserError, command
 from experiments.rows import reading, run_folders, statistics
 from experiments.rows.summary import NOT_REACHED, summarise
 
-# Characters of a name per line at least, however narrow the terminal is.
+# The least number of characters of a name in a line, however narrow the terminal is.
 NARROWEST_NAME = 12
+
+
+def parser() -> CommandParser:
+    made = CommandParser(
+        prog="sagax summary",
+        description="Final values, steps to a threshold and ratios to a baseline: interquartile means over the seeds "
+        "with bootstrap intervals.",
+    )
+    made.add_argument("name", metavar="NAME", help="the experiment; NAME:variant is short for --variants=variant")
+    made.add_argument("--metric", default="success", help="the metric to summarise (default: success)")
+    made.add_argument("--threshold", type=float, default=0.8, help="the value to reach (default: 0.8)")
+    made.add_argument("--baseline", help="the variant whose steps the others are divided by")
+    made.add_argument("--variants", help="variants to show: a,b or, where they have commas, a,warm;b,warm")
+    made.add_argument("--smoothing", type=int, default=1, help="evaluations per trailing mean (default: 1)")
+    made.add_argument("--confidence", type=float, default=statistics.CONFIDENCE, help="of the intervals (0.95)")
+    add_source_options(made)
+    made.add_argument("--json", action="store_true", help="print one JSON object")
+    return made
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = CommandParser(prog="sagax summary", description="Summarise an experiment's rows.")
-    parser.add_argument("name", metavar="NAME", help="the experiment; NAME:variant is --variants=variant")
-    parser.add_argument("--metric", default="success")
-    parser.add_argument("--threshold", type=float, default=0.8, help="the height of the metric to reach")
-    parser.add_argument("--baseline", help="the variant whose steps the others are divided by")
-    parser.add_argument("--variants", help="variants to show: a,b or, where they have commas, a,warm;b,warm")
-    parser.add_argument("--smoothing", type=int, default=1, help="evaluations per trailing mean (1)")
-    parser.add_argument("--confidence", type=float, default=statistics.CONFIDENCE)
-    add_source_options(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args(argv)
+    """Summarises the rows of one experiment.
+
+    Raises:
+      UserError: for anything the user can repair.
+    """
+    options = parser().parse_args(argv)
     if not 0 < options.confidence < 1:
         raise UserError(f"confidence={options.confidence}: expected a share between 0 and 1, such as 0.95")
     options.name, _, variant = options.name.partition(":")
@@ -77,10 +94,9 @@ def _one_variant(requested: str, known: Sequence[str]) -> str:
 
 
 def _print(heading: dict[str, Any], summary: list[dict[str, Any]], console: Console | None = None) -> None:
-    """One table; two, of the values and of the steps, where a terminal is too narrow for one.
+    """Prints one table, or where a terminal is too narrow for it two: of the values and of the steps.
 
-    Names and numbers are whole at any width: a row of a pipe or a file is one line, as long as it has to be, and names
-    are folded in a terminal.
+    Names and numbers are never cut: a row is one line in a pipe or a file, and names are folded in a terminal.
     """
     console = console or Console()
     columns = _columns(heading, summary)
@@ -88,7 +104,7 @@ def _print(heading: dict[str, Any], summary: list[dict[str, Any]], console: Cons
     tables = [_table(columns, title)]
     if console.is_terminal and _width(tables[0]) > console.width:
         tables = [_table(columns[:4], title), _table([columns[0], *columns[4:]])]
-    # What a name gives up where it is folded; numbers are never folded.
+    # The width that names give up where they are folded; numbers are never folded.
     room = max(0, max(map(len, columns[0])) - NARROWEST_NAME) if console.is_terminal else 0
     console.width = max(console.width, *(_width(table) - room for table in tables))
     console.print(f"{heading['experiment']}: {heading['metric']}, rows of {heading['source']}", markup=False)
@@ -131,13 +147,13 @@ def _table(columns: Sequence[Sequence[str]], title: Any = None) -> Table:
     for column in numbers:
         table.add_column(column[0], justify="right", no_wrap=True)
     for row in zip(*(column[1:] for column in columns), strict=True):
-        # As text: brackets are no markup here.
+        # As text, because brackets would be read as markup.
         table.add_row(*map(Text, row))
     return table
 
 
 def _width(table: Table) -> int:
-    """The columns of a terminal that a table takes where nothing is folded."""
+    """The width of a table in which nothing is folded."""
     return Console(width=10_000).measure(table).maximum
 
 

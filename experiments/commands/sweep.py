@@ -1,10 +1,10 @@
-"""``sagax sweep NAME[:variant] [--sweep.KEY=V1,V2 ...]``: a grid of runs, ranked.
+"""``sagax sweep NAME[:variant] [--sweep.KEY=V1,V2 ...]``: trains a grid of points and ranks them.
 
-The grid is the product of the experiment's ``get_sweep()``, or of the ``--sweep`` arguments. Numbers that may be traced
-(floats of the sections agent, credit and rewards that a pure environment is not built from) are vmapped together with
-the seeds in one program; every combination of the other keys is a job of its own, a separate process. A point's rows
-are filed under the variant ``VARIANT+sweep+KEY=VALUE+...``, beside those that ``sagax run`` files for a run with
-these overrides. The same command resumes.
+The grid is the product of the values in the experiment's ``get_sweep()``, or in the ``--sweep`` arguments. Numbers that
+can be traced are vmapped together with the seeds in one program: floats of the sections agent, credit and rewards from
+which no pure environment is built. Every combination of the other keys is a job, a process of its own. A point's rows
+are filed under the variant ``VARIANT+sweep+KEY=VALUE+...``, apart from those of a run with the same overrides. The same
+command continues a sweep, also with more seeds or values.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from rich.table import Table
 
 from experiments.assembly import registry
 from experiments.commands.command_parser import CommandParser
+from experiments.commands.options import add_runs_option
 from experiments.errors import SIGNAL_EXIT, UserError, command
 from experiments.rows import reading, run_folders
 from experiments.training.launchers import (
@@ -31,21 +32,36 @@ from experiments.training.launchers import (
     leave_devices_to_jobs,
 )
 from experiments.training.processes import COORDINATOR, described_process
-from experiments.training.sweeps import PREFIX, RANKS, Plan, grid_of, plan, ranking, require_metric, run_job
+from experiments.training.sweeps import (
+    PREFIX,
+    RANKS,
+    Plan,
+    grid_of,
+    plan,
+    ranking,
+    require_job_memory,
+    require_metric,
+    run_job,
+)
 
 
 def parser() -> CommandParser:
-    made = CommandParser(prog="sagax sweep", description=__doc__.split("\n")[0])
-    made.add_argument("name", help="NAME or NAME:variant,variant")
-    made.add_argument("--seeds", type=int, help="seeds per point (default: the config's)")
-    made.add_argument("--first-seed", type=int, default=0, help="tune on other seeds than those that are reported")
-    made.add_argument("--launcher", choices=sorted(LAUNCHERS), default="local")
+    made = CommandParser(
+        prog="sagax sweep",
+        description="Train a grid over an experiment's settings and rank its points. --sweep.KEY=V1,V2 replaces the "
+        "experiment's own grid (with commas in values --sweep.KEY=V1;V2), --config.KEY=VALUE changes a key in every "
+        "point, --launcher.KEY=VALUE is a setting of the launcher.",
+    )
+    made.add_argument("name", metavar="NAME", help="NAME or NAME:variant,variant; see sagax list")
+    made.add_argument("--seeds", type=int, help="seeds per point (default: the configuration's)")
+    made.add_argument("--first-seed", type=int, default=0, help="the first seed; tune on other seeds than you report")
+    made.add_argument("--launcher", choices=sorted(LAUNCHERS), default="local", help="what starts the jobs")
     made.add_argument("--jobs", type=int, default=1, help="processes at a time (launchers local and submitit)")
-    made.add_argument("--members-per-program", type=int, help="seeds and points in one program at most (default: all)")
-    made.add_argument("--runs", default=run_folders.RUNS_FOLDER, help="where run folders are (default: runs)")
+    made.add_argument("--members-per-program", type=int, help="at most so many seeds and points side by side")
+    add_runs_option(made)
     made.add_argument("--fresh", action="store_true", help="delete what an earlier sweep left and start over")
-    made.add_argument("--metric", help="what to rank by (default: the config's evaluation.metric)")
-    made.add_argument("--rank", choices=RANKS, default="final", help="final value or area under the curve")
+    made.add_argument("--metric", help="the metric to rank by (default: the configuration's evaluation.metric)")
+    made.add_argument("--rank", choices=RANKS, default="final", help="rank by final value or area under the curve")
     made.add_argument("--json", action="store_true", help="print the ranking as one JSON object")
     made.add_argument("--job", type=int, help=argparse.SUPPRESS)
     return made
@@ -82,6 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = plan(loaded, base, overrides, grid, arguments.seeds, arguments.first_seed, arguments.runs)
     if arguments.metric is not None:
         require_metric(arguments.metric, base)
+    chosen = made.jobs if arguments.job is None else made.jobs[arguments.job : arguments.job + 1]
+    for job in chosen:
+        require_job_memory(job, arguments.members_per_program)
     if arguments.job is not None:
         if not 0 <= arguments.job < len(made.jobs):
             raise UserError(f"--job={arguments.job}: expected 0 to {len(made.jobs) - 1}")

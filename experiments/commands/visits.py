@@ -1,9 +1,9 @@
 """``sagax visits RUN... --out=FILE.jsonl``: where trained policies go in the maze, for heat maps.
 
-RUN is a run folder of a maze, or ``NAME[:variant]`` under ``--runs``. The policy of every seed walks through the
-environment that it was trained in and becomes a row: ``visits``, how often it stood on each cell, as rows and columns
-of the map, and ``no_op``, the share of steps in which it chose to do nothing. The file is like those of ``sagax
-collect``.
+RUN is a run folder of a maze, or ``NAME[:variant]`` under ``--runs``. The policy of every seed acts in the environment
+that it was trained in and becomes a row: ``visits``, how often it stood on each cell, as rows and columns of the map,
+and ``no_op``, the share of steps in which it chose to do nothing. The file has the form of those that ``sagax collect``
+writes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from experiments.training.checkpoint_rows import count_visits
 
 
 def parser() -> CommandParser:
-    made = rows_parser("visits", "Count where trained policies go in a maze.")
-    made.add_argument("--episodes", type=int, help="how many episodes per seed (default: the config's)")
+    made = rows_parser("visits", "Count where trained policies go in the maze, as rows for heat maps.")
+    made.add_argument("--episodes", type=int, help="how many episodes per seed (default: the configuration's)")
     return made
 
 

@@ -1,1 +1,1 @@
-"""Experiments by name: one module each, its docstring the run card."""
+"""The experiments, a module each; a module's docstring is its run card."""

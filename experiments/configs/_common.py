@@ -1,4 +1,4 @@
-"""Defaults that every experiment starts from; a key that no experiment may set does not exist."""
+"""Defaults that experiments start from, and the choices that several of them share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-# Head of the value-based agent and what it predicts, by the name of the method.
+# The head of the value-based agent and what it predicts, by the name of the method.
 HEADS = {
     "dqn": ("expected", "one value per action"),
     "c51": ("categorical", "a categorical return distribution"),
@@ -17,19 +17,19 @@ HEADS = {
 SWITCHES = {
     "double": "the online network chooses the target's action",
     "dueling": "value and advantage as two heads",
-    "prioritised": "surprising transitions are replayed more often",
+    "prioritised": "transitions with a large error are replayed more often",
 }
 
 
-# The world models of both BYOL variants, an eighth of the papers' widths and one step ahead, which is what they cost.
-# A target_decay of 1 leaves the target as it began, random.
+# The world models of both BYOL variants, at an eighth of the papers' widths and one step ahead, to save time. With a
+# target_decay of 1 the target network stays at its random start.
 _LATENT = {"horizon": 1, "embedding_size": 64, "memory_size": 64, "hidden_size": 64, "target_decay": 0.99}
-# An update sees every step twice, an eighth of them at a time.
+# An update sees every step twice, in parts of an eighth.
 _FIT = {"updates": 16, "parts": 8}
-# Intrinsic rewards by the name of the method: what it is, and its section of the configuration.
+# Intrinsic rewards by the name of the method: its description and its section of the configuration.
 CURIOSITIES: dict[str, tuple[str, dict[str, Any]]] = {
     "hindsight": (
-        "BYOL-Hindsight: what cannot be predicted is told, what can is not",
+        "BYOL-Hindsight: the world model is told what cannot be predicted",
         {"kind": "byol_hindsight", **_LATENT, **_FIT},
     ),
     "explore": (
@@ -38,17 +38,17 @@ CURIOSITIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "rnd": ("random network distillation", {"kind": "rnd", "embedding_size": 64, "learning_rate": 1e-3, **_FIT}),
     "icm": (
-        "the error of a forward model among features that tell the action",
+        "the error of a forward model on features from which the action can be told",
         {"kind": "icm", "embedding_size": 64, **_FIT},
     ),
-    "count": ("one over the root of how often an observation was seen", {"kind": "count_bonus", "identify": "hash"}),
+    "count": ("one over the square root of an observation's visits", {"kind": "count_bonus", "identify": "hash"}),
     "episodic": (
-        "the same, counted within the episode",
+        "the same, with visits counted within the episode",
         {"kind": "count_bonus", "identify": "hash", "bits": 12, "episodic": True},
     ),
 }
 
-# MiniGrid's tasks by a word for them: its name, and what it takes.
+# MiniGrid's tasks by a short name: the task's identifier, and what it takes.
 MINIGRID_TASKS = {
     "key_corridor": ("KeyCorridorS3R3", "key, locked door, ball (the default)"),
     "door_key": ("DoorKey-8x8", "key, locked door, goal"),
@@ -180,7 +180,7 @@ def value_based_config() -> ConfigDict:
 
 
 def value_based_variants(default: str) -> dict[str, str]:
-    """The variants that choose among the value-based methods, described; ``default`` is marked as such."""
+    """The variants that choose a value-based method, with descriptions; ``default`` is marked as such."""
     heads = {name: description for name, (_, description) in HEADS.items()}
     return heads | {default: f"{heads[default]} (the default)"} | SWITCHES
 
@@ -200,7 +200,7 @@ def choose_value_based(config: ConfigDict, tokens: Iterable[str], default: str) 
 
 
 def curiosity_variants(default: str, without: str) -> dict[str, str]:
-    """The variants that choose among the curiosities, described, and ``ppo``, which has none: ``without``."""
+    """The variants that choose an intrinsic reward, with descriptions, and ``ppo``, which has none: ``without``."""
     described = {name: description for name, (description, _) in CURIOSITIES.items()}
     return described | {default: f"{described[default]} (the default)", "ppo": f"no intrinsic reward: {without}"}
 
@@ -208,7 +208,7 @@ def curiosity_variants(default: str, without: str) -> dict[str, str]:
 def choose_curiosity(config: ConfigDict, tokens: Iterable[str], default: str, weight: float = 1.0) -> str:
     """Adds the intrinsic reward that ``tokens`` name and its value head to ``config``; returns the method's name.
 
-    The head is not episodic: what the next episode may still find is worth something at the end of this one.
+    The value head is not episodic: at the end of an episode, what the next one may find still has value.
 
     Raises:
       ValueError: if there are two methods.
@@ -239,10 +239,10 @@ def one_of(tokens: Iterable[str], choices: Iterable[str], default: str) -> str:
 
 
 def tail_objectives(kind: str, levels: Iterable[float]) -> dict[str, dict[str, Any]]:
-    """One objective of ``kind`` per share of the returns; a name has no dot, so that a key can be overridden."""
+    """One objective of ``kind`` per share of the returns; names have no dots, so that their keys can be overridden."""
     return {f"tau_{round(100 * level)}": {"kind": kind, "level": level} for level in levels}
 
 
 def ignore_stock(agent: ConfigDict) -> None:
-    """Sets ``agent`` to what the stock is compared with."""
+    """Makes ``agent`` ignore the stock, for comparison."""
     agent.use_stock, agent.stock_features, agent.stock_edits = False, 0, 0

@@ -1,8 +1,8 @@
-"""Curiosity in a maze with a noisy TV: which intrinsic reward still explores when part of what is seen is random.
+"""Curiosity in a maze with a noisy TV: which intrinsic reward still explores when part of the observation is random.
 
 For Figure 6 of "Curiosity in hindsight: intrinsic exploration in stochastic environments" (Jarrett et al., 2023,
-arXiv 2211.10515): four rooms in a chain, five kinds of noise, intrinsic reward alone. The map is ours, networks and
-runs are far smaller than the paper's.
+arXiv 2211.10515): four rooms in a chain, five kinds of noise, intrinsic reward alone. The map is our own, and networks
+and runs are far smaller than the paper's.
 
 Command:
     sagax run curiosity_maze:METHOD,NOISE --seeds=5
@@ -18,17 +18,17 @@ Expected, trackers per training episode, mean of a run of 1,024,000 steps, from 
     icm          1.83 [1.51, 1.97]    1.90 [1.68, 1.95]    1.74 [1.43, 1.86]    1.90 [1.70, 2.13]
     count        2.29 [2.15, 2.40]    2.27 [2.12, 2.35]    1.57 [1.37, 1.71]    0.05 [0.05, 0.06]
     ppo          1.14 [1.09, 1.19]    1.34 [1.30, 1.41]    1.12 [1.10, 1.15]    1.12 [1.08, 1.17]
-What holds of the paper's figure and what does not is in the notebook. A fifth of the steps by chance, on_demand's noise
-is sought in all of them by count, in 93 % by rnd, in 13 % by hindsight and by explore, in 4 % by icm; in 98 % by
-explore with a target_decay of 1. There are no rows of episodic and of sticky actions.
+The notebook says which findings of the paper's figure hold here. Chance turns on the noise of on_demand in a fifth of
+the steps; count does so in all of them, rnd in 93 %, hindsight and explore in 13 %, icm in 4 %, and explore with a
+target_decay of 1 in 98 %. There are no rows yet for the variant episodic or for sticky actions.
 
-Tuned on other seeds (rows in results/curiosity_maze_tuning.jsonl): optimiser steps per update, with the options
---config.iterations=150 --config.evaluate_every=15 of
+Tuned on other seeds (rows in results/curiosity_maze_tuning.jsonl): optimiser steps per update, by the following command
+with --config.iterations=150 --config.evaluate_every=15:
     sagax sweep curiosity_maze:METHOD --seeds=2 --first-seed=100
 
-Time: 5 seeds side by side take 6 (rnd) to 15 minutes (hindsight) on two busy cores. Steps of the whole loop per second
-as a share of plain PPO's (``sagax benchmark curiosity``): hindsight 0.51, explore 0.56, icm 0.77, rnd
-0.83, counts 0.94 to 0.96; hindsight against rnd 0.62.
+Time: 5 seeds side by side take 6 (rnd) to 15 minutes (hindsight) on two busy cores. Speed of the whole loop as a share
+of plain PPO's (``sagax benchmark curiosity``): hindsight 0.51, explore 0.56, icm 0.77, rnd
+0.83, counts 0.94 to 0.96; hindsight beside rnd 0.62.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ VARIANTS = (
     curiosity_variants("hindsight", "the policy stays random")
     | {name: description for name, (_, description) in NOISE.items()}
     | {
-        "trackers": "a reward of 1 for every tracker besides the intrinsic one",
+        "trackers": "a reward of 1 for every tracker, beside the intrinsic reward",
         "smoke": "seconds: a few iterations of a small batch",
     }
 )
@@ -63,7 +63,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.iterations, config.evaluate_every = 250, 10
     config.environment = {"kind": "maze", "time_limit": 500} | SETTINGS[NOISE[one_of(tokens, NOISE, "quiet")][0]]
     config.data = {"kind": "unroll", "length": 128, "batch": 32, "group_size": 1}
-    # A block out of sight is where it was seen last, and so is a room.
+    # The network has to remember blocks and rooms that are out of sight.
     config.network.hidden, config.network.recurrent_size = (64, 64), 64
     config.agent.update({"epochs": 2, "minibatches": 4, "learning_rate": 1e-3, "entropy_weight": 0.003})
     method = choose_curiosity(config, tokens, "hindsight")

@@ -1,8 +1,8 @@
-"""Curiosity on MiniGrid, where the only reward is at the end of a task that chance does not solve.
+"""Curiosity on MiniGrid, where the only reward comes at the end of a task that random actions do not solve.
 
 For "Random network distillation" (Burda et al., 2018, arXiv 1810.12894) and "Curiosity in hindsight" (Jarrett et al.,
-2023, arXiv 2211.10515), on procedurally generated rooms: the reward of the environment and the intrinsic one as two
-channels with a value head each, as in the former's section 2.3.
+2023, arXiv 2211.10515), on procedurally generated rooms: the environment's reward and the intrinsic reward are two
+channels with a value head each, as in section 2.3 of the first paper.
 
 Command:
     sagax run curiosity_minigrid:METHOD,TASK --seeds=10
@@ -10,12 +10,12 @@ Command:
 
 Expected on KeyCorridorS3R3, share of training episodes that succeed, from results/curiosity_minigrid.jsonl (10 seeds,
 819,200 steps):
-    episodic   0.995 [0.988, 0.998] at the end, above a half after 493k [431k, 593k] steps, by every seed
-    ppo        0.000 [0.000, 0.001]: chance succeeds in 3 of 1000 episodes, and ppo is still chance at the end
-Nothing was tuned for either. No other method, task or noise has rows yet.
+    episodic   0.995 [0.988, 0.998] at the end; every seed passes one half, after 493k [431k, 593k] steps
+    ppo        0.000 [0.000, 0.001]; random actions succeed in 3 of 1000 episodes, and ppo does no better at the end
+Neither was tuned. There are no rows yet of other methods, tasks or noises.
 
-The extra minigrid installs MiniGrid. Time: 5 minutes a seed of episodic, 3.5 of ppo, on one of two busy cores. Steps
-of the whole loop per second as a share of plain PPO's, by the clock and by processor time (``sagax benchmark
+The extra minigrid installs MiniGrid. Time: 5 minutes per seed of episodic, 3.5 of ppo, on one of two busy cores.
+Speed of the whole loop as a share of plain PPO's, by wall-clock and by processor time (``sagax benchmark
 minigrid``): hindsight 0.72 and 0.67, explore 0.71 and 0.68, icm 0.79 and 0.75, rnd 0.85 and 0.81, count 0.90 and 0.85,
 episodic 0.95 and 0.92.
 """

@@ -1,8 +1,8 @@
-"""Curiosity on Montezuma's Revenge, whose first reward is a hundred right steps away.
+"""Curiosity on Montezuma's Revenge, whose first reward takes about a hundred right steps.
 
 For "Random network distillation" (Burda et al., 2018, arXiv 1810.12894) and "Curiosity in hindsight" (Jarrett et al.,
-2023, arXiv 2211.10515), where sticky actions, repeated with probability 0.1, stop BYOL-Explore and not BYOL-Hindsight.
-It starts, trains and resumes on a CPU; a result takes hundreds of millions of steps, and none is claimed here. Needs
+2023, arXiv 2211.10515), where sticky actions, repeated with probability 0.1, stop BYOL-Explore but not BYOL-Hindsight.
+A run starts, trains and resumes on a CPU. A result takes hundreds of millions of steps, and none is claimed here. Needs
 the extra ``atari``.
 
 Command:
@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from experiments.configs._common import choose_curiosity, curiosity_variants, entry, one_of, policy_gradient_config
 
-# Probability that the emulator repeats the last action, by a word for it.
+# The probability that the emulator repeats the last action, by a short name.
 STICKY = {
     "sticky": (0.1, "every tenth action is the last one again (the default)"),
     "stickier": (0.25, "every fourth action is, as in RND's experiments"),
@@ -47,7 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.network.channels, config.network.strides, config.network.hidden = (32, 64, 64), (4, 2, 2), (256,)
     config.network.activation = "relu"
     config.agent.update({"epochs": 4, "minibatches": 4, "learning_rate": 1e-4, "entropy_weight": 0.001, "clip": 0.1})
-    # A treasure counts as 1 whatever it pays, and its advantage twice, as in the RND paper.
+    # As in the RND paper, every treasure counts as 1, and the advantage of the game's reward counts twice.
     config.rewards.env = {"kind": "clip", "channel": "env"}
     config.credit.env = entry("gae", weight=2.0, discount=0.999, gae_lambda=0.95)
     choose_curiosity(config, tokens, "hindsight")

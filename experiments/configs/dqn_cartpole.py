@@ -1,4 +1,4 @@
-"""The DQN family on CartPole-v1: one agent, heads and targets as variants, beside stable-baselines3's.
+"""The DQN family on CartPole-v1: one agent with heads and targets as variants, beside stable-baselines3's agents.
 
 Command:
     sagax run dqn_cartpole[:qrdqn,double,...] --seeds=10
@@ -13,18 +13,19 @@ run; thousand steps after which 475 is first passed; its ratio to sb3_dqn,tuned;
     sb3_qrdqn,tuned    473 [447, 488]     8.1 [4.3, 15.1]     0.90 [0.43, 2.05]
     sb3_dqn            251 [235, 271]    30.5 [25.4, 34.3]    3.36 [2.24, 5.82]
     sb3_qrdqn          300 [259, 335]    24.9 [14.2, 30.2]    2.75 [1.42, 4.87]
-sb3_dqn and sb3_qrdqn are as rl-baselines3-zoo documents them, with one-step returns. With the same budget of tuning
-ten seeds show no difference between ours and theirs (qrdqn takes 1.18 [0.55, 2.56] of the steps of sb3_qrdqn,tuned),
-and would not show one of less than a factor of two. What counts is the 10-step return.
+sb3_dqn and sb3_qrdqn have the settings that rl-baselines3-zoo documents, with one-step returns. With equal tuning
+budgets ten seeds show no difference between sagax and the baselines (qrdqn takes 1.18 [0.55, 2.56] of the steps of
+sb3_qrdqn,tuned); a difference of less than a factor of two would not show. The setting that matters is the 10-step
+return.
 
-Tuned on other seeds (rows in results/dqn_cartpole_tuning.jsonl): 4 points per method, of two learning rates, with and
-without 10-step returns, by the mean return of the run,
+Tuned on other seeds (rows in results/dqn_cartpole_tuning.jsonl): 4 points per method, two learning rates with and
+without 10-step returns, ranked by the mean return of the run:
     sagax sweep dqn_cartpole:METHOD --seeds=2 --first-seed=100 --rank=auc
     sagax baselines dqn_cartpole:BASELINE --baseline-python=PYTHON --sweep --seeds=2 --first-seed=100
-With one-step returns it stays below 270 (dqn, qrdqn) and 310 (both baselines). The rhythm is the zoo's for all:
-128 gradient steps after every 256 steps of the environment, from a target that stays the while.
+With one-step returns it stays below 270 (dqn, qrdqn) and 310 (both baselines). All train in the rhythm of the zoo:
+128 gradient steps after every 256 environment steps, with a target network that stays fixed in between.
 
-Time: 10 seeds of either take 6 to 7 minutes side by side on two busy cores, one of a baseline takes one.
+Time: 10 seeds of dqn or qrdqn take 6 to 7 minutes side by side on two busy cores; a seed of a baseline takes one.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ VARIANTS = value_based_variants("dqn") | {
     "smoke": "seconds: a few iterations of a small batch",
 }
 REPRODUCES = "DQN (Mnih et al., 2015), C51, QR-DQN and IQN on gymnasium CartPole-v1: return 500"
-# Learning rate and rows per segment: of 4 points per method, the best area under the curve of the return. C51 and IQN
-# use those of QR-DQN.
+# Learning rate and rows per segment with the best area under the curve of the return, of 4 points per method. C51 and
+# IQN use those of QR-DQN.
 TUNED = {"dqn": (1e-3, 10), "qrdqn": (2e-3, 10)}
-# What rl-baselines3-zoo documents as tuned for stable-baselines3 on this environment.
+# The settings that rl-baselines3-zoo documents as tuned for stable-baselines3 on this environment.
 _ZOO = {
     "learning_rate": 2.3e-3,
     "batch_size": 64,
@@ -56,7 +57,7 @@ _ZOO = {
     "net_arch": (256, 256),
 }
 BASELINES = {"sb3_dqn": _ZOO, "sb3_qrdqn": _ZOO | {"n_quantiles": 10}}
-# Of the same 4 points as above, around what the zoo documents, the best is the same for both.
+# The best of the same 4 points around the zoo's settings is the same for both.
 BASELINES |= {
     f"{baseline},tuned": settings | {"learning_rate": 2.3e-3, "n_steps": 10} for baseline, settings in BASELINES.items()
 }
@@ -75,7 +76,7 @@ def get_config(variant: str = "") -> ConfigDict:
     method = choose_value_based(config, tokens, "dqn")
     config.network.layer_norm = True
     agent.learning_rate, agent.n_step = TUNED.get(method, TUNED["qrdqn"])
-    # The zoo's rhythm below: a target that stays while the network learns from 256 steps.
+    # The zoo's rhythm: the target network stays fixed while the network learns from 256 steps.
     agent.updates, agent.batch_size = 128, 64
     agent.target_rate, agent.target_period = 0.0, 128
     agent.value_low, agent.value_high = 0.0, 100.0

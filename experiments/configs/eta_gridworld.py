@@ -1,8 +1,8 @@
 """The eta-network on 4x4 gridworlds: one agent, many objectives, beside the exact planner.
 
 For the figure family of "Optimizing return distributions with distributional dynamic programming" (Pires et al., 2025,
-JMLR 26(185)): target returns, and the mean against the tail. The layouts are those of ``tabular.LAYOUTS``, not the
-paper's.
+JMLR 26(185)): target returns, and the mean beside the tail of the return. The layouts are those of
+``tabular.LAYOUTS``, not the paper's.
 
 Command:
     sagax run eta_gridworld[:cvar] --seeds=10
@@ -10,19 +10,19 @@ Command:
     sagax summary eta_gridworld --results --metric=objective
 
 Found after 64,000 environment steps, interquartile mean of 10 seeds, each on 512 episodes, beside the planner's optimum
-(``agents.planning.distributional``); returns spread over 14 (target, homeostasis) and 23 (the others), from smallest to
-largest possible:
-    target           all 11 targets hit exactly, 10 of them by every seed; planner: exactly
+(``agents.planning.distributional``); the largest and the smallest possible return are 14 (target, homeostasis) and 23
+(the others) apart:
+    target           all 11 targets are hit exactly, 10 of them by every seed; planner: exactly
     cvar             tau .1: 0.38, .25: 1.32, .5: 2.47, 1: 3.94; planner 0.60, 1.43, 2.45, 3.86
     optimistic_cvar  tau .1: 5.97, .25: 5.95, .5: 5.34, 1: 3.94; planner 6.28, 5.92, 5.30, 3.86 (an upper bound); two
                      seeds of ten are far below
     mean_cvar        2.67; planner 2.61
     homeostasis      -0.022 [-0.034, -0.012]
-    cvar,stockless   tau .1: -1.06, .25: 0.40, .5: 2.47, 1: 3.94: without the stock the tail is lost, the mean is not
-    target,stockless -3 and 3 are hit, too: in an environment without chance whose rewards can be had until the end, an
-    agent
-                     that forgets what it got can put all of it off to the last steps
-A value above the planner's is the draw of the 512 episodes, which all seeds share: its standard error is about 0.1.
+    cvar,stockless   tau .1: -1.06, .25: 0.40, .5: 2.47, 1: 3.94; without the stock the tail is lost, the mean is not
+    target,stockless -3 and 3 are hit, too: in a deterministic environment whose rewards stay available until the end,
+                     an agent without the stock can collect them all in the last steps
+A value above the planner's comes from the draw of the 512 episodes, which all seeds share: its standard error is about
+0.1.
 
 Time: 3 to 6 minutes for 10 seeds on 2 cores.
 """
@@ -35,7 +35,7 @@ from experiments.configs._common import ignore_stock, one_of, tail_objectives, v
 
 TARGETS = tuple(range(-5, 6))
 LEVELS = (0.1, 0.25, 0.5, 1.0)
-# Functional to train with, layout, slip, discount, and what the agent is evaluated for.
+# The functional to train with, layout, slip and discount.
 PROBLEMS = {
     "target": ({"kind": "target_return", "target": 0.0}, "two_rewards", 0.0, 1.0),
     "cvar": ({"kind": "cvar", "level": 0.5}, "short_and_risky", 0.25, 1.0),
@@ -46,12 +46,12 @@ PROBLEMS = {
 ONLY = {f"target_{target}": "trained and evaluated for this target alone" for target in TARGETS}
 ONLY |= dict.fromkeys(tail_objectives("cvar", LEVELS), "trained and evaluated for this share alone")
 VARIANTS = {
-    "target": "a given return, no more and no less (the default)",
+    "target": "a given return, neither more nor less (the default)",
     "cvar": "the mean of the worst share of the returns, in a slippery environment",
     "optimistic_cvar": "the mean of the best share of the returns",
     "mean_cvar": "half the mean, half the mean of the worst quarter",
-    "homeostasis": "of one number, which is a target return: a stock that stays near 0, whatever the environment adds",
-    "stockless": "for comparison: greedy for the functional of the return to come, without stock",
+    "homeostasis": "a stock that stays near 0, whatever the environment adds; with one number this is a target return",
+    "stockless": "for comparison: greedy for the functional of the future return, without the stock",
     **ONLY,
     "smoke": "seconds: a few iterations of a small batch",
 }
@@ -98,7 +98,7 @@ def objectives(problem: str) -> dict[str, dict]:
         targets = TARGETS if problem == "target" else (0,)
         return {f"target_{target}": {"kind": "target_return", "target": float(target)} for target in targets}
     if problem == "mean_cvar":
-        # Its utility depends on the level: another level is another agent.
+        # The utility depends on the level, so that every level is an agent of its own.
         return {"tau_25": PROBLEMS[problem][0]}
     return tail_objectives(problem, LEVELS)
 

@@ -1,8 +1,8 @@
-"""The eta-network on Pong: a chosen discounted return in place of the largest one.
+"""The eta-network on Pong: it aims at a chosen discounted return instead of the largest one.
 
 For the Atari figure of "Optimizing return distributions with distributional dynamic programming" (Pires et al., 2025,
-JMLR 26(185)). It starts, trains and resumes on a CPU; a result takes millions of steps and a GPU, and none is claimed
-here. Needs the extra ``atari``.
+JMLR 26(185)). A run starts, trains and resumes on a CPU. A result takes millions of steps and a GPU, and none is
+claimed here. Needs the extra ``atari``.
 
 Command:
     sagax run eta_pong
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from experiments.configs._common import stock_evaluator, value_based_config
 
-# Discounted returns: at this discount points that are dozens of steps apart add up to a few at most.
+# Discounted returns: points come dozens of steps apart, so that they add up to a few at most.
 TARGETS = (-2, -1, 0, 1, 2)
 VARIANTS = {
     "target": "a given discounted return (the default)",

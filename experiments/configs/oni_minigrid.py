@@ -1,9 +1,9 @@
-"""Intrinsic rewards from language feedback on MiniGrid: three models of what an annotator thinks of the messages.
+"""Intrinsic rewards from language feedback on MiniGrid: three models of how an annotator labels messages.
 
 For "Online intrinsic rewards for decision making agents from large language model feedback" (ONI: Zheng et al., 2024,
-arXiv 2410.23022), which trains on NetHack: here rooms of MiniGrid, whose messages are the events in them ("You picked
-up the yellow key"). A scripted annotator stands in for the language model, DELAY messages late; with http it is a model
-behind any endpoint that speaks OpenAI's protocol.
+arXiv 2410.23022), which trains on NetHack. The rooms here are MiniGrid's, and the messages describe events in them
+("You picked up the yellow key"). A scripted annotator stands in for the language model and answers DELAY messages late;
+with http the annotator is a model behind any endpoint that speaks OpenAI's protocol.
 
 Command:
     sagax run oni_minigrid:MODEL,DELAY,TASK --seeds=5
@@ -12,9 +12,10 @@ Command:
     sagax ratings runs/oni_minigrid/MODEL,partial --append --out=results/oni_minigrid_ratings.jsonl
     SAGAX_ANNOTATOR_URL=http://localhost:8000/v1 SAGAX_ANNOTATOR_MODEL=NAME sagax run oni_minigrid:http
 
-The extra minigrid installs MiniGrid. With http, SAGAX_ANNOTATOR_KEY is sent where it is set; labels are kept in
-annotations.jsonl in the run folder, or where annotator.cache says. The seeds of a run share that file and what may be
-spent: a later one has at once what an earlier one asked. Seeds that are compared want a --first-seed and a cache each.
+The extra minigrid installs MiniGrid. With http, SAGAX_ANNOTATOR_KEY is sent if it is set; labels are kept in
+annotations.jsonl in the run folder, or in the file that annotator.cache names. The seeds of a run share that file and
+the budget: a later seed has the labels that an earlier one asked for. To compare seeds, run each with its own
+--first-seed and cache.
 
 Expected on KeyCorridorS3R3, share of training episodes that succeed, mean of a run, from results/oni_minigrid.jsonl (5
 seeds, 409,600 steps; ppo has 0.001 [0.000, 0.005]):
@@ -22,15 +23,15 @@ seeds, 409,600 steps; ppo has 0.001 [0.000, 0.005]):
     retrieval         0.28 [0.19, 0.42]    0.28 [0.12, 0.43]    0.16 [0.02, 0.33]    0.03 [0.02, 0.04]
     classification    0.28 [0.19, 0.42]    0.41 [0.20, 0.49]    0.22 [0.14, 0.38]    0.25 [0.15, 0.49]
     ranking           0.60 [0.32, 0.70]    0.68 [0.54, 0.71]    0.53 [0.42, 0.60]    0.66 [0.58, 0.73]
-With delay_0 classification and retrieval are equal, bit for bit: there are 42 messages, and all have a label at once.
-partial says what generalisation is worth: both networks pay for messages that never had a label much as for the others;
-ranking pays nothing for opened doors, which the script likes least, with or without label
+With delay_0 classification and retrieval are equal, bit for bit: there are 42 messages, and all are labelled at once.
+partial measures generalisation: both networks pay for messages without labels much as they pay for the others; ranking
+pays nothing for opened doors, which the script likes least, with or without a label
 (results/oni_minigrid_ratings.jsonl, notebooks/language_feedback.ipynb). Nothing was tuned.
 
-Time: 2 to 3 minutes a seed on one of two busy cores. Steps of the whole loop per second as a share of plain PPO's, by
-the clock and by processor time (``sagax benchmark minigrid``): retrieval 0.90 and 0.88, classification
-0.87 and 0.84, ranking 0.69 and 0.62. With an annotator that takes a second per reply 1.06 (0.81 to 1.39) of those with
-one that answers at once (``sagax benchmark annotator``).
+Time: 2 to 3 minutes per seed on one of two busy cores. Speed of the whole loop as a share of plain PPO's, by wall-clock
+and by processor time (``sagax benchmark minigrid``): retrieval 0.90 and 0.88, classification 0.87 and 0.84, ranking
+0.69 and 0.62. With an annotator that takes a second per reply the loop has 1.06 (0.81 to 1.39) of the speed that it has
+with one that answers at once (``sagax benchmark annotator``).
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ from ml_collections import ConfigDict, config_dict
 from experiments.configs._common import MINIGRID_TASKS, entry, one_of, policy_gradient_config
 
 MODELS = {
-    "retrieval": "a message pays what its label says, once it has one (the default)",
-    "classification": "a network predicts labels, of messages without one, too",
+    "retrieval": "a message pays its label, once it has one (the default)",
+    "classification": "a network predicts labels, also of messages without one",
     "ranking": "a network predicts which of two messages is the better one",
     "ppo": "no intrinsic reward",
 }
@@ -49,9 +50,9 @@ DELAYS = {
     "delay_0": "labels come at once (the default)",
     "delay_100": "labels come 100 messages late",
     "delay_1000": "labels come 1000 messages late",
-    "http": "labels come from a language model that the environment names, see the run card",
+    "http": "labels come from a language model that environment variables name, see the run card",
 }
-# For each of MiniGrid's tasks: the goal for the prompt, and what a scripted annotator likes to read, best first.
+# For each of MiniGrid's tasks: the goal for the prompt, and the messages that the scripted annotator likes, best first.
 GOALS = {
     "key_corridor": (
         "Find the key behind one of the doors, unlock the locked door with it and pick up the ball in the room behind.",
@@ -67,8 +68,8 @@ GOALS = {
     ),
 }
 FLAWS = {
-    "noisy": "a tenth of the scripted labels is turned around",
-    "partial": "no message with grey, purple or yellow in it, half of the colours, is ever labelled",
+    "noisy": "a tenth of the scripted labels is flipped",
+    "partial": "messages with grey, purple or yellow in them, half of the colours, are never labelled",
 }
 VARIANTS = (
     MODELS

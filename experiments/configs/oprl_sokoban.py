@@ -35,7 +35,7 @@ Tuned alike, on other seeds (rows in results/oprl_sokoban_tuning.jsonl; the warm
     sagax sweep oprl_sokoban:METHOD --seeds=2 --first-seed=100 --config.iterations=80 --rank=auc
     (on RGB METHOD,visual with --sweep.agent.learning_rate=0.0005,0.001,0.002)
 
-Time: 10 seeds side by side took 1 to 3 minutes on 2 cores that did other work, too.
+Time: 10 seeds side by side took 1 to 3 minutes on 2 cores that also did other work.
 """
 
 from __future__ import annotations

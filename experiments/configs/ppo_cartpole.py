@@ -1,4 +1,4 @@
-"""PPO on CartPole-v1: the host driver on gymnasium's own environment, and the whole loop in jit on its functional twin.
+"""PPO on CartPole-v1: the host driver on gymnasium's environment, and the whole loop in jit on its functional version.
 
 Command:
     sagax run ppo_cartpole[:native] --seeds=10
@@ -8,7 +8,7 @@ Expected, 10 seeds, greedy return on 32 episodes (95 % interval):
     host     500 [500, 500] after 100,352 steps; 475 first passed after 30 [22, 45] thousand
     native   500 [500, 500] after 512,000 steps; 475 first passed after 61 [51, 81] thousand
 
-Time: 10 to 60 seconds a seed on the host on 2 cores, by what else they do.
+Time: 10 to 60 seconds per seed on the host, on 2 cores with varying other work.
 """
 
 from __future__ import annotations

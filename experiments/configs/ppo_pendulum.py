@@ -1,13 +1,13 @@
-"""PPO on Pendulum-v1: a continuous task, Gaussian or tanh-Gaussian actions, with its time limit bootstrapped.
+"""PPO on Pendulum-v1: a continuous task with Gaussian or tanh-Gaussian actions, bootstrapped at its time limit.
 
 Command:
     sagax run ppo_pendulum --seeds=10
     sagax summary ppo_pendulum --metric=return --threshold=-250
 
-Expected, 10 seeds, greedy return on 32 episodes (95 % interval): -183 [-184, -182] after 614,400 steps. Above -250 from
-the first or the second evaluation on, 54 [51, 62] thousand steps.
+Expected, 10 seeds, greedy return on 32 episodes (95 % interval): -183 [-184, -182] after 614,400 steps. It is
+above -250 from the first or second evaluation on, 54 [51, 62] thousand steps.
 
-Time: 10 seeds side by side took 13 minutes on 2 cores that did much else.
+Time: 10 seeds side by side took 13 minutes on 2 cores that did much other work.
 """
 
 from __future__ import annotations

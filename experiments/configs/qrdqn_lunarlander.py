@@ -11,19 +11,19 @@ Found, greedy return on 16 episodes over 102,400 steps, from results/qrdqn_lunar
     sb3_dqn,tuned             128 [79, 178]     122 [87, 151]           76, 4 of 5 seeds
     qrdqn                     212 [172, 247]    130 [116, 158]          53, 4 of 5 seeds
     sb3_qrdqn,32_quantiles    243 [197, 253]    105 [55, 134]           73, 4 of 5 seeds
-Until 200 is passed dqn takes 1.08 [0.00, 2.11] of the steps of sb3_dqn,tuned and qrdqn .74 of those of
-sb3_qrdqn,32_quantiles, with an interval that says nothing: a seed of either never gets there. 5 seeds show no
-difference in how fast ours and theirs learn; at the end dqn is ahead of its baseline and qrdqn behind, with intervals
-that overlap.
+To pass 200, dqn takes 1.08 [0.00, 2.11] of the steps of sb3_dqn,tuned and qrdqn .74 of those of
+sb3_qrdqn,32_quantiles, with an unbounded interval: one seed of either never passes it. 5 seeds show no difference in
+speed of learning between sagax and the baselines; at the end dqn is ahead of its baseline and qrdqn behind, with
+intervals that overlap.
 
-Tuned on other seeds (rows in results/qrdqn_lunarlander_tuning.jsonl): 4 points per method, of two learning rates, with
-and without 3-step returns, by the area under the curve,
+Tuned on other seeds (rows in results/qrdqn_lunarlander_tuning.jsonl): 4 points per method, two learning rates with and
+without 3-step returns, ranked by the area under the curve:
     sagax sweep qrdqn_lunarlander[:dqn] --seeds=2 --first-seed=100 --rank=auc
     sagax baselines qrdqn_lunarlander:BASELINE --baseline-python=PYTHON --sweep --seeds=2 --first-seed=100
-The best of ours is the same for both, a rate of 5e-4 with 3-step returns; of sb3_dqn a rate of 1.5e-3, with 3-step
-returns, too; of sb3_qrdqn,32_quantiles what is documented, a rate of 1.5e-3 with one-step returns.
+The best point is the same for dqn and qrdqn, a rate of 5e-4 with 3-step returns; for sb3_dqn it is a rate of 1.5e-3,
+also with 3-step returns, and for sb3_qrdqn,32_quantiles the documented one, a rate of 1.5e-3 with one-step returns.
 
-Time: a seed of dqn takes 2, of qrdqn 4 minutes of one core; of sb3_dqn 5 to 9, of sb3_qrdqn with 32 quantiles 10.
+Time: a seed of dqn takes 2 minutes of one core, one of qrdqn 4, of sb3_dqn 5 to 9, of sb3_qrdqn with 32 quantiles 10.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ Source: Agarwal, Schwarzer, Castro, Courville and Bellemare, "Deep Reinforcement
 Statistical Precipice", NeurIPS 2021: the interquartile mean and percentile intervals from a bootstrap that is
 stratified by task (section 4). Defaults and rounding are those of the authors' library, rliable.
 
-``runs`` are independent seeds; a never-reached threshold is ``inf`` and stays so in every statistic. Intervals are of
-the seeds alone: all are evaluated on one draw of episodes (``EVALUATION_SEED``), whose own chance is not in them.
+``runs`` are independent seeds. A threshold that is never reached is ``inf``, and every statistic keeps it so. The
+intervals cover the seeds alone: all seeds are evaluated on one draw of episodes (``EVALUATION_SEED``), whose chance the
+intervals leave out.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Curve(NamedTuple):
 
     Attributes:
       env_steps: ``[P]``, increasing.
-      estimate, low, high: ``[P]``: the interquartile mean over the seeds and its interval.
-      runs: ``[P]``: how many seeds have a value there.
+      estimate, low, high: ``[P]``, the interquartile mean over the seeds and its interval.
+      runs: ``[P]``, the number of seeds that have a value there.
     """
 
     env_steps: np.ndarray
@@ -54,7 +55,7 @@ class Curve(NamedTuple):
 def interquartile_mean(values: Any, axis: int | None = None) -> np.ndarray:
     """The mean of the middle half: ``floor(n / 4)`` values are cut at each end.
 
-    With fewer than 4 values nothing is cut, and it is the mean.
+    With fewer than 4 values nothing is cut, so that it is the mean.
     """
     return stats.trim_mean(np.asarray(values, dtype=float), TRIM, axis=axis)
 
@@ -75,8 +76,8 @@ def stratified_bootstrap(
     Args:
       scores: ``[runs, tasks]``, or ``[runs]`` of one task.
       statistic: ``(values, axis) -> values`` without that axis.
-      repetitions: how many resamples.
-      confidence: the share of the resamples between the ends.
+      repetitions: the number of resamples.
+      confidence: the share of the resampled statistics between the ends.
       seed: of the resampling; equal seeds give equal intervals.
 
     Raises:
@@ -101,12 +102,12 @@ def two_group_bootstrap(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> Interval:
-    """A comparison of two independent groups of runs with its percentile interval; each group is resampled alone.
+    """A comparison of two independent groups of runs with its percentile interval; each group is resampled by itself.
 
     Args:
       first: ``[n]``.
       second: ``[m]``.
-      compare: ``([R, n], [R, m]) -> [R]``; a nan means undecided and widens the interval to both sides.
+      compare: ``([R, n], [R, m]) -> [R]``; NaN means undecided and widens the interval at both ends.
       repetitions, confidence, seed: as in ``stratified_bootstrap``.
     """
     groups = [_scores(group)[:, 0] for group in (first, second)]
@@ -129,8 +130,8 @@ def interval_of_ratio(
 ) -> Interval:
     """``statistic(numerator) / statistic(denominator)`` of two independent groups of positive values.
 
-    A value that was never reached is ``inf``: ``inf / x`` is ``inf``, ``x / inf`` is 0, and ``inf / inf`` says nothing,
-    so that it counts as 0 for the low end and as ``inf`` for the high one. The estimate is nan then.
+    A threshold that was never reached is ``inf``: ``inf / x`` is ``inf`` and ``x / inf`` is 0, while ``inf / inf`` is
+    unknown, so that it counts as 0 for the low end and as ``inf`` for the high end, and makes the estimate NaN.
 
     Raises:
       ValueError: if a value is not positive.
@@ -184,8 +185,8 @@ def steps_to_threshold(env_steps: Any, values: Any, threshold: float, smoothing:
 
     Args:
       env_steps: ``[P]``, increasing.
-      values: ``[P]``; nan is a missing value and reaches nothing.
-      threshold: the height to reach.
+      values: ``[P]``; NaN is a missing value and reaches nothing.
+      threshold: the value to reach.
       smoothing: evaluations per mean, at most ``P``.
 
     Raises:
@@ -209,7 +210,8 @@ def steps_to_threshold(env_steps: Any, values: Any, threshold: float, smoothing:
 
 
 def area_under_curve(env_steps: Any, values: Any) -> np.ndarray:
-    """The average height over the steps, by trapezia: ``[P], [..., P] -> [...]``; of one point its height."""
+    """The average value over the steps by the trapezoidal rule, ``[P], [..., P] -> [...]``; that of one point is its
+    value."""
     steps, heights = np.asarray(env_steps, dtype=float), np.asarray(values, dtype=float)
     if steps.shape[-1] == 1:
         return heights[..., 0]
@@ -239,10 +241,10 @@ def curve(
 ) -> Curve:
     """The interquartile mean over the seeds, with a pointwise interval, at every ``env_steps`` of one variant's rows.
 
-    A point has the seeds that have a value there; ``runs`` says how many. Where seeds were evaluated at different
-    steps (whole episodes differ in length), each is interpolated linearly on as many evenly spaced steps as the longest
-    has evaluations, as far as every seed goes. With ``smoothing``, each seed's values are
-    first replaced by their trailing mean.
+    A point is estimated from the seeds that have a value there; ``runs`` is their number. Where seeds were evaluated at
+    different steps, because whole episodes differ in length, each is interpolated linearly at evenly spaced steps, as
+    many as the longest seed has evaluations, up to the last step that every seed has. With ``smoothing``, each seed's
+    values are first replaced by their trailing mean.
 
     Raises:
       ValueError: if no row has the metric, or ``smoothing`` exceeds a seed's number of evaluations.
@@ -257,7 +259,7 @@ def curve(
     grid, table = _common_grid(list(curves.values()))
     present = ~np.isnan(table)
     estimate, low, high = np.empty((3, len(grid)))
-    # Points with the same seeds are resampled together: nearly always one group.
+    # Points with the same seeds are resampled together: nearly always all of them.
     patterns, member = np.unique(present.T, axis=0, return_inverse=True)
     member = member.reshape(-1)
     for index, pattern in enumerate(patterns):
@@ -269,7 +271,7 @@ def curve(
 
 
 def _common_grid(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """``grid [P]`` and ``values [seeds, P]``; not a number where a seed has no value."""
+    """``grid [P]`` and ``values [seeds, P]``, NaN where a seed has no value."""
     union = np.unique(np.concatenate([steps for steps, _ in curves]))
     longest = max(len(steps) for steps, _ in curves)
     if len(union) == longest:
@@ -277,7 +279,7 @@ def _common_grid(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.nd
         for index, (steps, values) in enumerate(curves):
             table[index, np.searchsorted(union, steps)] = values
         return union, table
-    # Between the latest first and the earliest last step: a point of fewer seeds than its neighbours would be a jump.
+    # From the latest first step to the earliest last one: a point with fewer seeds than its neighbours would be a jump.
     start, end = max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves)
     grid = np.linspace(start, end, longest).round() if start < end else np.asarray([end])
     return grid, np.asarray([np.interp(grid, steps, values) for steps, values in curves])
@@ -329,7 +331,7 @@ def _check(repetitions: int, confidence: float) -> None:
 
 
 def _ends(estimates: np.ndarray, confidence: float) -> tuple[float, float]:
-    """The percentile interval; nan stands for anything, and infinities are not interpolated."""
+    """The percentile interval; NaN stands for any value, and infinities are not interpolated."""
     shares = (1 - confidence) / 2, (1 + confidence) / 2
     if np.isfinite(estimates).all():
         low, high = np.quantile(estimates, shares)

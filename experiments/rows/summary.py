@@ -1,10 +1,7 @@
-"""What the rows of an experiment say: final values, steps to a threshold, ratios to a baseline, with intervals.
+"""Summaries of an experiment's rows: final values, steps to a threshold and ratios to a baseline, with intervals.
 
-    sagax summary NAME --metric=success --threshold=0.8 [--baseline=VARIANT] [--json]
-
-Estimates are interquartile means over the seeds, intervals percentile intervals of a bootstrap over the seeds
-(``experiments.rows.statistics``). The rows are those of the run folders ``runs/NAME/*``, or else the committed ones in
-``results/NAME.jsonl``; the first line of the answer says which.
+Estimates are interquartile means over the seeds; intervals are percentile intervals of a bootstrap over the seeds
+(``experiments.rows.statistics``).
 """
 
 from __future__ import annotations
@@ -32,12 +29,13 @@ def summarise(
 ) -> list[dict[str, Any]]:
     """Per variant, in JSON values (None for what is infinite or unknown):
 
-    * ``seeds``, ``env_steps`` (of the seed with the fewest);
+    * ``seeds``, and ``env_steps`` of the seed with the fewest;
     * ``final``: ``iqm``, ``low``, ``high`` of the mean over each seed's last ``smoothing`` evaluations;
-    * ``area_under_curve``: the same of the average height over the steps;
-    * ``steps_to_threshold``: ``iqm``, ``low``, ``high`` (None: not reached), ``reached`` (how many seeds did);
-    * ``ratio_to_baseline``: of the steps, ``ratio``, ``low``, ``high``, ``excludes_1``; None without a baseline. A
-      baseline that does not get there has no steps to divide by.
+    * ``area_under_curve``: the same for the average value over the steps;
+    * ``steps_to_threshold``: ``iqm``, ``low``, ``high`` (None: not reached), and ``reached``, the number of seeds that
+      reach it;
+    * ``ratio_to_baseline``: ``ratio``, ``low``, ``high``, ``excludes_1`` of the steps over those of the baseline; None
+      without a baseline. A baseline that does not reach the threshold has no steps to divide by.
 
     Raises:
       UserError: if no row has the metric, a variant has no value of it, or fewer evaluations than ``smoothing``.
@@ -86,11 +84,11 @@ def summarise(
 
 def _ratio(own, reference, bootstrap) -> dict[str, Any]:
     unknown_ratio = {"ratio": None, "low": None, "high": None, "excludes_1": False}
-    # A curve that is above the threshold at its first evaluation, at 0 steps, has no ratio.
+    # A curve that is above the threshold at 0 steps has no ratio.
     if min(*own, *reference) <= 0:
         return unknown_ratio
     interval = statistics.interval_of_ratio(own, reference, **bootstrap)
-    # A quotient of 0 is one by infinity: the baseline never gets there, and how much sooner this is nobody knows.
+    # A ratio of 0 is a division by infinity: the baseline never reaches the threshold, so that the ratio is unknown.
     if interval.high == 0:
         return unknown_ratio
     shown = interval._replace(estimate=interval.estimate or math.nan)
@@ -100,3 +98,19 @@ def _ratio(own, reference, bootstrap) -> dict[str, Any]:
 def _interval(interval: Interval, name: str) -> dict[str, float | None]:
     values = zip((name, "low", "high"), interval, strict=True)
     return {key: value if math.isfinite(value) else None for key, value in values}
+
+
+def summarise_members(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Variant to metric to ``iqm``, ``low`` and ``high`` over the seeds, of rows with one evaluation per seed.
+
+    Args:
+      rows: with ``variant``, ``seed``, ``iteration`` and the metrics, such as those of ``restored.evaluate_run``.
+    """
+    metrics = [name for name in rows[0] if name not in ("seed", "variant", "iteration")]
+    answer: dict[str, dict[str, Any]] = {}
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        answer[variant] = {}
+        for name in metrics:
+            values = [row[name] for row in rows if row["variant"] == variant]
+            answer[variant][name] = _interval(statistics.stratified_bootstrap(values), "iqm")
+    return answer

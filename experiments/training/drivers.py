@@ -34,19 +34,21 @@ class Driver(Protocol):
     Attributes:
       members: what it trains.
       resumed_exactly: whether the last ``resume`` goes on where the run was, and not with new episodes.
+      compiles_ahead: whether ``compile`` can do so: shapes may be known only in the first chunk.
     """
 
     members: Sequence[Member]
     resumed_exactly: bool
+    compiles_ahead: bool
 
     def template(self) -> RunState:
         """The shapes of a run state, for a restore; nothing is computed."""
 
     def start(self) -> RunState: ...
 
-    def compile(self, state: RunState, iterations: int) -> bool:
-        """Compiles ``chunk`` of so many ``iterations`` and ``evaluate`` ahead of their first call; returns False where
-        that happens in the first call, because shapes are known only then."""
+    def compile(self, state: RunState, iterations: int) -> None:
+        """Compiles ``chunk`` of so many ``iterations`` and ``evaluate`` ahead of their first call; does nothing unless
+        ``compiles_ahead``."""
 
     def chunk(
         self, state: RunState, first_iteration: int, iterations: int

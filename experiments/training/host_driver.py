@@ -99,6 +99,9 @@ class HostDriver:
       device: that acts and learns; the first one of this process if ``None``.
     """
 
+    # The shapes of a trajectory are known once its environments were stepped.
+    compiles_ahead = False
+
     def __init__(
         self,
         config: ConfigDict,
@@ -168,9 +171,7 @@ class HostDriver:
         return [int(bits) for bits in np.asarray(jax.random.bits(key, (groups,), jnp.uint32) >> 1)]
 
     def compile(self, state, iterations):
-        # The shapes of a trajectory are known once its environments were stepped.
         del state, iterations
-        return False
 
     def chunk(self, state, first_iteration, iterations):
         data = self._agent.data

@@ -1,9 +1,10 @@
-"""What starts the jobs of a sweep: processes of this machine, SLURM by submitit, or a Ray cluster."""
+"""The launchers, which start the jobs of a sweep: processes of this machine, SLURM by submitit, or a Ray cluster."""
 
 from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from experiments.training.stopping import stop_on_signals
 
 LAUNCHER_PREFIX = "--launcher."
 POLL_SECONDS = 0.2
-# Of a job, unless --launcher.timeout_min says otherwise; submitit's own default is five.
+# The time limit of a job, unless --launcher.timeout_min sets another; submitit's default is five minutes.
 MINUTES = 24 * 60
 # JAX takes this share of a GPU's memory at once, or as a process needs it where told so.
 GPU_SHARE = 0.75
@@ -26,14 +27,14 @@ PREALLOCATE, FRACTION = "XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_MEM_
 
 
 class Launch(NamedTuple):
-    """What a launcher starts: ``command`` with ``--job=0`` to ``--job=total - 1``.
+    """The jobs that a launcher starts: ``command`` with ``--job=0`` to ``--job=total - 1``.
 
     Attributes:
       command: the words of the sweep's own command.
-      total: how many jobs.
-      jobs: at a time, where the launcher decides.
+      total: the number of jobs.
+      jobs: how many run at a time, where the launcher decides that.
       folder: for the launcher's own files.
-      options: ``--launcher.KEY=VALUE``, the launcher's own settings.
+      options: the launcher's own settings, ``--launcher.KEY=VALUE``.
       environment: variables of the processes that ``local`` starts; this process's where ``None``.
     """
 
@@ -122,11 +123,11 @@ def _local(launch: Launch) -> list[int]:
             while waiting and len(running) < jobs and not stop:
                 index = waiting.pop(0)
                 slots[index] = min(set(range(jobs)) - {slots[other] for other in running})
-                # In a group of its own: an interrupt at the terminal reaches it once, from here.
+                # In a process group of its own, so that an interrupt at the terminal reaches it once, from here.
                 running[index] = subprocess.Popen(
                     launch.words(index), start_new_session=True, env=environment | variables[slots[index]]
                 )
-            # Read once: who is waited for without end has been asked to stop.
+            # Read once, so that a job that is waited for without a time limit has been asked to stop.
             stopping = bool(stop)
             for process in running.values() if stopping else ():
                 process.send_signal(signal.SIGTERM)
@@ -187,5 +188,5 @@ def launcher_options(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str
         key, equals, text = argument.removeprefix(LAUNCHER_PREFIX).partition("=")
         if not equals or not text:
             raise UserError(f"argument {argument!r} has no value: expected {LAUNCHER_PREFIX}{key or 'KEY'}=VALUE")
-        options[key] = int(text) if text.isdigit() else text
+        options[key] = int(text) if re.fullmatch("[0-9]{1,18}", text) else text
     return options, rest

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,19 +25,20 @@ from experiments.rows import run_folders
 from experiments.training.checkpoint import Checkpoints, Restored
 from experiments.training.drivers import drivers
 from experiments.training.learn import RunState
+from experiments.training.requirements import memory, require_memory, requirements
 from experiments.training.train import CHECKPOINT_FOLDER, program_name, restore
 
 CHOICES = ("best", "latest")
 CHANGEABLE = ("environment.", "evaluators.")
 
 
-def find_folder(run: str, runs: str) -> Path:
-    """The run folder of ``run``.
+def find_folder(run: str, runs: str | os.PathLike) -> Path:
+    """The run folder of ``run``, a folder or ``NAME[:variant]``; a leading ``~`` is the home folder.
 
     Raises:
       UserError: if there is none, with the nearest that there is.
     """
-    folder = Path(run)
+    folder = Path(os.path.expanduser(run))
     if (folder / run_folders.CONFIG_FILE).is_file():
         return folder
     name, _, variant = run.partition(":")
@@ -81,9 +84,10 @@ def iteration_of(checkpoints: Checkpoints, wanted: str) -> int:
     Raises:
       UserError: if there is no checkpoint, or ``wanted`` is none of these.
     """
-    if wanted not in CHOICES and not wanted.isdigit():
+    number = re.fullmatch("[0-9]{1,18}", wanted)
+    if wanted not in CHOICES and not number:
         raise UserError(f"--checkpoint={wanted}: expected best, latest or an iteration{nearest(wanted, CHOICES)}")
-    if wanted.isdigit():
+    if number:
         return int(wanted)
     found = checkpoints.best() if wanted == "best" else checkpoints.latest()
     if found is None:
@@ -165,6 +169,7 @@ def evaluate_run(
             f"the changed environment has observations {wanted} and actions {changed_source.spec.action_space}; "
             f"the run was trained on {described} and {source.spec.action_space}"
         )
+    require_memory(requirements(changed, changed_source, len(members)), memory())
     rows: list[dict[str, Any]] = []
     for own, found in restored_programs(folder, config, source, members, checkpoint):
         state = found.state

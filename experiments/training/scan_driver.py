@@ -43,6 +43,7 @@ class ScanDriver:
     """
 
     resumed_exactly = True
+    compiles_ahead = True
 
     def __init__(
         self,
@@ -121,7 +122,6 @@ class ScanDriver:
         # The call that follows finds the same lowering with its executable.
         self._compiled_chunk(iterations).lower(state, self._values, np.int32(0)).compile()
         self._evaluate.lower(*self._evaluation(state, EVALUATION_SEED)).compile()
-        return True
 
     def _compiled_chunk(self, iterations: int):
         if iterations not in self._chunks:

@@ -1,4 +1,4 @@
-"""Sweeps: a grid cut into jobs, one job trained, and the points ranked."""
+"""Sweeps: cuts a grid into jobs, trains one job, and ranks the points."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from experiments.errors import SIGNAL_EXIT, UserError, unknown
 from experiments.rows import reading, run_folders, statistics
 from experiments.training.compilation_cache import enable_compilation_cache
 from experiments.training.progress import progress
+from experiments.training.requirements import memory, require_memory, requirements
 from experiments.training.scan_driver import ScanDriver
 from experiments.training.stopping import stop_on_signals
 from experiments.training.train import PROLONGABLE, prepare_folder, train
@@ -39,7 +40,7 @@ class Job(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A sweep: the experiment, its jobs, and per point's variant the command that runs it alone."""
+    """A sweep: the experiment, its jobs, and for each point's variant the command that runs the point alone."""
 
     name: str
     jobs: list[Job]
@@ -47,9 +48,9 @@ class Plan(NamedTuple):
 
 
 def grid_of(arguments: Sequence[str], default: Mapping[str, Sequence[Any]]) -> tuple[dict[str, list[Any]], list[str]]:
-    """The grid of ``--sweep.KEY=V1,V2`` arguments, or the default; and the arguments that are no such thing.
+    """The grid of the ``--sweep.KEY=V1,V2`` arguments, or ``default`` without any; and the other arguments.
 
-    Where values have commas themselves, semicolons separate them: ``--sweep.network.hidden=64,64;128``.
+    Semicolons separate values that have commas themselves: ``--sweep.network.hidden=64,64;128``.
 
     Raises:
       UserError: if an argument has no value or a key is given twice.
@@ -70,11 +71,12 @@ def grid_of(arguments: Sequence[str], default: Mapping[str, Sequence[Any]]) -> t
 
 
 def is_traceable(config: ConfigDict, source: EnvironmentSource, key: str, values: Sequence[Any] = ()) -> bool:
-    """Whether ``key`` may be a traced number of ``values``: floats that no factory and no learning step branches on."""
-    # One environment is shared by all members of a program.
+    """Whether ``key`` may be a traced number with these ``values``: floats on which no factory and no learning step
+    branches."""
+    # All members of a program share one environment.
     if source.pure is None or not key.startswith(TRACED_SECTIONS) or builds_environment(config, key):
         return False
-    # An optional number of which a point wants none is no number in that point's program.
+    # An optional number that is none in some point is not a number in that point's program.
     if not all(isinstance(value, float) for value in (registry.keys(config)[key], *values)):
         return False
     try:
@@ -93,14 +95,14 @@ def plan(
     first_seed: int,
     runs: str,
 ) -> Plan:
-    """Cuts a grid into jobs: the keys that cannot be traced are constant in a job.
+    """Cuts a grid into jobs, in each of which the keys that cannot be traced are constant.
 
     Raises:
       UserError: for an unknown key, a value of another type, or a point that cannot be built.
     """
     if not grid:
         raise UserError(f"experiment {loaded.name!r} sweeps nothing: give {PREFIX}KEY=V1,V2")
-    # Every value as the configuration's type, refused before anything starts.
+    # Every value is read as the configuration's type, so that a wrong one is refused before anything starts.
     typed = {
         key: list(dict.fromkeys(registry.keys(registry.apply_overrides(base, {key: value}))[key] for value in values))
         for key, values in grid.items()
@@ -117,7 +119,7 @@ def plan(
         for numbers in itertools.product(*(typed[key] for key in traced)):
             values = dict(zip(traced, numbers, strict=True))
             point = registry.apply_overrides(config, values)
-            # What is traced is out of reach of every check: a point is refused here, as its single run is.
+            # No check sees a traced number later on: a point is refused here, as its single run would be.
             if values:
                 checked_environment(point)
             variant = variant_name(f"{loaded.variant}+{run_folders.SWEEP_MARK}", [*named, *typed], point)
@@ -128,6 +130,16 @@ def plan(
         name = variant_name(keys, [*named, *static], config)
         jobs.append(Job(config, members, run_folders.run_folder(runs, loaded.name, name)))
     return Plan(loaded.name, jobs, commands)
+
+
+def require_job_memory(job: Job, members_per_program: int | None) -> None:
+    """Checks that the programs of a job fit into memory, as ``requirements.require_memory`` does for a run.
+
+    Raises:
+      UserError: if they do not.
+    """
+    needs = requirements(job.config, build_environment(job.config), len(job.members), members_per_program)
+    require_memory(needs, memory())
 
 
 def run_job(made: Plan, index: int, members_per_program: int | None, fresh: bool) -> int:
@@ -151,7 +163,7 @@ def run_job(made: Plan, index: int, members_per_program: int | None, fresh: bool
 
 
 def require_metric(metric: str, config: ConfigDict) -> None:
-    """Checks, before any job, that rows of ``config`` will have ``metric``, as far as that is known without learning.
+    """Checks before any job that rows of ``config`` will have ``metric``, as far as that is known without learning.
 
     Raises:
       UserError: with the nearest metric that they will have.
@@ -166,9 +178,9 @@ def require_metric(metric: str, config: ConfigDict) -> None:
 
 
 def ranking(rows: Sequence[reading.Row], metric: str, rank: str) -> list[dict[str, Any]]:
-    """The points, best first: ``variant``, ``seeds``, ``iqm``, ``low``, ``high`` of the metric's ``rank``.
+    """The points, best first: ``variant``, ``seeds``, and ``iqm``, ``low``, ``high`` of the metric by ``rank``.
 
-    A point of which seeds stopped (``stopped``, their number) is behind all others: it fails where it is run alone.
+    Points in which seeds have ``stopped`` (their number) are ranked behind all others: run alone, they would fail.
 
     Raises:
       UserError: if no row has the metric.
@@ -185,7 +197,7 @@ def ranking(rows: Sequence[reading.Row], metric: str, rank: str) -> list[dict[st
         else:
             scores = [float(statistics.area_under_curve(steps, values)) for steps, values in curves.values()]
         stopped = len({row["seed"] for row in own if row.get("train/stopped")})
-        # A point may stop before it has a value.
+        # A point may have stopped before its first value.
         interval = statistics.stratified_bootstrap(scores) if scores else (math.nan,) * 3
         ends = {
             name: None if math.isnan(end) else end for name, end in zip(("iqm", "low", "high"), interval, strict=True)

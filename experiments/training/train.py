@@ -160,7 +160,7 @@ def train(
     """
     source = build_environment(config) if source is None else source
     makers = drivers(config, source, programs, folder, sweep)
-    resumed_from, done, noted = None, Done(0, 0), False
+    resumed_from, done, noted, compiled = None, Done(0, 0), False, False
     constants = {"experiment": experiment}
     tensorboard = folder / run_folders.TENSORBOARD_FOLDER
     path = folder / run_folders.METRICS_FILE
@@ -181,8 +181,8 @@ def train(
                         _note_session(folder, run)
                 while not run.ended and not stop:
                     if not run.prepared:
-                        reporter.phase(COMPILING)
-                        reporter.phase(TRAINING if run.prepare() else FIRST_CHUNK)
+                        run.prepare(reporter, first=not compiled)
+                        compiled = True
                         continue
                     row = run.step()
                     reporter.update(done + run.done, row)
@@ -267,10 +267,16 @@ class _Run:
         """What has been trained, over all members."""
         return Done(self.iteration * len(self._driver.members), sum(self._env_steps))
 
-    def prepare(self) -> bool:
-        """Compiles the next step ahead of it, so that its speed can be told; returns whether the driver could."""
+    def prepare(self, reporter: Reporter, first: bool) -> None:
+        """Compiles the next step ahead of it, so that its speed can be told. Where the driver cannot do that, the
+        ``first`` one of a run compiles in its first chunk, and the others find what it has compiled."""
         self.prepared = True
-        return self._guarded(lambda: self._driver.compile(self._state, self._next_size()))
+        if self._driver.compiles_ahead:
+            reporter.phase(COMPILING)
+            self._guarded(lambda: self._driver.compile(self._state, self._next_size()))
+            reporter.phase(TRAINING)
+        elif first:
+            reporter.phase(FIRST_CHUNK)
 
     def _next_size(self) -> int:
         """The iterations of the next chunk; a prolonged run is evaluated where a longer one would have been."""

@@ -15,7 +15,7 @@ from agents.networks import Head, NetworkConfig, implicit_quantile_network
 from agents.priority_tree import tree_init, tree_set, tree_weights
 from agents.replay import replay_sample
 from agents.return_networks import best_actions, return_network, stock_hats, utilities
-from agents.value_based import outside_start, value_based, weighted_reward
+from agents.value_based import outside_start, saturating_sum, value_based, weighted_reward
 from agents.value_losses import midpoints
 from envs.base import EnvironmentSpec, Transition, UnsupportedSpaceError
 from envs.native.probes import ContinuousTarget, ObservationActionReward
@@ -276,7 +276,8 @@ def test_the_target_follows_the_online_network():
             again, _ = update(after, trajectory_of(), KEY)
             kernels = (x["head_advantage"]["kernel"] for x in (again.target, again.params["online"]))
             np.testing.assert_array_equal(*kernels)
-            assert again.gradient_steps == 2
+            # Counted within the period.
+            assert again.gradient_steps == 0
 
 
 def test_nothing_is_learned_before_enough_is_stored():
@@ -593,3 +594,18 @@ def test_actions_must_be_discrete_and_a_vector_stock_has_no_functional():
     environment = StockAugmented(ObservationActionReward(), 0.5, 0.0, 1.0, channels=("env",))
     with pytest.raises(ValueError, match="the stock is a vector"):
         agent_of(environment.spec, head="quantile", functional=cvar(0.5))
+
+
+def test_counts_of_32_bits_stay_at_their_largest_number():
+    largest = 2**31 - 1
+    for count, more, total in ((0, 3, 3), (largest - 3, 3, largest), (largest - 2, 3, largest), (largest, 0, largest)):
+        assert int(saturating_sum(jnp.int32(count), jnp.int32(more))) == total
+    agent = agent_of(epsilon_start=1.0, epsilon_end=0.25, epsilon_steps=100.0, target_period=3)
+    state = agent.init(KEY)
+    state = state._replace(params=state.params | {"steps": jnp.int32(largest)}, gradient_steps=jnp.int32(2))
+    state, metrics = jit(agent.update)(state, trajectory_of(), KEY)
+    assert int(state.params["steps"]) == largest and float(metrics["epsilon"]) == 0.25
+    # The third gradient step copies the online network, and counting begins anew.
+    assert int(state.gradient_steps) == 0
+    for target, online in zip(*map(jax.tree.leaves, (state.target, state.params["online"])), strict=True):
+        np.testing.assert_array_equal(target, online)

@@ -149,6 +149,19 @@ MISTAKES = {
         [CARTPOLE, "--config.agent.epochs=1e21"],
         ["'agent.epochs'", "at most 2147483647"],
     ),
+    "more steps between evaluations than can be counted": (
+        [
+            "ppo_cartpole:native,smoke",
+            "--config.evaluate_every=1000000",
+            "--config.iterations=1000000",
+            "--config.data.length=4096",
+        ],
+        ["evaluate_every=1000000", "data.length=4096", "evaluations, expected at most 2,147,483,647"],
+    ),
+    "exploration for more steps than can be counted": (
+        ["dqn_cartpole:smoke", "--config.agent.epsilon_steps=1e10"],
+        ["'agent.epsilon_steps'", "from 0 to 2.14748e+09"],
+    ),
     "more steps than can be counted": (
         [CARTPOLE, "--config.agent.epochs=1000000000"],
         ["agent.epochs=1000000000", "gradient steps, expected at most 2,147,483,647"],
@@ -352,7 +365,7 @@ def stays(capsys, runs, folder, arguments, words):
 def test_a_folder_of_other_seeds_or_another_length_is_refused(run_again, capsys):
     runs, folder = run_again
     capsys.readouterr()
-    stays(capsys, runs, folder, [*HOST, "--seeds=2"], [str(folder), "other seeds", "[0]", "--fresh", "--runs"])
+    stays(capsys, runs, folder, [*HOST, "--first-seed=1"], [str(folder), "other seeds", "[0]", "--fresh", "--runs"])
     # Annealed learning rates depend on the number of iterations.
     longer = [*HOST[:-1], "--config.iterations=3"]
     stays(capsys, runs, folder, longer, [str(folder), "another configuration", "iterations: 2 against 3", "--fresh"])

@@ -65,7 +65,7 @@ def test_a_mistake_names_the_value_and_what_was_expected(parser, arguments, mess
     ("command", "arguments", "message"),
     [
         (run, [NAME, "--seeds=x"], "argument --seeds: expected an integer, got 'x'"),
-        (run, [], "the following arguments are required: name"),
+        (run, [], "the following arguments are required: NAME"),
         (run, [NAME, "--seed=3"], "unknown argument '--seed', did you mean '--seeds'"),
         (evaluate, [NAME, "--episode=3"], "unknown argument '--episode', did you mean '--episodes'"),
         (sweep, [NAME, "--launcher=locl"], "unknown value 'locl' of --launcher, did you mean 'local'?"),

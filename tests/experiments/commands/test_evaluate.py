@@ -14,6 +14,7 @@ from experiments.disk import read_json, write_json_atomic
 from experiments.errors import UserError
 from experiments.evaluators import base as evaluators_base
 from experiments.rows import reading, run_folders
+from experiments.rows.summary import summarise_members
 from experiments.training import restored, train
 
 TINY = ["--config.data.batch=16", "--config.evaluators.episodes.count=16", "--config.network.hidden=8"]
@@ -113,7 +114,7 @@ def test_a_sweep_is_evaluated_point_by_point(swept, capsys):
     for row, seed in zip(last, found, strict=True):
         assert {key: seed[key] for key in ("seed", "variant")} == {key: row[key] for key in ("seed", "variant")}
         assert seed["return"] == pytest.approx(row["return"], rel=1e-6)
-    variants = evaluate.summarise_members(found)
+    variants = summarise_members(found)
     assert len(variants) == 2
     for variant, metrics in variants.items():
         own = [row["return"] for row in last if row["variant"] == variant]

@@ -1,9 +1,13 @@
 """The list of experiments, as text and as JSON."""
 
+import contextlib
+import io
 import json
+import re
 
 import pytest
 
+from experiments.assembly import registry
 from experiments.commands import list as list_command
 
 MODULE = """
@@ -63,6 +67,30 @@ def test_without_a_name_each_experiment_is_one_line(package, capsys, monkeypatch
 def test_an_unknown_experiment_is_refused_with_the_nearest(package, capsys):
     assert list_command.main(["oprl_sokobn"], package) == 2
     assert "unknown experiment 'oprl_sokobn', did you mean 'oprl_sokoban'" in capsys.readouterr().err
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("encoding", "ellipsis"), [("utf-8", "\N{HORIZONTAL ELLIPSIS}"), ("latin-1", "...")])
+def test_a_terminal_gets_a_line_per_experiment_and_a_pipe_the_whole_of_it(encoding, ellipsis, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    assert list_command.main([]) == 0
+    whole = capsys.readouterr().out.splitlines()
+    terminal = Terminal()
+    terminal.encoding = encoding
+    with contextlib.redirect_stdout(terminal):
+        assert list_command.main([]) == 0
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue()).splitlines()
+    assert len(lines) == len(whole) == len(registry.names()) + 1
+    assert max(map(len, lines[:-1])) <= 80 < max(map(len, whole))
+    for line, full in zip(lines[:-1], whole, strict=False):
+        assert line == full or (line.endswith(ellipsis) and full.startswith(line.removesuffix(ellipsis)))
 
 
 def test_an_unknown_option_is_an_error(package, capsys):

@@ -463,13 +463,10 @@ def test_the_count_of_steps_has_no_largest_number(monkeypatch, tmp_path):
     class Counting:
         """A driver of 2**31 steps a chunk."""
 
-        members = corridor.members(0)
+        members, compiles_ahead = corridor.members(0), False
 
         def start(self):
             return {"nothing": jnp.zeros(1)}
-
-        def compile(self, state, iterations):
-            return True
 
         def chunk(self, state, first_iteration, iterations):
             metrics = {"sum/env_steps": 2**31 - 1, "sum/episodes": 0.0, "sum/rejected": 0, "max/rejected": 0}
@@ -512,13 +509,10 @@ def test_of_a_sweep_only_the_member_that_is_not_finite_stops(part, monkeypatch, 
     class Uneven:
         """A driver of two members, of which the second is not finite in iteration 1."""
 
-        members = (Member(0, "good"), Member(0, "bad"))
+        members, compiles_ahead = (Member(0, "good"), Member(0, "bad")), False
 
         def start(self):
             return learn.RunState(jnp.zeros(2), (), (), (), jnp.zeros(2, jnp.int32))
-
-        def compile(self, state, iterations):
-            return True
 
         def chunk(self, state, first_iteration, iterations):
             counts = {"sum/env_steps": [1, 1], "sum/episodes": [0, 0], "sum/rejected": [0, 0]}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
+from agents.state import NO_PART, Part
 from envs.base import PyTree
 from envs.choices import require_known
 
@@ -56,14 +57,16 @@ class Agent(NamedTuple):
         extras)``. Where an ``action`` is given, none is drawn, and carry and extras are those of taking it.
       update: ``(state, trajectory [T, B, ...], key) -> (state, metrics)``. The metrics ``loss`` and ``gradient_norm``
         say whether the update was finite: the learn step undoes one that was not. With data of kind ``replay`` the
-        trajectory holds raw rewards, the state has a field ``replay``, and ``update`` also takes ``relabel=``, the
-        reward chain as ``trajectory -> trajectory``, for sampled data.
+        trajectory holds raw rewards, and ``update`` also takes ``relabel=``, the reward chain as
+        ``trajectory -> trajectory``, for sampled data.
       data: what ``update`` is to be called with.
       action_probabilities: ``(params, carry, observation [B, ...], *, greedy=False) -> [B, A]``, the distribution that
         ``act`` draws from, for whoever evaluates a policy exactly; ``None`` where actions are not Discrete.
       return_distribution: ``(params, observation [B, ...]) -> ReturnDistribution`` with particles ``[B, A, N]``, the
         predicted distribution of the return by action, in units of the environment's reward; ``None`` for an agent that
         predicts none.
+      stored: the part of the state that is stored data, such as a replay buffer. A learner neither checks it for finite
+        numbers nor copies it: where a step is undone, it keeps the new data.
     """
 
     init: Callable[..., PyTree]
@@ -73,3 +76,4 @@ class Agent(NamedTuple):
     data: DataSpec
     action_probabilities: Callable[..., Any] | None = None
     return_distribution: Callable[..., Any] | None = None
+    stored: Part = NO_PART

@@ -23,6 +23,7 @@ from agents.optimisers import chained, gradient_norm
 from agents.priority_tree import PriorityTree
 from agents.replay import ReplayState, importance_weights, replay_add, replay_init, replay_prioritise, replay_sample
 from agents.return_networks import HEADS, ReturnNetwork, best_actions, return_network, utilities
+from agents.state import fields
 from agents.statistics import masked_mean
 from agents.value_targets import (
     Batch,
@@ -207,8 +208,7 @@ def value_based(
         replay = replay_init(_transition_template(spec), capacity=capacity, batch=data.batch, prioritised=prioritised)
         return ValueBasedState(
             params={"online": online, "steps": jnp.zeros((), jnp.int32)},
-            # A copy: two leaves that share one buffer cannot both be donated.
-            target=jax.tree.map(jnp.copy, online),
+            target=online,
             optimiser=rule.optimiser.init(online),
             gradient_steps=jnp.zeros((), jnp.int32),
             replay=replay,
@@ -263,7 +263,9 @@ def value_based(
         )
         return state, metrics
 
-    return Agent(init_fn, lambda batch: (), act_fn, update_fn, data, action_probabilities, return_distribution)
+    return Agent(
+        init_fn, lambda batch: (), act_fn, update_fn, data, action_probabilities, return_distribution, fields("replay")
+    )
 
 
 class LearningRule(NamedTuple):

@@ -7,16 +7,18 @@ one would have drawn. Evaluation draws from a stream of its own (``experiments.t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from agents.base import Agent
+from agents.state import without_aliases
 from envs.base import Environment, PyTree, Trajectory
 from envs.rollout import episode_statistics, episodes, start_unroll, unroll
 from experiments.evaluators.base import acting_policy
+from rewards.base import NON_FINITE as REWARD_FLAG
 from rewards.base import RewardTransform
 
 # Streams of a seed's key.
@@ -30,6 +32,9 @@ LARGE_LEAF = 2**16
 
 # Metrics that are sums or maxima over a chunk; every other metric is a mean over its iterations.
 SUM_PREFIX, MAX_PREFIX = "sum/", "max/"
+# The iteration in which something was not finite, the last one of a chunk; -1 where all was. Behind the prefix stands
+# what it was: ``channel/TRANSFORM/CHANNEL``, ``state/TRANSFORM`` or ``agent``.
+NON_FINITE = MAX_PREFIX + "non_finite/"
 
 
 class RunState(NamedTuple):
@@ -68,38 +73,28 @@ def all_finite(tree: PyTree) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(part)) for part in parts])) if parts else jnp.bool_(True)
 
 
-def learned_part(state: PyTree) -> PyTree:
-    """A state of an agent, or of a reward chain by name, without replay buffers: what may have to be undone.
+def choose(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """The tree ``new`` where ``condition []`` holds, else ``old``."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), new, old)
 
-    A buffer holds data, of which the environment's part is checked as it comes in; to look through it, or to keep its
-    last version, would copy it at every step.
+
+def keep_agent_if(condition: jax.Array, agent: Agent, new: PyTree, old: PyTree) -> PyTree:
+    """The agent's state ``new`` where ``condition`` holds, else ``old`` with the data that ``new`` stores.
+
+    Stored data are neither chosen nor copied: the agent learns from them later.
     """
-    if isinstance(state, dict):
-        return {name: learned_part(each) for name, each in state.items()}
-    return state._replace(replay=()) if hasattr(state, "replay") else state
-
-
-def undo_unless(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    """The state ``new`` where ``condition`` holds, else ``old`` with the new data in its buffers.
-
-    An agent learns from them later. Of a reward transform they are overwritten before it learns again: what counts
-    them is undone.
-    """
-    if isinstance(new, dict):
-        return {name: undo_unless(condition, new[name], old[name]) for name in new}
-    chosen = jax.tree.map(lambda x, y: jnp.where(condition, x, y), learned_part(new), learned_part(old))
-    return chosen._replace(replay=new.replay) if hasattr(new, "replay") else chosen
+    learned, data = agent.stored.split(new)
+    return agent.stored.join(choose(condition, learned, agent.stored.split(old)[0]), data)
 
 
 def keep_reward_if(condition: jax.Array, reward: RewardTransform, new: PyTree, old: PyTree) -> PyTree:
-    """The chain's state ``new`` where ``condition`` holds, else what its ``undo`` leaves, and ``old`` itself where even
-    what it remembers of the environments is not finite; the new data in its buffers in any case, see
-    ``undo_unless``."""
-    undone = reward.undo(old, new)
-    # Most leaves are those of the old state, which is finite.
-    leaves = zip(*map(jax.tree.leaves, (learned_part(undone), learned_part(old))), strict=True)
-    remembered = [leaf for leaf, before in leaves if leaf is not before]
-    return undo_unless(condition, new, undo_unless(all_finite(remembered), undone, old))
+    """The reward chain's state ``new`` where ``condition`` holds, else ``old`` with what ``new`` remembers of the
+    environments, which went on, as long as that is finite. The data that ``new`` stores are kept in any case."""
+    learned, data = reward.stored.split(new)
+    rest, before = reward.remembered.split(reward.stored.split(old)[0])
+    after = reward.remembered.split(learned)[1]
+    undone = reward.remembered.join(rest, choose(all_finite(after), after, before))
+    return reward.stored.join(choose(condition, learned, undone), data)
 
 
 def initial_state(
@@ -114,7 +109,7 @@ def initial_state(
         agent_state = agent_state._replace(params=warm_start(agent_state.params, stream(key, WARM_START)))
     policy_params = agent_state.params["policy"] if "policy" in agent_state.params else None
     reward_state = reward.init(stream(key, REWARD_INIT), policy_params=policy_params)
-    return RunState(agent_state, reward_state, (), key, jnp.zeros((), jnp.int32))
+    return without_aliases(RunState(agent_state, reward_state, (), key, jnp.zeros((), jnp.int32)))
 
 
 def learn(
@@ -127,13 +122,15 @@ def learn(
 ) -> tuple[RunState, dict[str, jax.Array]]:
     """One learning step: update the reward chain (``annotations``, if any, are for it), relabel, update the agent.
 
-    A step whose new agent or reward state, channels, loss or gradient norm are not finite is undone: the state stays,
-    but for what the chain remembers of the environments (``RewardTransform.undo``), and ``rejected`` counts up; a
-    finite step sets it back to 0. From ``REJECTED_LIMIT`` on every step is undone. Where the chain masked every step
-    (``group_filter``), the agent's state stays, too: an optimiser with momentum would move without any data.
+    A step is undone if the new state of the agent or of the chain, a reward channel, or the agent's loss or gradient
+    norm is not finite: the old state is kept, except for what the chain remembers of the environments
+    (``RewardTransform.remembered``) and for stored data, and ``rejected`` counts up; a finite step sets it back to 0.
+    From ``REJECTED_LIMIT`` on every step is undone. Where the chain masked every step (``group_filter``), the agent's
+    old state is kept, too: an optimiser with momentum would move without any data.
 
     Returns:
-      The next state, and metrics ``[]`` (see ``reduce_metric`` for what a name says of its reduction).
+      The next state, and metrics ``[]`` (see ``reduce_metric`` for how a name decides its reduction). Those under
+      ``NON_FINITE`` say what was not finite, see ``cause_of_rejection``.
     """
     policy_params = state.agent.params.get("policy")
     reward_key = stream(state.key, REWARD_UPDATE, iteration)
@@ -150,18 +147,24 @@ def learn(
         agent_state, agent_metrics = agent.update(state.agent, trajectory, update_key, relabel=relabel)
     else:
         agent_state, agent_metrics = agent.update(state.agent, relabelled, update_key)
-    # A channel that is not finite must not pass because an estimator made zeros of it, nor a loss because clipping the
-    # gradient, whose norm overflowed, did.
+    flags = {f"channel/{name.removeprefix(REWARD_FLAG)}": flag for name, flag in apply_metrics.items() if _flag(name)}
+    learned = {f"state/{name}": each for name, each in reward.stored.split(reward_state)[0].items()}
+    # A loss that is not finite must not pass because clipping the gradient, whose norm overflowed, made zeros of it.
     losses = [agent_metrics[name] for name in ("loss", "gradient_norm") if name in agent_metrics]
-    finite = all_finite((learned_part(agent_state), learned_part(reward_state), relabelled.rewards, losses))
+    learned["agent"] = agent.stored.split(agent_state)[0], losses
+    flags |= {name: ~all_finite(each) for name, each in learned.items()}
+    # Nor must a channel because an estimator made zeros of it.
+    finite = all_finite(relabelled.rewards) & ~jnp.any(jnp.stack(list(flags.values())))
     # What has stopped stays as it was, while the other members of its program go on.
-    finite &= state.rejected < REJECTED_LIMIT
+    going = state.rejected < REJECTED_LIMIT
+    finite &= going
     learns = finite & jnp.any(relabelled.mask > 0)
-    agent_state = undo_unless(learns, agent_state, state.agent)
+    agent_state = keep_agent_if(learns, agent, agent_state, state.agent)
     reward_state = keep_reward_if(finite, reward, reward_state, state.reward)
     rejected = jnp.where(finite, 0, jnp.minimum(state.rejected + 1, REJECTED_LIMIT))
     metrics = {f"agent/{name}": value for name, value in agent_metrics.items()}
-    metrics |= {f"reward/{name}": value for name, value in (update_metrics | apply_metrics).items()}
+    reward_metrics = {name: value for name, value in (update_metrics | apply_metrics).items() if not _flag(name)}
+    metrics |= {f"reward/{name}": value for name, value in reward_metrics.items()}
     # A rejected step's figures would make every mean of the chunk non-finite.
     metrics = {name: jnp.where(finite, value, 0.0) for name, value in metrics.items()}
     environment_finite = all_finite((trajectory.observation, trajectory.next_observation, trajectory.rewards))
@@ -169,7 +172,36 @@ def learn(
     metrics[SUM_PREFIX + "rejected"] = 1 - finite.astype(jnp.int32)
     metrics[SUM_PREFIX + "non_finite_environments"] = 1 - environment_finite.astype(jnp.int32)
     metrics[MAX_PREFIX + "rejected"] = rejected
+    metrics |= {NON_FINITE + name: jnp.where(flag & going, iteration, -1) for name, flag in flags.items()}
     return state._replace(agent=agent_state, reward=reward_state, rejected=rejected), metrics
+
+
+def _flag(name: str) -> bool:
+    """Whether a metric of the reward chain is one of its flags for numbers that are not finite."""
+    return name.startswith(REWARD_FLAG)
+
+
+def cause_of_rejection(metrics: Mapping[str, Any], member: int) -> str:
+    """Why the last undone step of a chunk was undone, and what to do about it, in words.
+
+    Args:
+      metrics: of a chunk, ``[members]`` each.
+      member: whose.
+    """
+    last = {name.removeprefix(NON_FINITE): int(x[member]) for name, x in metrics.items() if name.startswith(NON_FINITE)}
+    latest = max(last.values(), default=-1)
+    kinds = dict(name.partition("/")[::2] for name, iteration in last.items() if iteration == latest >= 0)
+    # A channel comes first: what learns from it is not finite in the same step, either.
+    if "channel" in kinds:
+        transform, _, channel = kinds["channel"].partition("/")
+        return f"the reward transform {transform!r} wrote NaN or infinity into {channel!r} in iteration {latest}"
+    if "state" in kinds:
+        name = kinds["state"]
+        return (
+            f"the reward transform {name!r} learned NaN or infinity in iteration {latest}: "
+            f"try a smaller learning rate in rewards.{name}"
+        )
+    return "try a smaller agent.learning_rate"
 
 
 def start_rollout(environment: Environment, agent: Agent, state: RunState) -> RunState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import sys
 import time
@@ -30,6 +31,7 @@ from experiments.training.processes import SharedStop, UnwrittenRows, writes
 from experiments.training.progress import COMPILING, FIRST_CHUNK, TRAINING, Done, Reporter
 from experiments.training.row_writer import RowWriter, kept_from_writers
 from experiments.training.stopping import StopRequested
+from rewards.base import ChannelError
 
 # What may differ between a run and its continuation: where it ends, how many seeds it has, and what its annotator may
 # spend.
@@ -300,7 +302,8 @@ class _Run:
         self._stop(
             metrics["max/rejected"] >= REJECTED_LIMIT,
             f"{REJECTED_LIMIT} updates in a row were not finite",
-            f", {done}: try a smaller agent.learning_rate",
+            f", {done}: ",
+            functools.partial(learn.cause_of_rejection, metrics),
         )
         seconds = time.monotonic() - started
         evaluated = self._guarded(lambda: driver.evaluate(state))
@@ -331,14 +334,18 @@ class _Run:
         shown = {name: float(np.mean([row[name] for row in rows if row[name] is not None])) for name in numbers}
         return shown | {"iteration": self.iteration}
 
-    def _stop(self, failed: np.ndarray, what: str, where: str) -> None:
-        """Raises if a member of a run ``failed [members]``; of a sweep, says and remembers it."""
+    def _stop(self, failed: np.ndarray, what: str, where: str, cause: Callable[[int], str] = lambda _: "") -> None:
+        """Raises if a member of a run ``failed [members]``, with the ``cause`` of the first; of a sweep, says and
+        remembers it."""
         failed = failed & ~self._stopped
-        found = [member for member, one in zip(self._driver.members, failed, strict=True) if one]
+        found = np.flatnonzero(failed).tolist()
+        members = self._driver.members
         if found and not self._sweep:
-            raise UserError(f"{what}, seeds {[member.seed for member in found]}{where}; {self._last_good()}")
-        for member in found:
-            print(f"stopped: {member.variant}, seed {member.seed}: {what}{where}", file=sys.stderr)
+            seeds = [members[index].seed for index in found]
+            raise UserError(f"{what}, seeds {seeds}{where}{cause(found[0])}; {self._last_good()}")
+        for index in found:
+            member = members[index]
+            print(f"stopped: {member.variant}, seed {member.seed}: {what}{where}{cause(index)}", file=sys.stderr)
         self._stopped = self._stopped | failed
 
     def close(self) -> None:
@@ -346,10 +353,11 @@ class _Run:
         self._checkpoints.close()
 
     def _guarded(self, work: Callable[[], Any]) -> Any:
-        """``work()``; a value that no environment may return becomes a message that names the last good checkpoint."""
+        """``work()``; a value that no environment may return, or a reward channel of a wrong shape, becomes a message that
+        names the last good checkpoint."""
         try:
             return work()
-        except (FloatingPointError, ObservationRangeError) as error:
+        except (FloatingPointError, ObservationRangeError, ChannelError) as error:
             raise UserError(f"{error}; {self._last_good()}") from error
 
     def _last_good(self) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from agents.base import DataSpec
 from agents.networks import observation_features, space_leaves
 from agents.observation_hash import observation_hash
+from agents.state import NO_PART, fields
 from agents.statistics import masked_mean
 from envs.base import EnvironmentSpec, PyTree, Trajectory
 from envs.choices import require_known
@@ -136,11 +137,9 @@ def count_bonus(
         counts = counts_carried_on(state.counts, both, valid, episode_starts(trajectory))
         return state._replace(counts=counts, entering=state.counts), {"visited": jnp.mean(counts > 0)}
 
-    def undo_fn(old, new):
-        # Those of the run are learned, those of an episode are the environment's.
-        return new if episodic else old
-
-    return RewardTransform(init_fn, apply_fn, update_fn, undo_fn)
+    # Counts of the whole run are learned; those of an episode follow its environment.
+    remembered = fields("counts", "entering") if episodic else NO_PART
+    return RewardTransform(init_fn, apply_fn, update_fn, remembered=remembered)
 
 
 def _one(spec: EnvironmentSpec) -> PyTree:

@@ -105,8 +105,7 @@ def icm(
         del extra
         keys = jax.random.split(key, 3)
         params = {"encoder": encoder.init(keys[0]), "forward": forward.init(keys[1]), "inverse": inverse.init(keys[2])}
-        # A copy: two leaves of one buffer cannot both be donated.
-        return ICMState(params, jax.tree.map(jnp.copy, params), optimiser.init(params))
+        return ICMState(params, params, optimiser.init(params))
 
     def apply_fn(state, trajectory, **extra):
         del extra

@@ -26,6 +26,7 @@ from agents.base import DataSpec
 from agents.networks import Head, NetworkConfig, action_features, action_size, network
 from agents.optimisers import chained
 from agents.recurrence import gated_recurrence
+from agents.state import fields
 from agents.statistics import masked_mean
 from envs.base import EnvironmentSpec, PyTree, Trajectory
 from rewards.base import RewardTransform
@@ -344,11 +345,10 @@ def latent_prediction(
             name: part.init(jax.random.fold_in(key, len(names) + index))
             for index, (name, part) in enumerate(critics.items())
         }
-        # Copies: a learner donates all of the state, and one buffer cannot be given away twice.
-        params = Parameters(model, critic, jax.tree.map(jnp.copy, model["encoder"]))
+        params = Parameters(model, critic, model["encoder"])
         return LatentPredictionState(
             params=params,
-            scoring=jax.tree.map(jnp.copy, params),
+            scoring=params,
             optimiser=(model_optimiser.init(model), critic_optimiser.init(critic) if critic else ()),
             scale=no_fading(),
             entering=blank(data.batch),
@@ -411,10 +411,7 @@ def latent_prediction(
         }
         return new_state, metrics
 
-    def undo_fn(old, new):
-        return old._replace(entering=new.entering, leaving=new.leaving)
-
-    return RewardTransform(init_fn, apply_fn, update_fn, undo_fn)
+    return RewardTransform(init_fn, apply_fn, update_fn, remembered=fields("entering", "leaving"))
 
 
 byol_explore = partial(latent_prediction, hindsight=False)

@@ -14,6 +14,7 @@ import optax
 from agents.base import DataSpec
 from agents.networks import Head, NetworkConfig, network, space_leaves
 from agents.optimisers import chained
+from agents.state import fields
 from agents.statistics import masked_mean
 from envs.base import EnvironmentSpec, PyTree
 from rewards.base import RewardTransform
@@ -130,8 +131,7 @@ def rnd(
         return RNDState(
             predictor=params,
             target=target.init(target_key),
-            # A copy: two leaves of one buffer cannot both be donated.
-            scoring=jax.tree.map(jnp.copy, params),
+            scoring=params,
             optimiser=optimiser.init(params),
             observations=tuple(no_moments(x.shape) for x, box in zip(leaves, boxes, strict=True) if box),
             returns=no_moments(),
@@ -180,7 +180,4 @@ def rnd(
         new_state = RNDState(params, state.target, state.predictor, optimiser_state, observations, returns, sums[-1])
         return new_state, {"loss": jnp.sum(losses[-1:])}
 
-    def undo_fn(old, new):
-        return old._replace(running=new.running)
-
-    return RewardTransform(init_fn, apply_fn, update_fn, undo_fn)
+    return RewardTransform(init_fn, apply_fn, update_fn, remembered=fields("running"))

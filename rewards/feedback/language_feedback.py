@@ -17,6 +17,7 @@ from agents.base import DataSpec
 from agents.networks import CharacterConfig, character_network
 from agents.observation_hash import observation_hash
 from agents.optimisers import chained
+from agents.state import fields
 from agents.statistics import masked_mean
 from envs.base import EnvironmentSpec, PyTree, Trajectory
 from envs.choices import require_known
@@ -255,10 +256,7 @@ def language_feedback(
         new_model = chosen.observe(learned.model, scores(learned, messages, said), said)
         return LanguageFeedbackState(counts, state.counts, new_model), chosen.metrics(new_model)
 
-    def undo_fn(old, new):
-        return old._replace(counts=new.counts, entering=new.entering)
-
-    return RewardTransform(init_fn, apply_fn, update_fn, undo_fn)
+    return RewardTransform(init_fn, apply_fn, update_fn, remembered=fields("counts", "entering"))
 
 
 def _check(annotations: Annotations, question: tuple[int, int], capacity: int) -> None:

@@ -23,6 +23,7 @@ from agents.base import DataSpec
 from agents.distributions import distribution_for
 from agents.networks import Head, NetworkConfig, network
 from agents.returns import return_to_go
+from agents.state import fields
 from agents.statistics import from_groups, masked_mean, to_groups
 from envs.base import EnvironmentSpec, PyTree, Trajectory
 from envs.choices import require_known
@@ -252,12 +253,11 @@ def implicit_prm(
         del extra
         params = model.init(key)
         if form == "policy" and policy_params is not None:
-            # Copies: a learner donates both, and one buffer cannot be given away twice.
-            params = {name: jax.tree.map(jnp.copy, policy_params[name]) for name in params}
+            params = {name: policy_params[name] for name in params}
         return ImplicitPRMState(
             params=params,
-            scoring=jax.tree.map(jnp.copy, params) if score == "before" else (),
-            reference=jax.tree.map(jnp.copy, params) if reference == "frozen" else (),
+            scoring=params if score == "before" else (),
+            reference=params if reference == "frozen" else (),
             optimiser=optimiser.init(params),
             replay=empty_replay() if replay else (),
             seen=jnp.zeros((), jnp.int32),
@@ -343,7 +343,7 @@ def implicit_prm(
         metrics = {"loss": losses[-1], "accuracy": accuracy, "mixed_groups": jnp.mean(mixed.astype(jnp.float32))}
         return new_state, metrics
 
-    return RewardTransform(init_fn, apply_fn, update_fn)
+    return RewardTransform(init_fn, apply_fn, update_fn, stored=fields("replay"))
 
 
 def _take_groups(rollouts: Rollouts, group: jax.Array, group_size: int) -> Rollouts:

@@ -54,6 +54,12 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(one, other)
 
 
+def undone(transform, old, new):
+    """The state that a learner keeps where it undoes the update from ``old`` to ``new``."""
+    rest, _ = transform.remembered.split(old)
+    return transform.remembered.join(rest, transform.remembered.split(new)[1])
+
+
 def started(transform, learned=("params", "predictor", "target")):
     """A state as ``init`` makes it but for its networks, which are drawn here: nothing is compiled for it."""
     rng = np.random.default_rng(1)

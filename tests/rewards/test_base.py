@@ -1,11 +1,13 @@
-"""The chain of reward transforms: who sees what, and in which order."""
+"""The chain of reward transforms: who sees what, in which order, and what is checked of what they write."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rewards.base import RewardTransform, chain, stateless
+from agents.state import Part
+from rewards.base import NON_FINITE, ChannelError, RewardTransform, chain, stateless
+from tests.rewards.contract import undone
 
 KEY = jax.random.key(0)
 
@@ -34,6 +36,16 @@ def recorder(channel):
         return {"sum": total, "key": jax.random.key_data(key)}, {"saw": jnp.sum(trajectory.rewards[channel])}
 
     return RewardTransform(init_fn, apply_fn, update_fn)
+
+
+def own(metrics):
+    """The transforms' own metrics, without the chain's flags."""
+    return {name: value for name, value in metrics.items() if not name.startswith(NON_FINITE)}
+
+
+def raised(metrics):
+    """The names behind the flags that are up."""
+    return {name.removeprefix(NON_FINITE) for name, value in metrics.items() if name.startswith(NON_FINITE) and value}
 
 
 @pytest.fixture
@@ -67,7 +79,7 @@ def test_a_later_transform_sees_the_channels_of_earlier_ones_in_apply_and_update
     # Four steps of 15.
     assert metrics == {"third/saw": 60.0} and state["third"]["sum"] == 60.0
     relabelled, metrics = whole.apply(state, trajectory)
-    assert metrics == {"third/wrote": 60.0}
+    assert own(metrics) == {"third/wrote": 60.0}
     np.testing.assert_array_equal(relabelled.rewards["made"], jnp.full((2, 2), 60.0))
     np.testing.assert_array_equal(relabelled.rewards["env"], trajectory.rewards["env"])
 
@@ -80,7 +92,7 @@ def test_an_earlier_transform_is_updated_before_a_later_one_sees_it(trajectory):
     # Applying learns nothing, however often.
     for _ in range(2):
         relabelled, metrics = whole.apply(state, trajectory)
-        assert metrics == {"first/wrote": 10.0, "second/wrote": 40.0}
+        assert own(metrics) == {"first/wrote": 10.0, "second/wrote": 40.0}
     np.testing.assert_array_equal(relabelled.rewards["env"], jnp.full((2, 2), 40.0))
     np.testing.assert_array_equal(trajectory.rewards["env"], [[1, 2], [3, 4]])
 
@@ -115,15 +127,70 @@ def test_a_chain_can_stand_in_a_chain(trajectory):
 
 
 def test_an_undone_update_is_put_back_by_each_transform_in_its_own_way(trajectory):
-    keeper = recorder("env")._replace(undo=lambda old, new: old | {"key": new["key"]})
+    without_key = Part(
+        split=lambda state: ({"sum": state["sum"]}, state["key"]), join=lambda rest, key: rest | {"key": key}
+    )
+    keeper = recorder("env")._replace(remembered=without_key)
     whole = chain(first=recorder("env"), inner=chain(second=keeper))
     old = whole.init(jax.random.key(1))
     new, _ = whole.update(old, trajectory, jax.random.key(2))
-    undone = whole.undo(old, new)
-    assert undone["first"] is old["first"]
-    inner = undone["inner"]["second"]
+    left = undone(whole, old, new)
+    assert left["first"] is old["first"]
+    inner = left["inner"]["second"]
     assert inner["sum"] is old["inner"]["second"]["sum"] and inner["key"] is new["inner"]["second"]["key"]
-    assert chain().undo({}, {}) == {}
+    assert undone(chain(), {}, {}) == {}
+
+
+def test_the_first_transform_that_writes_a_number_that_is_not_finite_is_flagged(trajectory):
+    whole = chain(a=add("made", 1.0), b=times("made", jnp.inf), c=times("made", 2.0), d=add("other", jnp.nan))
+    _, metrics = whole.apply(whole.init(KEY), trajectory)
+    assert {name for name in metrics if name.startswith(NON_FINITE)} == {
+        f"{NON_FINITE}{name}" for name in ("a/made", "b/made", "c/made", "d/other")
+    }
+    assert raised(metrics) == {"b/made"}
+    # One flag per written channel of the same transform, and a name of its own for a weight.
+    both = stateless(
+        lambda t: t._replace(
+            rewards=t.rewards | {"x": t.mask / 0.0, "y": t.mask},
+            extras=t.extras | {"credit_weight": {"x": t.mask * jnp.nan}},
+        )
+    )
+    _, metrics = chain(inner=chain(both=both)).apply({"inner": {"both": ()}}, trajectory)
+    assert raised(metrics) == {f"inner/{name}" for name in ("x", "both/x", "credit_weight/x", "both/credit_weight/x")}
+
+
+def test_no_transform_is_flagged_for_what_the_environment_gave(make_trajectory):
+    whole = chain(a=times("env", 2.0), b=add("made", 1.0))
+    _, metrics = whole.apply(whole.init(KEY), make_trajectory(env=[[1.0, jnp.nan], [3.0, 4.0]]))
+    assert raised(metrics) == set()
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (2, 1), (1, 2), (2, 2, 1), (3, 2)])
+def test_a_channel_that_is_not_one_number_per_step_and_environment_is_refused_while_tracing(shape, trajectory):
+    def wrong(trajectory):
+        return trajectory._replace(rewards=trajectory.rewards | {"made": jnp.zeros(shape)})
+
+    found = ", ".join(map(str, shape))
+    message = rf"transform 'bad' wrote the channel 'made' with shape \[{found}\]: expected \[2, 2\]"
+    for whole in (chain(bad=stateless(wrong)), chain(good=add("env", 1.0), bad=stateless(wrong), last=add("env", 1.0))):
+        state = whole.init(KEY)
+        with pytest.raises(ChannelError, match=message):
+            jax.eval_shape(whole.apply, state, trajectory)
+    with pytest.raises(ChannelError, match=message):
+        jax.eval_shape(whole.update, state, trajectory, KEY)
+    given = wrong(trajectory)
+    for function in (whole.apply, lambda *arguments: whole.update(*arguments, KEY)):
+        with pytest.raises(ChannelError, match=r"the environment gave the channel 'made'"):
+            jax.eval_shape(function, state, given)
+
+
+def test_a_mask_or_a_weight_of_another_shape_is_refused(trajectory):
+    short = stateless(lambda t: t._replace(mask=t.mask[0]))
+    with pytest.raises(ChannelError, match=r"'short' wrote the mask with shape \[2\]: expected \[2, 2\]"):
+        chain(short=short).apply({"short": ()}, trajectory)
+    weight = stateless(lambda t: t._replace(extras={"credit_weight": {"env": jnp.ones(2)}}))
+    with pytest.raises(ChannelError, match=r"'weight' wrote the channel 'credit_weight/env' with shape \[2\]"):
+        chain(weight=weight).apply({"weight": ()}, trajectory)
 
 
 def test_what_is_no_transform_is_refused_by_name():

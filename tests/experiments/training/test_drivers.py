@@ -24,7 +24,7 @@ from experiments.training.keys import evaluation_key
 from experiments.training.progress import progress
 from experiments.training.scan_driver import ScanDriver
 from experiments.training.stopping import StopRequested
-from rewards.base import chain
+from rewards.base import RewardTransform, chain, stateless, write_channel
 from rewards.curiosity.count_bonus import count_bonus
 from rewards.curiosity.latent_prediction import byol_explore
 from rewards.curiosity.rnd import rnd
@@ -298,13 +298,85 @@ def test_three_rejected_updates_in_a_row_stop_a_run(rejecting, monkeypatch, tmp_
     assert run_of(monkeypatch, config, tmp_path) == 2
     errors = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error:")]
     assert len(errors) == 1
-    assert "3 updates in a row were not finite, seeds [0], iterations 4 to 5" in errors[0]
+    stopped = "3 updates in a row were not finite, seeds [0], iterations 4 to 5: try a smaller agent.learning_rate; "
+    assert stopped in errors[0]
     assert errors[0].endswith("program_0, iteration 4")
     folder = tmp_path / "corridor" / "default"
     assert [row["iteration"] for row in corridor.rows_of(folder)] == [2, 4]
     found = corridor.checkpoint_of(folder, scan_driver(config, 0).template())
     assert found.iteration == 4 and found.state.rejected.tolist() == [1]
     assert all(np.all(np.isfinite(leaf)) for leaf in corridor.arrays(found.state.agent))
+
+
+@pytest.fixture
+def rewarding(monkeypatch):
+    """``rewarding(NAME=transform)`` gives every run a chain of these transforms, whatever its configuration says."""
+
+    def choose(**transforms):
+        initial_state, learn_step = learn.initial_state, learn.learn
+        monkeypatch.setattr(
+            learn, "initial_state", lambda agent, _, *a, **k: initial_state(agent, chain(**transforms), *a, **k)
+        )
+        monkeypatch.setattr(learn, "learn", lambda agent, _, *a: learn_step(agent, chain(**transforms), *a))
+
+    return choose
+
+
+def test_a_channel_that_is_not_finite_is_blamed_on_the_transform_that_wrote_it(
+    rewarding, monkeypatch, tmp_path, capsys
+):
+    def init(key, **extra):
+        return jnp.zeros((), jnp.int32)
+
+    def update(state, trajectory, key, **extra):
+        return state + 1, {}
+
+    def apply(state, trajectory, **extra):
+        # Infinite from the fourth iteration on.
+        return write_channel(trajectory, "made", trajectory.mask / jnp.where(state > 3, 0.0, 1.0)), {}
+
+    later = stateless(lambda t: write_channel(t, "env", t.rewards["env"] + 0.0 * t.rewards["made"]))
+    rewarding(first=stateless(lambda t: t), broken=RewardTransform(init, apply, update), later=later)
+    config = corridor.without_critic()
+    config.iterations = 8
+    assert run_of(monkeypatch, config, tmp_path) == 2
+    [error] = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error:")]
+    assert "3 updates in a row were not finite, seeds [0], iterations 4 to 5: " in error
+    assert "the reward transform 'broken' wrote NaN or infinity into 'made' in iteration 5; the last good" in error
+    rows = corridor.rows_of(tmp_path / "corridor" / "default")
+    assert not [name for row in rows for name in row if "non_finite" in name]
+
+
+def test_a_channel_of_another_shape_is_one_message_before_anything_is_learned(rewarding, monkeypatch, tmp_path, capsys):
+    rewarding(broken=stateless(lambda t: write_channel(t, "env", jnp.sum(t.rewards["env"], axis=0))))
+    config = corridor.without_critic()
+    assert run_of(monkeypatch, config, tmp_path) == 2
+    [error] = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error:")]
+    shape = [config.data.length, config.data.batch]
+    expected = f"the reward transform 'broken' wrote the channel 'env' with shape {shape[1:]}: expected {shape}"
+    assert expected in error and "there is no checkpoint yet" in error
+
+
+@pytest.mark.parametrize(
+    ("found", "cause"),
+    [
+        ({}, "try a smaller agent.learning_rate"),
+        ({"agent": 5, "channel/a/x": -1, "state/a": -1}, "try a smaller agent.learning_rate"),
+        # What was not finite once, earlier, is not why the last steps were undone.
+        ({"agent": 5, "channel/a/x": 2, "state/a": 2}, "try a smaller agent.learning_rate"),
+        (
+            {"agent": 5, "channel/a/x": -1, "state/a": 5},
+            "transform 'a' learned NaN or infinity in iteration 5: try a smaller learning rate in rewards.a",
+        ),
+        (
+            {"agent": 5, "channel/a/cost/x": 5, "state/a": 5, "state/b": -1},
+            "transform 'a' wrote NaN or infinity into 'cost/x' in iteration 5",
+        ),
+    ],
+)
+def test_an_undone_step_has_a_cause(found, cause):
+    metrics = {f"max/non_finite/{name}": np.asarray([-1, value]) for name, value in found.items()}
+    assert learn.cause_of_rejection(metrics | {"max/rejected": np.asarray([0, 3])}, 1).endswith(cause)
 
 
 def test_a_rejected_update_leaves_the_state(rejecting):

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from agents.base import DataSpec
 from envs.base import EnvironmentSpec, Transition
 from rewards.curiosity.count_bonus import count_bonus
-from tests.rewards.contract import KEY, jit, obeys_the_contract, random_trajectory
+from tests.rewards.contract import KEY, jit, obeys_the_contract, random_trajectory, undone
 
 LINE = EnvironmentSpec(spaces.Discrete(5), spaces.Discrete(2))
 PICTURE = EnvironmentSpec(
@@ -61,7 +61,7 @@ def test_an_undone_update_keeps_the_visits_of_the_episodes_and_not_of_the_run():
         transform = count_bonus(LINE, data=DataSpec("unroll", 2, 1), episodic=episodic)
         old, _ = transform.update(transform.init(KEY), unrolls[0], KEY)
         new, _ = transform.update(old, unrolls[1], KEY)
-        state, _ = transform.update(transform.undo(old, new), unrolls[2], KEY)
+        state, _ = transform.update(undone(transform, old, new), unrolls[2], KEY)
         # Of the episode: 3 and 4 were its first two observations. Of the run: 0, 1, 2 of the first unroll alone.
         expected = [2, 2] if episodic else [1, 1]
         np.testing.assert_allclose(bonus(transform, state, unrolls[2])[:, 0], 1 / np.sqrt(expected), rtol=1e-6)

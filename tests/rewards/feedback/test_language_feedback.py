@@ -14,7 +14,7 @@ from agents.networks import CharacterConfig, character_network
 from envs.base import EnvironmentSpec, Transition
 from rewards.base import chain
 from rewards.feedback.language_feedback import Annotations, language_feedback
-from tests.rewards.contract import KEY, assert_same, jit
+from tests.rewards.contract import KEY, assert_same, jit, undone
 
 LENGTH = 16
 SPEC = EnvironmentSpec(spaces.Discrete(2), spaces.Discrete(2), message_length=LENGTH)
@@ -95,10 +95,10 @@ def test_an_undone_update_keeps_what_was_said_and_not_what_was_learned():
     words = trajectory_of([["a"], ["b"]], [[1], [0]])
     old, _ = update(started(transform), words, KEY, annotations=annotations({"a": 1.0}))
     new, _ = update(old, words, KEY, annotations=annotations({"b": 1.0}))
-    undone = transform.undo(old, new)
-    assert_same((undone.counts, undone.entering, undone.model), (new.counts, new.entering, old.model))
+    left = undone(transform, old, new)
+    assert_same((left.counts, left.entering, left.model), (new.counts, new.entering, old.model))
     # The labels come again, and the next unroll goes on with the episode that started in the undone one.
-    state, _ = update(undone, trajectory_of([["b"], ["b"]]), KEY, annotations=annotations({"b": 1.0}))
+    state, _ = update(left, trajectory_of([["b"], ["b"]]), KEY, annotations=annotations({"b": 1.0}))
     found = rewards(transform.apply, state, trajectory_of([["b"], ["b"]]))
     np.testing.assert_allclose(found[:, 0], [1 / 8, 1 / 27])
 

@@ -8,19 +8,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import jax
+import jax.numpy as jnp
 
 from envs.base import Trajectory
 from envs.choices import unknown
+
+
+class ChannelError(ValueError):
+    """An array that should hold one number per step of a trajectory, ``[T, B]``, and has another shape."""
 
 
 def require_step_shape(what: str, array: jax.Array, trajectory: Trajectory) -> None:
     """Refuses an ``array`` that does not hold one number per step of ``trajectory``, ``[T, B]``.
 
     Raises:
-      ValueError: ``what`` (a description of the array), its shape, and the shape expected.
+      ChannelError: ``what`` (a description of the array), its shape, and the shape expected.
     """
-    if array.shape != trajectory.mask.shape:
-        raise ValueError(f"{what} has shape {array.shape}: expected [T, B] = {trajectory.mask.shape}")
+    if jnp.shape(array) != trajectory.mask.shape:
+        raise ChannelError(f"{what} has shape {jnp.shape(array)}: expected [T, B] = {trajectory.mask.shape}")
 
 
 def read_channel(trajectory: Trajectory, channel: str, reader: str) -> jax.Array:

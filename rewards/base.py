@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from agents.channels import require_step_shape
 from agents.state import NO_PART, Part, by_name
 from envs.base import PyTree, Trajectory
 
@@ -22,10 +23,6 @@ Metrics = dict[str, jax.Array]
 
 NON_FINITE = "non_finite/"
 """Prefix of the flags by which a chain reports what its transforms wrote, see ``chain``."""
-
-
-class ChannelError(ValueError):
-    """A reward channel that does not have the shape ``[T, B]`` of its trajectory."""
 
 
 class InitFn(Protocol):
@@ -120,13 +117,13 @@ def chain(**transforms: RewardTransform) -> RewardTransform:
 
     def applied(name, state, trajectory, extra):
         relabelled, metrics = transforms[name].apply(state, trajectory, **extra)
-        _check_shapes(f"the reward transform {name!r} wrote", relabelled, trajectory.mask.shape)
+        _check_shapes(f"written by the reward transform {name!r}", relabelled, trajectory)
         return relabelled, metrics
 
     def apply_fn(state, trajectory, **extra):
         if not transforms:
             return trajectory, {}
-        _check_shapes("the environment gave", trajectory, trajectory.mask.shape)
+        _check_shapes("given by the environment", trajectory, trajectory)
         metrics: Metrics = {}
         finite = _finite(_arrays(trajectory).values())
         for name in transforms:
@@ -139,7 +136,7 @@ def chain(**transforms: RewardTransform) -> RewardTransform:
         return trajectory, metrics
 
     def update_fn(state, trajectory, key, **extra):
-        _check_shapes("the environment gave", trajectory, trajectory.mask.shape)
+        _check_shapes("given by the environment", trajectory, trajectory)
         metrics: Metrics = {}
         new_state: dict[str, PyTree] = {}
         for position, (name, transform) in enumerate(transforms.items()):
@@ -174,12 +171,8 @@ def _finite(arrays: Iterable[jax.Array]) -> jax.Array:
     return functools.reduce(jnp.logical_and, (jnp.all(jnp.isfinite(each)) for each in arrays), jnp.bool_(True))
 
 
-def _check_shapes(who: str, trajectory: Trajectory, expected: tuple[int, ...]) -> None:
-    for name, each in (_arrays(trajectory) | {"mask": trajectory.mask}).items():
-        found = tuple(jnp.shape(each))
-        if found != expected:
-            what = "the mask" if name == "mask" else f"the channel {name!r}"
-            raise ChannelError(
-                f"{who} {what} with shape {list(found)}: expected {list(expected)}, one number per step and "
-                "environment [T, B]"
-            )
+def _check_shapes(source: str, trajectory: Trajectory, before: Trajectory) -> None:
+    """Refuses a channel, a credit weight or a mask that is not ``[T, B]`` as in ``before``."""
+    for name, each in _arrays(trajectory).items():
+        require_step_shape(f"the channel {name!r}, {source},", each, before)
+    require_step_shape(f"the mask, {source},", trajectory.mask, before)

@@ -1,5 +1,4 @@
-"""Running statistics that reward transforms carry: moments of all that was seen, moments that forget, and counts within
-episodes."""
+"""Running statistics of reward transforms: moments of everything seen, exponential averages, counts within episodes."""
 
 from __future__ import annotations
 
@@ -12,12 +11,20 @@ from agents.base import DataSpec
 from agents.statistics import masked_mean
 from envs.base import Trajectory
 
-# Counts that a transform may keep in all: 64 MiB.
+# The largest number of counts that a transform may keep: 64 MiB of float32.
 LARGEST_TABLE = 2**24
+# What is divided by a standard deviation is divided by at least this much.
+SMALLEST_STD = 1e-4
 
 
 class Moments(NamedTuple):
-    """Running count ``[]``, mean and sum of squared deviations ``[...]`` of the values seen."""
+    """Moments of the values seen so far.
+
+    Attributes:
+      count: how many values, ``float32 []``.
+      mean: their mean, ``[...]``.
+      squares: their sum of squared deviations from the mean, ``[...]``.
+    """
 
     count: jax.Array
     mean: jax.Array
@@ -25,17 +32,23 @@ class Moments(NamedTuple):
 
     @property
     def std(self) -> jax.Array:
-        """Of the population: ``sqrt(squares / max(count, 1))``."""
+        """The standard deviation of the population, ``sqrt(squares / max(count, 1))``."""
         return jnp.sqrt(self.squares / jnp.maximum(self.count, 1.0))
 
 
 def no_moments(shape: tuple[int, ...] = ()) -> Moments:
-    """The moments of nothing."""
+    """Moments before any value was seen, for values of ``shape``."""
     return Moments(jnp.zeros(()), jnp.zeros(shape), jnp.zeros(shape))
 
 
 def merge_moments(moments: Moments, values: jax.Array, mask: jax.Array) -> Moments:
-    """``moments`` with the valid ones of ``values [T, B, ...]``, ``mask [T, B]`` (Chan, Golub and LeVeque, 1979)."""
+    """Adds the valid values of a batch to ``moments`` (Chan, Golub and LeVeque, 1979).
+
+    Args:
+      moments: before the batch.
+      values: ``[T, B, ...]``.
+      mask: which steps are valid, ``[T, B]``.
+    """
     weight = mask.reshape(*mask.shape, *(1,) * (values.ndim - mask.ndim))
     count = jnp.sum(mask)
     mean = masked_mean(values, weight, (0, 1))
@@ -51,8 +64,14 @@ def merge_moments(moments: Moments, values: jax.Array, mask: jax.Array) -> Momen
 
 
 class Fading(NamedTuple):
-    """Exponential moving averages ``[]`` of a batch's mean, mean square and mean over the deviation, and how many
-    batches there were."""
+    """Exponential moving averages over batches, ``[]`` each.
+
+    Attributes:
+      batches: how many batches there were.
+      mean: of the batch's mean.
+      square: of the batch's mean square.
+      relative: of the batch's mean divided by the standard deviation at the time.
+    """
 
     batches: jax.Array
     mean: jax.Array
@@ -61,19 +80,30 @@ class Fading(NamedTuple):
 
 
 def no_fading() -> Fading:
-    """The averages of nothing."""
+    """Averages before the first batch."""
     return Fading(*(jnp.zeros(()) for _ in Fading._fields))
 
 
 def fading_deviation(fading: Fading, decay: float | jax.Array) -> jax.Array:
-    """``sqrt(max(E[x^2] - E[x]^2, 0) + 1e-8)`` with the averages freed of their start at zero; ``[]``."""
+    """The running standard deviation ``sqrt(max(E[x^2] - E[x]^2, 0) + 1e-8)``, ``[]``.
+
+    ``E`` are the averages divided by ``1 - decay ** batches``, which corrects their start at 0.
+    """
     seen = jnp.maximum(1.0 - jnp.asarray(decay) ** fading.batches, 1e-8)
     return jnp.sqrt(jnp.maximum(fading.square / seen - jnp.square(fading.mean / seen), 0.0) + 1e-8)
 
 
 def update_fading(fading: Fading, values: jax.Array, mask: jax.Array, decay: float | jax.Array) -> Fading:
-    """``fading`` with a batch more: ``average <- decay average + (1 - decay) mean_m(x)``, likewise of ``x^2`` and of
-    ``x / sigma`` with the new deviation ``sigma``. A batch without a valid step changes nothing."""
+    """Adds a batch: ``average <- decay * average + (1 - decay) * mean(x)`` over the valid steps.
+
+    The same holds for ``x^2`` and for ``x / sigma`` with the updated standard deviation ``sigma``. A batch without a
+    valid step changes nothing.
+
+    Args:
+      fading: before the batch.
+      values, mask: ``[T, B]``.
+      decay: in [0, 1).
+    """
 
     def average(old, new):
         return decay * old + (1 - decay) * new
@@ -89,8 +119,10 @@ def update_fading(fading: Fading, values: jax.Array, mask: jax.Array, decay: flo
 
 
 def prioritised(fading: Fading, values: jax.Array, decay: float | jax.Array) -> jax.Array:
-    """``max(x / sigma - mu, 0)`` with ``mu`` the running mean of ``x / sigma``: what surprises more than usual
-    (Guo et al., 2022)."""
+    """``max(x / sigma - mu, 0)`` with the running mean ``mu`` of ``x / sigma`` (Guo et al., 2022).
+
+    Only values above their running mean stay positive. ``values`` may have any shape.
+    """
     seen = jnp.maximum(1.0 - jnp.asarray(decay) ** fading.batches, 1e-8)
     return jnp.maximum(values / fading_deviation(fading, decay) - fading.relative / seen, 0.0)
 
@@ -98,8 +130,8 @@ def prioritised(fading: Fading, values: jax.Array, decay: float | jax.Array) -> 
 def discounted_sums(rewards: jax.Array, before: jax.Array, mask: jax.Array, discount: float | jax.Array) -> jax.Array:
     """``R_t = discount * R_{t-1} + r_t`` along time in each column, ``[T, B]``, from ``R_{-1} = before [B]``.
 
-    It runs through the ends of episodes, as the intrinsic return does that is not episodic, and stands still where
-    masked.
+    The sum continues through the ends of episodes, as the return of a non-episodic intrinsic reward does, and does not
+    change at masked steps.
     """
 
     def step(sums, inputs):
@@ -111,8 +143,10 @@ def discounted_sums(rewards: jax.Array, before: jax.Array, mask: jax.Array, disc
 
 
 def episode_starts(trajectory: Trajectory) -> jax.Array:
-    """Whether a row is the first of an episode, ``[T, B]`` bool; of a trajectory that does not say so, the rows after
-    an end and the first."""
+    """Whether a row is the first of an episode, ``bool [T, B]``.
+
+    A trajectory without ``extras["episode_start"]`` starts an episode at its first row and after every end.
+    """
     if "episode_start" in trajectory.extras:
         return trajectory.extras["episode_start"]
     ends = trajectory.terminated | trajectory.truncated
@@ -120,37 +154,37 @@ def episode_starts(trajectory: Trajectory) -> jax.Array:
 
 
 def check_episode_counts(name: str, batch: int, buckets: int) -> None:
-    """Refuses counts of every environment's episode that would fill the memory.
+    """Refuses tables of episodic counts that would fill the memory.
 
     Args:
-      name: of the transform, for the message.
-      batch: environments.
-      buckets: counts of each.
+      name: the transform's, for the message.
+      batch: the number of environments.
+      buckets: the number of counts of each environment.
 
     Raises:
-      ValueError: more than ``LARGEST_TABLE`` in all.
+      ValueError: more than ``LARGEST_TABLE`` counts in total.
     """
     if batch * buckets > LARGEST_TABLE:
         most = LARGEST_TABLE // batch
         raise ValueError(
-            f"{name}: {buckets} counts for each of the {batch} environments: expected at most {LARGEST_TABLE} in all, "
-            f"which is bits={most.bit_length() - 1}"
+            f"{name}: {buckets} counts for each of the {batch} environments: expected at most {LARGEST_TABLE} in "
+            f"total, which is bits={most.bit_length() - 1}"
         )
 
 
 def counts_within_episodes(buckets: jax.Array, counted: jax.Array, starts: jax.Array, entering: jax.Array) -> jax.Array:
-    """How often the last thing of each row occurred in its episode up to now, itself included.
+    """How often the last of the ``K`` items of each row occurred in its episode so far, itself included.
 
-    Rows are compared each with each: memory is ``[K, T, T, B]``.
+    Every row is compared with every other, which takes memory for ``[K, T, T, B]`` bools.
 
     Args:
-      buckets: what each of ``K`` things of a row is counted as, ``int32 [K, T, B]``.
-      counted: whether it counts, ``bool [K, T, B]``.
+      buckets: the bucket in which each of the ``K`` items of a row is counted, ``int32 [K, T, B]``.
+      counted: whether the item counts, ``bool [K, T, B]``.
       starts: whether a row is the first of an episode, ``bool [T, B]``.
       entering: the counts of the episodes that were running before the first row, ``[B, buckets]``.
 
     Returns:
-      ``float32 [T, B]``.
+      The counts, ``float32 [T, B]``.
     """
     episode = jnp.cumsum(starts, axis=0)
     length, batch = episode.shape
@@ -161,8 +195,10 @@ def counts_within_episodes(buckets: jax.Array, counted: jax.Array, starts: jax.A
 
 
 def counts_carried_on(counts: jax.Array, buckets: jax.Array, counted: jax.Array, starts: jax.Array) -> jax.Array:
-    """``counts [B, buckets]`` after an unroll, of the episodes that the next one goes on with; arguments as in
-    ``counts_within_episodes``."""
+    """The counts ``[B, buckets]`` of the episodes that are running after an unroll.
+
+    ``counts`` are those before the unroll; the other arguments are as in ``counts_within_episodes``.
+    """
     episode = jnp.cumsum(starts, axis=0)
     counts = jnp.where(jnp.any(starts, axis=0)[:, None], 0.0, counts)
     running = counted & (episode == episode[-1])
@@ -174,8 +210,11 @@ def counts_carried_on(counts: jax.Array, buckets: jax.Array, counted: jax.Array,
 
 
 def entering_counts(entering: jax.Array, batch: int, data: DataSpec) -> jax.Array:
-    """``entering``, or zeros for a trajectory of ``batch`` environments that does not go on with those episodes: whole
-    episodes and replayed data begin anew."""
+    """The counts with which a trajectory of ``batch`` environments starts, ``[B, buckets]``.
+
+    They are ``entering`` where the trajectory continues the environments of the last unroll, and zeros for whole
+    episodes and replayed data.
+    """
     if data.kind == "unroll" and batch == data.batch:
         return entering
     return jnp.zeros((batch, entering.shape[-1]))

@@ -24,8 +24,8 @@ SWITCHES = {
 # The world models of both BYOL variants, at an eighth of the papers' widths and one step ahead, to save time. With a
 # target_decay of 1 the target network stays at its random start.
 _LATENT = {"horizon": 1, "embedding_size": 64, "memory_size": 64, "hidden_size": 64, "target_decay": 0.99}
-# An update sees every step twice, in parts of an eighth.
-_FIT = {"updates": 16, "parts": 8}
+# An update sees every step twice, in minibatches of an eighth.
+_FIT = {"updates": 16, "minibatches": 8}
 # Intrinsic rewards by the name of the method: its description and its section of the configuration.
 CURIOSITIES: dict[str, tuple[str, dict[str, Any]]] = {
     "hindsight": (

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from agents.channels import ChannelError
 from envs.base import ObservationRangeError
 from experiments.assembly import registry
 from experiments.assembly.build import EnvironmentSource, build_environment
@@ -31,7 +32,6 @@ from experiments.training.processes import SharedStop, UnwrittenRows, writes
 from experiments.training.progress import COMPILING, FIRST_CHUNK, TRAINING, Done, Reporter
 from experiments.training.row_writer import RowWriter, kept_from_writers
 from experiments.training.stopping import StopRequested
-from rewards.base import ChannelError
 
 # What may differ between a run and its continuation: where it ends, how many seeds it has, and what its annotator may
 # spend.
@@ -353,8 +353,8 @@ class _Run:
         self._checkpoints.close()
 
     def _guarded(self, work: Callable[[], Any]) -> Any:
-        """``work()``; a value that no environment may return, or a reward channel of a wrong shape, becomes a message that
-        names the last good checkpoint."""
+        """``work()``; a value that no environment may return, or a reward channel of a wrong shape, becomes a message
+        that names the last good checkpoint."""
         try:
             return work()
         except (FloatingPointError, ObservationRangeError, ChannelError) as error:

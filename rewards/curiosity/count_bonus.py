@@ -1,4 +1,4 @@
-"""Counts as curiosity: a state pays by how seldom it was visited."""
+"""Count-based curiosity: the intrinsic reward falls with the number of visits of a state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agents.state import NO_PART, fields
 from agents.statistics import masked_mean
 from envs.base import EnvironmentSpec, PyTree, Trajectory
 from envs.choices import require_known
-from rewards.base import RewardTransform
+from rewards.base import RewardTransform, write_channel
 from rewards.moments import (
     LARGEST_TABLE,
     check_episode_counts,
@@ -34,9 +34,10 @@ class CountBonusState(NamedTuple):
     """State of ``count_bonus``.
 
     Attributes:
-      counts: visits, ``float32 [buckets]``, or ``[B, buckets]`` of the running episodes.
-      entering: the counts with which the last unroll began, ``()`` unless they are the episodes'.
-      projection: random directions ``[features, bits]``, ``()`` unless they make the buckets.
+      counts: visits over the run, ``float32 [buckets]``; with ``episodic`` those of each environment's running episode,
+        ``[B, buckets]``.
+      entering: with ``episodic``, the counts at the start of the last unroll, ``[B, buckets]``; ``()`` otherwise.
+      projection: with ``identify="projection"``, random directions ``[features, bits]``; ``()`` otherwise.
     """
 
     counts: jax.Array
@@ -54,26 +55,34 @@ def count_bonus(
     weight: float = 1.0,
     channel: str = "curiosity",
 ) -> RewardTransform:
-    """``r_t = weight / sqrt(n(o_{t+1}))`` with ``n`` the visits of a state, this one included.
+    """Pays for observations that were seldom visited, by the bonus of Strehl and Littman (2008).
 
-    The bonus of Strehl and Littman (2008), on observations. All visits of an unroll count before it is paid for, so
-    that equal observations of one unroll get an equal bonus; within an episode (``episodic``) visits are counted one
-    after the other, the first observation included, and the counts restart with every episode. What followed the last
-    step of an episode is its final observation, not the first of the next.
+        r_t = weight / sqrt(n(o_{t+1}))
+
+    ``n`` counts the visits of an observation, this one included. Over the run, all visits of an unroll are counted
+    before any of them is paid for, so that equal observations of one unroll get an equal bonus. With ``episodic``,
+    visits are counted one after the other, starting with the episode's first observation, and the counts begin anew
+    with every episode. The observation after the last step of an episode is its final one, not the first of the next.
+
+    Use it where observations repeat exactly or can be grouped by a hash; where almost every observation is new, use
+    ``rnd`` or ``byol_explore``.
 
     Args:
-      spec, data: the environment and the rollouts. Episodic counts are carried from unroll to unroll; replayed data
-        begin with every segment.
-      identify: which observations are one state. ``exact``: equal ones, in a table of all there can be; ``hash``: those
-        whose words hash to one of ``2 ** bits`` buckets; ``projection``: those on the same side of ``bits`` random
-        hyperplanes through the origin, so that similar ones share (SimHash: Tang et al., 2017, section 2.2).
-      bits: see above.
+      spec: the environment.
+      data: the rollouts. Episodic counts are carried from one unroll to the next; in replayed data they begin with
+        every segment.
+      identify: which observations count as one state. ``exact``: equal ones, in a table of all possible observations;
+        ``hash``: those whose hashes fall into the same of ``2 ** bits`` buckets; ``projection``: those on the same
+        side of ``bits`` random hyperplanes through the origin, so that similar observations share a count (SimHash:
+        Tang et al., 2017, section 2.2).
+      bits: see ``identify``.
       episodic: count within the episode instead of over the run.
-      weight, channel: see above.
+      weight: the reward of a first visit.
+      channel: the channel that is written.
 
     Raises:
-      ValueError: an unknown ``identify``; ``bits`` out of range; ``exact`` on an observation that is not made of
-        bounded integers, or that can take too many values for a table; counts of too many episodes at a time.
+      ValueError: an unknown ``identify``; ``bits`` out of range; ``exact`` on an observation that does not consist of
+        bounded integers or has too many values for a table; episodic counts that need too much memory.
       UnsupportedSpaceError: if a part of the observation cannot be encoded.
     """
     require_known("identify", identify, IDENTITIES, "of count_bonus")
@@ -96,14 +105,15 @@ def count_bonus(
         return jnp.sum(jnp.where(sides, 2 ** jnp.arange(bits, dtype=jnp.int32), 0), axis=-1)
 
     def visits(state, trajectory: Trajectory):
-        """Buckets and whether they count, ``[2, T, B]`` each: of an episode's first observation, and of every next."""
+        """Buckets and whether they count, ``[2, T, B]`` each: of the row's observation, which counts where it is the
+        first of an episode, and of its next observation."""
         stacked = jax.tree.map(lambda *x: jnp.concatenate(x), trajectory.observation, trajectory.next_observation)
         valid = trajectory.mask > 0
         both = bucket(state, stacked).reshape(2, *valid.shape)
         return both, jnp.stack([valid & episode_starts(trajectory), valid])
 
     def within_episode(state, trajectory):
-        """Visits of ``o_{t+1}`` in its episode up to now, ``[T, B]``."""
+        """Visits of ``o_{t+1}`` in its episode so far, ``[T, B]``."""
         entering = entering_counts(state.entering, trajectory.mask.shape[1], data)
         both, valid = visits(state, trajectory)
         return counts_within_episodes(both, valid, episode_starts(trajectory), entering)
@@ -126,7 +136,7 @@ def count_bonus(
             counts = state.counts[bucket(state, trajectory.next_observation)]
         bonus = weight * jax.lax.rsqrt(jnp.maximum(counts, 1.0)) * trajectory.mask
         metrics = {"reward_mean": masked_mean(bonus, trajectory.mask)}
-        return trajectory._replace(rewards=trajectory.rewards | {channel: bonus}), metrics
+        return write_channel(trajectory, channel, bonus), metrics
 
     def update_fn(state, trajectory, key, **extra):
         del key, extra
@@ -151,10 +161,10 @@ Ranges = list[tuple[np.ndarray, np.ndarray]]
 
 
 def _ranges(space: gymnasium.Space) -> Ranges:
-    """Lowest value and number of values of every entry of every leaf of ``space``.
+    """The lowest value and the number of values of every entry of every leaf of ``space``.
 
     Raises:
-      ValueError: see ``count_bonus``.
+      ValueError: a leaf does not consist of bounded integers, or the table would be too large.
     """
     spaces, ranges = gymnasium.spaces, []
     for _, leaf in space_leaves(space):
@@ -181,7 +191,7 @@ def _ranges(space: gymnasium.Space) -> Ranges:
 
 
 def _mixed_radix(ranges: Ranges, observation: PyTree) -> jax.Array:
-    """The number of every observation among all there can be, ``int32 [T, B]``."""
+    """The index of every observation among all possible ones, ``int32 [T, B]``."""
     number: jax.Array | int = 0
     for (low, sizes), leaf in zip(ranges, jax.tree.leaves(observation), strict=True):
         digits = leaf.astype(jnp.int32).reshape(*leaf.shape[:2], -1) - low.reshape(-1)

@@ -1,4 +1,4 @@
-"""The intrinsic curiosity module: the error of a forward model, among features that tell what the agent did."""
+"""The intrinsic curiosity module: the error of a forward model on features that tell which action was taken."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ from agents.networks import Head, NetworkConfig, action_features, action_size, n
 from agents.optimisers import chained
 from agents.statistics import masked_mean
 from envs.base import EnvironmentSpec, PyTree
-from rewards.base import RewardTransform
-from rewards.fitting import check_fit, random_parts
+from rewards.base import RewardTransform, write_channel
+from rewards.fitting import check_fit, fit, random_minibatches, take_items
 
 
 class ICMState(NamedTuple):
-    """State of ``icm``: parameters by ``encoder``, ``forward`` and ``inverse``, those before the last update, which
-    score, and the optimiser's state."""
+    """State of ``icm``.
+
+    Attributes:
+      params: parameters of the networks ``encoder``, ``forward`` and ``inverse``.
+      scoring: the parameters before the last update; rewards are computed with these.
+      optimiser: the optimiser's state.
+    """
 
     params: dict[str, PyTree]
     scoring: dict[str, PyTree]
@@ -37,43 +42,53 @@ def icm(
     continuous: str = "gaussian",
     embedding_size: int = 128,
     updates: int = 1,
-    parts: int = 1,
+    minibatches: int = 1,
     learning_rate: float = 1e-3,
     forward_share: float = 0.2,
     scale: float = 0.01,
     flatten: bool = True,
     channel: str = "curiosity",
 ) -> RewardTransform:
-    """``r_t = scale / 2 |forward(phi_t, a_t) - phi_{t+1}|^2`` (Pathak et al., 2017, equation 6).
+    """Pays for the error of a forward model in a learned feature space (Pathak et al., 2017, equation 6).
 
-    All three networks descend the mean over valid steps of
+        r_t = scale / 2 * |forward(phi_t, a_t) - phi_{t+1}|^2,    phi_t = encoder(o_t)
 
-        (1 - forward_share) L_I + forward_share L_F,
-        L_I = -log p(a_t | inverse(phi_t, phi_{t+1})),   L_F = 1/2 |forward(phi_t, a_t) - phi_{t+1}|^2
+    All three networks minimise the mean over valid steps of
 
-    (equations 3, 5 and 7 without the policy's term, which is the agent's), so that the features hold what tells the
-    actions. ``p`` is the policy's kind of distribution: cross-entropy for Discrete actions. ``phi_{t+1}`` is of
-    what followed before any reset. The model scores as it was before the update.
+        (1 - forward_share) * L_I + forward_share * L_F
+        L_I = -log p(a_t | inverse(phi_t, phi_{t+1}))
+        L_F = 1/2 * |forward(phi_t, a_t) - phi_{t+1}|^2
+
+    which are equations 3, 5 and 7 without the policy's own loss, so that the features keep what reveals the action and
+    may drop what the agent does not influence. ``p`` is the policy's kind of distribution, which makes ``L_I`` the
+    cross-entropy for Discrete actions. ``phi_{t+1}`` encodes the observation before any reset. Rewards are computed
+    with the parameters from before the update, so that a transition is not learned away before it is paid for.
+
+    Use it where what is new can be told from what the agent did. It ignores distractions that do not depend on the
+    action, but not noise that the action switches on; use ``byol_hindsight`` there.
 
     Args:
-      spec, data: the environment and the rollouts.
-      network_config: of the encoder; feed-forward in any case.
-      continuous: distribution for Box actions, see ``distribution_for``.
-      embedding_size: of ``phi``, and the width of the one hidden layer of both models; the paper has 288 and 256.
+      spec: the environment.
+      data: the rollouts, ``[T, B]`` per update.
+      network_config: the encoder; it is feed-forward in any case.
+      continuous: the distribution for Box actions, see ``distribution_for``.
+      embedding_size: the size of ``phi``, and the width of the one hidden layer of both models. The paper uses 288
+        and 256.
       updates: optimiser steps per call of ``update``.
-      parts: every optimiser step takes one of so many random equal parts of the steps.
-      learning_rate: of Adam.
-      forward_share, scale: ``beta`` and ``eta``.
+      minibatches: each optimiser step takes one of this many random, equal parts of the steps.
+      learning_rate: Adam's.
+      forward_share: the paper's ``beta``, in [0, 1].
+      scale: the paper's ``eta``, in units of reward per squared feature.
       flatten: update all parameters as one vector, see ``agents.optimisers``; False for large or sharded networks.
-      channel: see above.
+      channel: the channel that is written.
 
     Raises:
       ValueError: counts out of range.
-      UnsupportedSpaceError: spaces without encoder or distribution.
+      UnsupportedSpaceError: spaces without an encoder or a distribution.
     """
     if embedding_size < 1:
         raise ValueError(f"icm: embedding_size={embedding_size}: expected at least 1")
-    check_fit("icm", updates=updates, parts=parts, items=data.length * data.batch, unit="steps")
+    check_fit("icm", updates=updates, minibatches=minibatches, items=data.length * data.batch, unit="steps")
     config = replace(network_config, recurrent_size=0)
     model_config = NetworkConfig(hidden=(embedding_size,), activation=config.activation)
     distribution = distribution_for(spec.action_space, continuous=continuous)
@@ -90,10 +105,10 @@ def icm(
         """``(L_I, L_F)``, ``[T, B]`` each."""
         both = jax.tree.map(lambda *x: jnp.concatenate(x), observation, next_observation)
         now, later = jnp.split(encoder.apply(params["encoder"], both)[0]["embedding"], 2)
-        told = inverse.apply(params["inverse"], jnp.concatenate([now, later], -1))[0]["output"]
+        guessed = inverse.apply(params["inverse"], jnp.concatenate([now, later], -1))[0]["output"]
         features = action_features(spec.action_space, action)
         predicted = forward.apply(params["forward"], jnp.concatenate([now, features], -1))[0]["output"]
-        return -distribution.log_prob(told, action), 0.5 * jnp.sum(jnp.square(predicted - later), -1)
+        return -distribution.log_prob(guessed, action), 0.5 * jnp.sum(jnp.square(predicted - later), -1)
 
     def loss_fn(params, observation, next_observation, action, mask):
         found = losses(params, observation, next_observation, action)
@@ -109,25 +124,19 @@ def icm(
 
     def apply_fn(state, trajectory, **extra):
         del extra
-        taken = (trajectory.observation, trajectory.next_observation, trajectory.action)
-        rewards = scale * losses(state.scoring, *taken)[1] * trajectory.mask
+        inputs = (trajectory.observation, trajectory.next_observation, trajectory.action)
+        rewards = scale * losses(state.scoring, *inputs)[1] * trajectory.mask
         metrics = {"reward_mean": masked_mean(rewards, trajectory.mask)}
-        return trajectory._replace(rewards=trajectory.rewards | {channel: rewards}), metrics
+        return write_channel(trajectory, channel, rewards), metrics
 
     def update_fn(state, trajectory, key, **extra):
         del extra
-        learned = (trajectory.observation, trajectory.next_observation, trajectory.action, trajectory.mask)
-        flat = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), learned)
-
-        def step(carry, index):
-            params, optimiser_state = carry
-            part = jax.tree.map(lambda x: jnp.take(x, index, axis=1), flat) if parts > 1 else flat
-            (_, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, *part)
-            changes, optimiser_state = optimiser.update(gradient, optimiser_state, params)
-            return (optax.apply_updates(params, changes), optimiser_state), metrics
-
-        chosen = random_parts(key, trajectory.mask.size, parts=parts, updates=updates)
-        carry, metrics = jax.lax.scan(step, (state.params, state.optimiser), chosen)
-        return ICMState(carry[0], state.params, carry[1]), jax.tree.map(lambda x: jnp.sum(x[-1:]), metrics)
+        inputs = (trajectory.observation, trajectory.next_observation, trajectory.action, trajectory.mask)
+        steps = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), inputs)
+        draws = random_minibatches(key, trajectory.mask.size, minibatches=minibatches, updates=updates)
+        fitted = fit(
+            loss_fn, optimiser, state.params, state.optimiser, draws, lambda index: take_items(steps, index, axis=1)
+        )
+        return ICMState(fitted.params, state.params, fitted.optimiser), fitted.metrics
 
     return RewardTransform(init_fn, apply_fn, update_fn)

@@ -1,21 +1,26 @@
-"""Curiosity as the error of a world model in latent space, blind or in hindsight: BYOL-Explore and BYOL-Hindsight.
+"""Curiosity as the prediction error of a world model in latent space: BYOL-Explore and BYOL-Hindsight.
 
-A closed-loop recurrence ``b_t = h_c(b_{t-1}, f(o_t), a_{t-1})`` takes in what was seen, an open-loop one
-``b_{t,i} = h_o(b_{t,i-1}, a_{t+i-1})`` goes ``i = 1..K`` steps on without looking, and both variants are asked for the
-target ``w_{t+i}``, the slowly moving encoder's view of ``o_{t+i}``, with all vectors scaled to length 1:
+A closed-loop recurrence reads observations and actions, and an open-loop one continues from its state with actions
+alone for ``i = 1..K`` steps:
 
-* BYOL-Explore (Guo et al., 2022) predicts it from ``b_{t,i}``. Where the environment is random, the error stays.
-* BYOL-Hindsight (Jarrett et al., 2023) reconstructs it from ``b_{t,i}`` and ``Z``, which a generator makes of
-  ``b_{t,i}``, the target itself and noise. ``Z`` is to hold what could not be predicted and nothing else: a critic
-  estimates what ``Z`` and ``b_{t,i}`` tell of each other, and the generator makes that small. Where the environment is
-  random, both terms can still be 0.
+    b_t = closed(b_{t-1}, encoder(o_t), a_{t-1}),    b_{t,i} = open(b_{t,i-1}, a_{t+i-1}),    b_{t,0} = b_t
+
+Both variants predict ``w_{t+i}``, the encoding of ``o_{t+i}`` by a slowly moving copy of the encoder. All vectors that
+are compared are scaled to length 1.
+
+* BYOL-Explore (Guo et al., 2022) predicts ``w_{t+i}`` from ``b_{t,i}``. Where the environment is random, the error
+  never goes away.
+* BYOL-Hindsight (Jarrett et al., 2023) reconstructs ``w_{t+i}`` from ``b_{t,i}`` and a latent variable ``Z``, which a
+  generator computes from ``b_{t,i}``, the target ``w_{t+i}`` itself and noise. ``Z`` is meant to hold only what could
+  not be predicted: a critic estimates the mutual information of ``Z`` and ``b_{t,i}``, and the generator minimises it.
+  Both terms can become 0 where the environment is random.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,13 +34,19 @@ from agents.recurrence import gated_recurrence
 from agents.state import fields
 from agents.statistics import masked_mean
 from envs.base import EnvironmentSpec, PyTree, Trajectory
-from rewards.base import RewardTransform
-from rewards.fitting import check_fit, random_parts
+from rewards.base import RewardTransform, write_channel
+from rewards.fitting import check_fit, fit, random_minibatches, take_items
 from rewards.moments import Fading, episode_starts, fading_deviation, no_fading, prioritised, update_fading
 
 
 class Parameters(NamedTuple):
-    """``model`` (by part) descends, ``critic`` ascends (``{}`` without hindsight), ``target`` follows the encoder."""
+    """Parameters of all networks.
+
+    Attributes:
+      model: by network; minimises the loss.
+      critic: by network; maximises the loss. ``{}`` without hindsight.
+      target: of the slowly moving copy of the encoder.
+    """
 
     model: dict[str, PyTree]
     critic: dict[str, PyTree]
@@ -43,8 +54,8 @@ class Parameters(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What the closed loop remembers of each environment: its carry ``[B, size]`` and the last action ``[B,
-    features]``."""
+    """What the closed loop remembers of each environment: its carry ``[B, memory_size]`` and the last action
+    ``[B, features]``."""
 
     carry: jax.Array
     action: jax.Array
@@ -54,17 +65,17 @@ class LatentPredictionState(NamedTuple):
     """State of ``latent_prediction``.
 
     Attributes:
-      params: of the networks.
-      scoring: those before the last update, which score.
-      optimiser: of the model and of the critic.
+      params: parameters of the networks.
+      scoring: the parameters before the last update; rewards are computed with these.
+      optimiser: the optimiser's state.
       scale: running averages of the losses.
-      entering, leaving: the memory with which the last unroll began and ended.
-      key: of the noise and the contrasts of the last update, for scoring.
+      entering, leaving: the memory at the start and at the end of the last unroll.
+      key: the key of the noise and the contrasts of the last update; rewards are computed with it.
     """
 
     params: Parameters
     scoring: Parameters
-    optimiser: tuple[PyTree, PyTree]
+    optimiser: PyTree
     scale: Fading
     entering: Memory
     leaving: Memory
@@ -72,7 +83,13 @@ class LatentPredictionState(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Per horizon and step, ``[K, T, B]`` each: ``L_rec``, ``L_inv`` (0 without hindsight), and whether they count."""
+    """Losses per horizon and step, ``[K, T, B]`` each.
+
+    Attributes:
+      reconstruction: ``L_rec``, 0 where not valid.
+      information: ``L_inv``, 0 where not valid and without hindsight.
+      valid: whether the horizon ends within the episode and the unroll, bool.
+    """
 
     reconstruction: jax.Array
     information: jax.Array
@@ -83,24 +100,24 @@ class Losses(NamedTuple):
 
 
 def ahead(x: jax.Array, steps: int) -> jax.Array:
-    """``y_t = x_{t + steps}``, zero behind the end; ``x [T, ...]``."""
+    """``y_t = x_{t + steps}``, 0 behind the end of ``x [T, ...]``."""
     return jnp.concatenate([x[steps:], jnp.zeros_like(x[:steps])])
 
 
 def behind(x: jax.Array, steps: int) -> jax.Array:
-    """``y_t = x_{t - steps}``, zero before the start; ``x [T, ...]``."""
+    """``y_t = x_{t - steps}``, 0 before the start of ``x [T, ...]``."""
     return jnp.concatenate([jnp.zeros_like(x[:steps]), x[: max(x.shape[0] - steps, 0)]])
 
 
 def valid_horizons(mask: jax.Array, ends: jax.Array, horizon: int) -> jax.Array:
-    """Whether step ``t`` can be asked for ``o_{t+i}``: rows ``t`` to ``t + i - 1`` are real and of one episode.
+    """Whether ``o_{t+i}`` can be predicted at step ``t``: rows ``t`` to ``t + i - 1`` are valid and of one episode.
 
     Args:
       mask, ends: ``[T, B]``; ``ends`` is ``terminated | truncated``.
       horizon: ``K``.
 
     Returns:
-      ``bool [K, T, B]``, ``i = 1..K`` first. The observation behind an episode's last step is its final one.
+      ``bool [K, T, B]``, ``i = 1..K`` first. The observation after an episode's last step is its final one.
     """
     valid = [mask > 0]
     going = (mask > 0) & ~ends
@@ -110,10 +127,12 @@ def valid_horizons(mask: jax.Array, ends: jax.Array, horizon: int) -> jax.Array:
 
 
 def aggregate(losses: jax.Array) -> jax.Array:
-    """``l_t = sum_{p + q = t + 1} l(p, q)``: all that was said of ``o_{t+1}``, from up to ``K`` steps before.
+    """The uncertainty of the transition from ``o_t`` to ``o_{t+1}`` (Guo et al., 2022).
 
-    The uncertainty of the transition from ``o_t`` to ``o_{t+1}`` (Guo et al., 2022). At the start of an unroll or an
-    episode fewer predictions are at hand.
+        l_t = sum_{p + q = t + 1} l(p, q)
+
+    This is the sum of the losses of all predictions of ``o_{t+1}``, made up to ``K`` steps before. At the start of an
+    unroll or an episode there are fewer of them.
 
     Args:
       losses: ``l(p, q)``, ``[K, T, B]`` with ``q = 1..K`` first; 0 where not valid.
@@ -128,11 +147,13 @@ def aggregate(losses: jax.Array) -> jax.Array:
 
 
 def contrastive_information(scores: jax.Array, valid: jax.Array) -> jax.Array:
-    """``log e^{g_nn} - log (mean_m e^{g_nm})``, what sample ``n``'s own ``Z`` and context tell of each other.
+    """A contrastive estimate of the pointwise mutual information of a context and its ``Z`` (Jarrett et al., 2023).
 
-    The mean is over the valid ``Z_m``, the own one included (Jarrett et al., 2023). With the best critic,
-    ``g = log p(Z | context) / p(Z)`` up to a function of the context, this tends to the pointwise mutual information
-    as the samples grow; it is at most ``log N``.
+        information_n = log e^{g_nn} - log (mean_m e^{g_nm})
+
+    The mean is over the valid ``Z_m``, including the sample's own. With the optimal critic,
+    ``g = log p(Z | context) / p(Z)`` up to a function of the context, the estimate tends to the pointwise mutual
+    information as the number of samples ``N`` grows; it is at most ``log N``.
 
     Args:
       scores: ``g(context_n, Z_m)``, ``[..., N, N]``.
@@ -148,13 +169,13 @@ def contrastive_information(scores: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 def _blocks(key: jax.Array, items: int, size: int) -> jax.Array:
-    """A random order of ``items``, ``[ceil(items / size), size]``; ``items`` stands for nothing."""
+    """A random order of ``items``, ``[ceil(items / size), size]``; the value ``items`` marks an empty place."""
     order = jax.random.permutation(key, items)
     return jnp.pad(order, (0, -items % size), constant_values=items).reshape(-1, size)
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """``x / |x|`` along the last axis; 0 stays."""
+    """``x / |x|`` along the last axis; 0 stays 0."""
     return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
 
 
@@ -173,7 +194,7 @@ def latent_prediction(
     contrast: int = 64,
     reconstruction_weight: float = 10.0,
     updates: int = 1,
-    parts: int = 1,
+    minibatches: int = 1,
     learning_rate: float = 1e-3,
     critic_learning_rate: float = 1e-2,
     target_decay: float = 0.99,
@@ -182,49 +203,54 @@ def latent_prediction(
     flatten: bool = True,
     channel: str = "curiosity",
 ) -> RewardTransform:
-    """Builds BYOL-Explore, or BYOL-Hindsight with ``hindsight``; ``byol_explore`` and ``byol_hindsight`` are these.
+    """Pays for the prediction error of a world model: BYOL-Explore, or BYOL-Hindsight with ``hindsight``.
 
-    With ``x = unit(x)`` for every vector compared and ``w`` held constant, a step and horizon lose
+    ``byol_explore`` and ``byol_hindsight`` are these two. With all compared vectors scaled to length 1 and ``w`` held
+    constant, the loss of a step and a horizon is
 
         L_rec(t, i) = |predictor(b_{t,i}) - w_{t+i}|^2,     in hindsight |reconstructor(b_{t,i}, Z_{t,i}) - w_{t+i}|^2
         L_inv(t, i) = log( e^{g(b, Z)} / mean_m e^{g(b, Z_m)} ),    Z_{t,i} = generator(b_{t,i}, w_{t+i}, noise)
-        l(t, i) = reconstruction_weight L_rec(t, i) + L_inv(t, i),
+        l(t, i) = reconstruction_weight * L_rec(t, i) + L_inv(t, i)
 
-    and the model descends the mean over valid steps of ``mean_i l(t, i)`` over the horizons that end within the episode
-    (and the unroll), while the critic ``g`` ascends it with an optimiser of its own. The reward is
+    The model minimises the mean over valid steps of ``mean_i l(t, i)``, over the horizons that end within the episode
+    and the unroll; the critic ``g`` maximises it with an optimiser of its own. The reward is
 
-        r_t = max(l_t / sigma - mu, 0),    l_t = sum_{p + q = t + 1} l(p, q),
+        r_t = max(l_t / sigma - mu, 0),    l_t = sum_{p + q = t + 1} l(p, q)
 
-    with running deviation ``sigma`` and mean ``mu`` (of ``l / sigma``). The target follows the encoder,
-    ``target <- target_decay target + (1 - target_decay) encoder``, after every optimiser step. The model scores as it
-    was before the update, with the noise and the contrasts of the update. The closed loop goes on from unroll to
-    unroll.
+    with the running standard deviation ``sigma`` of ``l`` and the running mean ``mu`` of ``l / sigma``. After every
+    optimiser step the target follows the encoder: ``target <- target_decay * target + (1 - target_decay) * encoder``.
+    Rewards are computed with the parameters from before the update and with the noise and the contrasts of the update.
+    The closed loop's memory goes on from one unroll to the next.
 
-    Three choices are ours. ``b_{t,i}`` has seen ``a_{t+i-1}``, so that no head takes the action again. ``b`` is given
-    to critic and generator, not learned for them: a model that forgot the past would have nothing in common with any
-    ``Z``. ``g(b, Z)`` is a scalar product of two networks' outputs, so that ``N^2`` pairs cost as much as ``N``, and
-    ``Z_m`` are drawn from all steps of the batch, at the same horizon.
+    Use BYOL-Explore in environments that are deterministic or nearly so, and BYOL-Hindsight where noise would attract
+    a curious agent.
+
+    Three choices differ from the papers. ``b_{t,i}`` has already read ``a_{t+i-1}``, so that no head takes the action
+    again. The gradients of critic and generator stop at ``b``: a model that forgot the past would share nothing with
+    any ``Z``, which would make ``L_inv`` small for the wrong reason. ``g(b, Z)`` is a scalar product of the outputs of
+    two networks, so that ``N^2`` pairs cost as much as ``N``, and ``Z_m`` come from all steps of the batch at the same
+    horizon.
 
     Args:
-      spec, data: the environment and the rollouts.
-      network_config: of the encoder; feed-forward in any case.
+      spec: the environment.
+      data: the rollouts, ``[T, B]`` per update.
+      network_config: the encoder; it is feed-forward in any case.
       hindsight: see above.
-      horizon: ``K``; at most as many as an unroll has steps. Heads and open loop cost in proportion. Guo et al. go 8
-        steps on.
-      embedding_size, memory_size: of ``w`` and of ``b``.
-      hidden_size: of the one hidden layer of every head.
-      latent_size, noise_size: of ``Z`` and of the noise.
+      horizon: ``K``, at most the steps of an unroll. Heads and open loop cost in proportion. Guo et al. use 8.
+      embedding_size, memory_size: sizes of ``w`` and of ``b``.
+      hidden_size: the width of the one hidden layer of every head.
+      latent_size, noise_size: sizes of ``Z`` and of the noise.
       contrast: ``N``, how many samples are contrasted with each other.
-      reconstruction_weight: ``1 / lambda``. Too small, and ``Z`` stays silent: what it would tell at first costs more
-        information than the error that it takes away.
+      reconstruction_weight: the paper's ``1 / lambda``. If it is too small, ``Z`` carries nothing: at first, telling
+        what cannot be predicted costs more information than the error that it removes.
       updates: optimiser steps per call of ``update``.
-      parts: every optimiser step takes one of so many random equal parts of the environments.
-      learning_rate, critic_learning_rate: of Adam, for the model and for the critic, which has to keep ahead.
-      target_decay: 1 keeps the target as it began, random.
-      scale_decay: of ``sigma`` and ``mu``.
+      minibatches: each optimiser step takes one of this many random, equal parts of the environments.
+      learning_rate, critic_learning_rate: Adam's, for the model and for the critic, which has to stay ahead.
+      target_decay: 1 keeps the target at its random initial parameters.
+      scale_decay: of the running averages behind ``sigma`` and ``mu``.
       normalised: ``False`` writes ``l_t`` itself.
       flatten: update all parameters as one vector, see ``agents.optimisers``; False for large or sharded networks.
-      channel: see above.
+      channel: the channel that is written.
 
     Raises:
       ValueError: counts out of range, or a horizon longer than the data.
@@ -235,7 +261,7 @@ def latent_prediction(
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"latent_prediction: {name}={value}: expected at least 1")
-    check_fit("latent_prediction", updates=updates, parts=parts, items=data.batch, unit="environments")
+    check_fit("latent_prediction", updates=updates, minibatches=minibatches, items=data.batch, unit="environments")
     if contrast < 2:
         raise ValueError(f"latent_prediction: contrast={contrast}: expected at least 2 samples")
     if horizon > data.length:
@@ -258,10 +284,14 @@ def latent_prediction(
         critics = {"context": head(memory_size, hidden_size), "latent": head(latent_size, hidden_size)}
     else:
         heads, critics = {"predictor": head(memory_size, embedding_size)}, {}
-    model_optimiser = chained(optax.adam(learning_rate), flatten=flatten)
-    critic_optimiser = chained(optax.adam(critic_learning_rate), flatten=flatten)
+    optimisers = {"model": chained(optax.adam(learning_rate), flatten=flatten), "target": optax.set_to_zero()}
+    if hindsight:
+        # The critic ascends the loss that the model descends.
+        optimisers["critic"] = chained(optax.scale(-1.0), optax.adam(critic_learning_rate), flatten=flatten)
+    groups: Any = ("model", "critic" if hindsight else {}, "target")
+    optimiser = optax.partition(optimisers, Parameters(*groups))
 
-    def ask(network, params, *inputs):
+    def output(network, params, *inputs):
         """``[K, N, ...]`` to ``[K, N, size]``."""
         return network.apply(params, jnp.concatenate(inputs, axis=-1))[0]["output"]
 
@@ -273,19 +303,19 @@ def latent_prediction(
         embedding = encoder.apply(model["encoder"], trajectory.observation)[0]["embedding"]
         projected = closed.project(model["closed"], jnp.concatenate([embedding, previous], axis=-1))
 
-        def look(carry, inputs):
+        def observe(carry, inputs):
             projected, start = inputs
             carry = closed.step(model["closed"], jnp.where(start, 0.0, carry), projected)
             return carry, carry
 
-        last, beliefs = jax.lax.scan(look, memory.carry, (projected, starts))
-        moves = opened.project(model["opened"], action)
+        last, beliefs = jax.lax.scan(observe, memory.carry, (projected, starts))
+        projected_actions = opened.project(model["opened"], action)
 
-        def go_on(belief, move):
-            belief = opened.step(model["opened"], belief, move)
+        def imagine(belief, projected):
+            belief = opened.step(model["opened"], belief, projected)
             return belief, belief
 
-        _, imagined = jax.lax.scan(go_on, beliefs, jnp.stack([ahead(moves, i) for i in range(horizon)]))
+        _, imagined = jax.lax.scan(imagine, beliefs, jnp.stack([ahead(projected_actions, i) for i in range(horizon)]))
         return imagined, Memory(last, action[-1])
 
     def losses(params: Parameters, memory: Memory, trajectory: Trajectory, key) -> tuple[Losses, Memory]:
@@ -298,42 +328,46 @@ def latent_prediction(
         shape, items = valid.shape, valid[0].size
         context, goal = (x.reshape(horizon, items, -1) for x in (context, goal))
         if not hindsight:
-            guess = ask(heads["predictor"], model["predictor"], context)
+            guess = output(heads["predictor"], model["predictor"], context)
             error = jnp.sum(jnp.square(unit(guess) - goal), axis=-1).reshape(shape)
             return Losses(jnp.where(valid, error, 0.0), jnp.zeros(shape), valid), left
         noise_key, order_key = jax.random.split(key)
         noise = jax.random.normal(noise_key, (horizon, items, noise_size))
         given = jax.lax.stop_gradient(context)
-        latent = jnp.tanh(ask(heads["generator"], model["generator"], given, goal, noise))
-        guess = ask(heads["reconstructor"], model["reconstructor"], context, latent)
+        latent = jnp.tanh(output(heads["generator"], model["generator"], given, goal, noise))
+        guess = output(heads["reconstructor"], model["reconstructor"], context, latent)
         error = jnp.sum(jnp.square(unit(guess) - goal), axis=-1).reshape(shape)
         order = _blocks(order_key, items, min(contrast, items))
 
         def block(x):
-            """``[K, N, ...]`` to ``[K, blocks, contrast, ...]``, zero where there is nothing."""
+            """``[K, N, ...]`` to ``[K, blocks, contrast, ...]``, 0 in empty places."""
             return x.at[:, order].get(mode="fill", fill_value=0)
 
-        left_side = block(ask(critics["context"], critic["context"], given))
-        right_side = block(ask(critics["latent"], critic["latent"], latent))
+        left_side = block(output(critics["context"], critic["context"], given))
+        right_side = block(output(critics["latent"], critic["latent"], latent))
         scores = jnp.einsum("kbnd,kbmd->kbnm", left_side, right_side) / hidden_size**0.5
-        told = contrastive_information(scores, block(valid.reshape(horizon, items)))
-        information = jnp.zeros((horizon, items)).at[:, order].set(told, mode="drop").reshape(shape)
+        found = contrastive_information(scores, block(valid.reshape(horizon, items)))
+        information = jnp.zeros((horizon, items)).at[:, order].set(found, mode="drop").reshape(shape)
         return Losses(jnp.where(valid, error, 0.0), information, valid), left
 
     def combined(found: Losses):
         """``l(t, i)``, ``[K, T, B]``."""
         return reconstruction_weight * found.reconstruction + found.information
 
-    def loss_fn(learned, target, memory, trajectory, key):
-        found, _ = losses(Parameters(learned[0], learned[1], target), memory, trajectory, key)
+    def loss_fn(params, memory, trajectory, key):
+        found, _ = losses(params, memory, trajectory, key)
         horizons = jnp.maximum(jnp.sum(found.valid, axis=0), 1)
-        return masked_mean(jnp.sum(combined(found), axis=0) / horizons, trajectory.mask)
+        return masked_mean(jnp.sum(combined(found), axis=0) / horizons, trajectory.mask), {}
+
+    def follow(params):
+        target = optax.incremental_update(params.model["encoder"], params.target, 1.0 - target_decay)
+        return params._replace(target=target)
 
     def blank(batch):
         return Memory(jnp.zeros((batch, memory_size)), jnp.zeros((batch, actions)))
 
     def memory_of(memory, trajectory):
-        """``memory``, or none where it is not that of this trajectory's environments."""
+        """``memory``, or an empty one where the trajectory does not continue the environments of the last unroll."""
         batch = trajectory.mask.shape[1]
         return memory if data.kind == "unroll" and batch == data.batch else blank(batch)
 
@@ -349,7 +383,7 @@ def latent_prediction(
         return LatentPredictionState(
             params=params,
             scoring=params,
-            optimiser=(model_optimiser.init(model), critic_optimiser.init(critic) if critic else ()),
+            optimiser=optimiser.init(params),
             scale=no_fading(),
             entering=blank(data.batch),
             leaving=blank(data.batch),
@@ -364,40 +398,28 @@ def latent_prediction(
         if normalised:
             rewards = prioritised(state.scale, rewards, scale_decay) * trajectory.mask
         metrics = {"reward_mean": masked_mean(rewards, trajectory.mask)}
-        return trajectory._replace(rewards=trajectory.rewards | {channel: rewards}), metrics
+        return write_channel(trajectory, channel, rewards), metrics
 
     def update_fn(state, trajectory, key, **extra):
         del extra
         memory = memory_of(state.leaving, trajectory)
-        # What is learned from, and no more, to take parts of.
+        # Only what is learned from, so that nothing else is gathered for a minibatch.
         learned_from = trajectory._replace(rewards={}, extras={"episode_start": episode_starts(trajectory)})
-        scoring_key, parts_key, key = jax.random.split(key, 3)
+        scoring_key, order_key, key = jax.random.split(key, 3)
         found, left = losses(state.params, memory, learned_from, scoring_key)
 
-        def step(carry, inputs):
-            params, (model_state, critic_state) = carry
-            key, index = inputs
-            part, part_memory = learned_from, memory
-            if parts > 1:
-                part = jax.tree.map(lambda x: jnp.take(x, index, axis=1), learned_from)
-                part_memory = jax.tree.map(lambda x: jnp.take(x, index, axis=0), memory)
-            down, up = jax.grad(loss_fn)((params.model, params.critic), params.target, part_memory, part, key)
-            changes, model_state = model_optimiser.update(down, model_state, params.model)
-            model, critic = optax.apply_updates(params.model, changes), params.critic
-            if hindsight:
-                # Where the model descends, the critic climbs.
-                changes, critic_state = critic_optimiser.update(jax.tree.map(jnp.negative, up), critic_state, critic)
-                critic = optax.apply_updates(critic, changes)
-            target = optax.incremental_update(model["encoder"], params.target, 1.0 - target_decay)
-            return (Parameters(model, critic, target), (model_state, critic_state)), None
+        def minibatch(draw):
+            key, index = draw
+            return take_items(memory, index, axis=0), take_items(learned_from, index, axis=1), key
 
-        chosen = random_parts(parts_key, trajectory.mask.shape[1], parts=parts, updates=updates)
-        carry, _ = jax.lax.scan(step, (state.params, state.optimiser), (jax.random.split(key, updates), chosen))
+        chosen = random_minibatches(order_key, trajectory.mask.shape[1], minibatches=minibatches, updates=updates)
+        draws = (jax.random.split(key, updates), chosen)
+        fitted = fit(loss_fn, optimiser, state.params, state.optimiser, draws, minibatch, after_step=follow)
         total = aggregate(combined(found))
         new_state = LatentPredictionState(
-            params=carry[0],
+            params=fitted.params,
             scoring=state.params,
-            optimiser=carry[1],
+            optimiser=fitted.optimiser,
             scale=update_fading(state.scale, total, trajectory.mask, scale_decay),
             entering=memory,
             leaving=left,

@@ -1,4 +1,4 @@
-"""Random network distillation: what a network cannot yet say of a fixed random one is new."""
+"""Random network distillation: the intrinsic reward is the error in predicting a fixed random network."""
 
 from __future__ import annotations
 
@@ -17,20 +17,18 @@ from agents.optimisers import chained
 from agents.state import fields
 from agents.statistics import masked_mean
 from envs.base import EnvironmentSpec, PyTree
-from rewards.base import RewardTransform
-from rewards.fitting import check_fit, random_parts
-from rewards.moments import Moments, discounted_sums, merge_moments, no_moments
-
-_SMALLEST_STD = 1e-4
+from rewards.base import RewardTransform, write_channel
+from rewards.fitting import check_fit, fit, random_minibatches, take_items
+from rewards.moments import SMALLEST_STD, Moments, discounted_sums, merge_moments, no_moments
 
 
 class RNDState(NamedTuple):
     """State of ``rnd``.
 
     Attributes:
-      predictor, target: parameters; the target's never change.
-      scoring: the predictor's before the last update: it scores.
-      optimiser: its state.
+      predictor, target: parameters of both networks; the target's never change.
+      scoring: the predictor's parameters before the last update; rewards are computed with these.
+      optimiser: the optimiser's state.
       observations: moments of every leaf of the observation that is whitened, a tuple.
       returns: moments of the discounted intrinsic return.
       running: the discounted intrinsic return of each environment up to its last step, ``[B]``.
@@ -53,31 +51,41 @@ def rnd(
     embedding_size: int = 128,
     predictor_layers: int = 2,
     updates: int = 4,
-    parts: int = 4,
+    minibatches: int = 4,
     learning_rate: float = 1e-4,
     discount: float = 0.99,
     limit: float = 5.0,
     flatten: bool = True,
     channel: str = "curiosity",
 ) -> RewardTransform:
-    """``r_t = mean_j (predictor_j(x) - target_j(x))^2 / sigma`` of the next observation (Burda et al., 2019).
+    """Pays for next observations on which a network predicts a fixed random network badly (Burda et al., 2019).
 
-    ``x = clip((o_{t+1} - mean) / std, -limit, limit)`` with running moments for every entry of a Box; discrete parts
-    are one-hot as everywhere. ``sigma`` is the running deviation of ``R_t = discount R_{t-1} + r_t`` (section 2.4). It
-    runs along time in each environment, on from unroll to unroll and through the ends of episodes. The predictor
-    scores as it was before the update. What followed the last step of an episode is its final observation.
+        r_t = mean_j (predictor_j(x) - target_j(x))^2 / sigma
+        x   = clip((o_{t+1} - mean) / std, -limit, limit)
+
+    ``mean`` and ``std`` are running moments of every entry of a Box; discrete parts of the observation are one-hot.
+    ``sigma`` is the running standard deviation of ``R_t = discount * R_{t-1} + r_t`` before the division, so that the
+    reward is in units of its own return (section 2.4). ``R`` runs along time in each environment, from one unroll to
+    the next and through the ends of episodes. Rewards are computed with the predictor from before the update. The
+    observation after the last step of an episode is its final one, before any reset.
+
+    Use it for the novelty of observations where a model of the dynamics is not needed. It is the cheapest of the
+    learned curiosities, and noise in the observation attracts it as long as new values keep coming.
 
     Args:
-      spec, data: the environment and the rollouts.
-      network_config: of the target; feed-forward in any case.
-      embedding_size: outputs of both networks; the paper has 512.
-      predictor_layers: dense layers of ``embedding_size`` that the predictor has beyond the target.
+      spec: the environment.
+      data: the rollouts, ``[T, B]`` per update.
+      network_config: the target; it is feed-forward in any case.
+      embedding_size: outputs of both networks; the paper uses 512.
+      predictor_layers: dense layers of ``embedding_size`` units that the predictor has in addition to the target's.
       updates: optimiser steps per call of ``update``.
-      parts: every optimiser step takes one of so many random equal parts of the steps; the paper trains on a share of
-        0.25, so that the effective batch does not grow with the number of environments.
-      learning_rate: of Adam.
+      minibatches: each optimiser step takes one of this many random, equal parts of the steps. The paper trains on a
+        fourth of the steps, so that the effective batch does not grow with the number of environments.
+      learning_rate: Adam's.
+      discount: of the intrinsic return, per step.
+      limit: whitened entries are clipped to this many standard deviations.
       flatten: update all parameters as one vector, see ``agents.optimisers``; False for large or sharded networks.
-      discount, limit, channel: see above.
+      channel: the channel that is written.
 
     Raises:
       ValueError: counts out of range.
@@ -88,10 +96,10 @@ def rnd(
             f"rnd: embedding_size={embedding_size}, predictor_layers={predictor_layers}: expected at least 1 and at "
             "least 0"
         )
-    check_fit("rnd", updates=updates, parts=parts, items=data.length * data.batch, unit="steps")
+    check_fit("rnd", updates=updates, minibatches=minibatches, items=data.length * data.batch, unit="steps")
     leaves = [leaf for _, leaf in space_leaves(spec.observation_space)]
     boxes = [isinstance(leaf, gymnasium.spaces.Box) for leaf in leaves]
-    # Floats in place of integers: a whitened entry must not be divided by its largest value again.
+    # Floats without bounds: a network would divide a whitened entry of an image by its largest value once more.
     whitened_space = gymnasium.spaces.Tuple(
         [
             gymnasium.spaces.Box(-np.inf, np.inf, x.shape, np.float32) if box else x
@@ -108,14 +116,14 @@ def rnd(
     def whitened(moments, observation):
         """The leaves of ``observation [T, B, ...]``, those of a Box whitened."""
         remaining = iter(moments)
-        parts = []
+        inputs = []
         for leaf, box in zip(jax.tree.leaves(observation), boxes, strict=True):
             if box:
                 own = next(remaining)
-                leaf = (leaf.astype(jnp.float32) - own.mean) / jnp.maximum(own.std, _SMALLEST_STD)
+                leaf = (leaf.astype(jnp.float32) - own.mean) / jnp.maximum(own.std, SMALLEST_STD)
                 leaf = jnp.clip(leaf, -limit, limit)
-            parts.append(leaf)
-        return tuple(parts)
+            inputs.append(leaf)
+        return tuple(inputs)
 
     def errors(predictor_params, inputs, goal):
         """``[T, B]``."""
@@ -123,6 +131,10 @@ def rnd(
 
     def embed(target_params, inputs):
         return target.apply(target_params, inputs)[0]["embedding"]
+
+    def loss_fn(params, inputs, goal, mask):
+        loss = masked_mean(errors(params, inputs, goal), mask)
+        return loss, {"loss": loss}
 
     def init_fn(key, **extra):
         del extra
@@ -148,7 +160,7 @@ def rnd(
             "error": masked_mean(raw, trajectory.mask),
             "return_std": state.returns.std,
         }
-        return trajectory._replace(rewards=trajectory.rewards | {channel: rewards}), metrics
+        return write_channel(trajectory, channel, rewards), metrics
 
     def update_fn(state, trajectory, key, **extra):
         del extra
@@ -163,21 +175,20 @@ def rnd(
         sums = discounted_sums(raw, state.running, mask, discount)
         returns = merge_moments(state.returns, sums, mask)
 
-        flat = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), (inputs, goal, mask))
-
-        def loss_fn(params, inputs, goal, mask):
-            return masked_mean(errors(params, inputs, goal), mask)
-
-        def step(carry, index):
-            params, optimiser_state = carry
-            part = jax.tree.map(lambda x: jnp.take(x, index, axis=1), flat)
-            loss, gradient = jax.value_and_grad(loss_fn)(params, *part)
-            changes, optimiser_state = optimiser.update(gradient, optimiser_state, params)
-            return (optax.apply_updates(params, changes), optimiser_state), loss
-
-        chosen = random_parts(key, mask.size, parts=parts, updates=updates)
-        (params, optimiser_state), losses = jax.lax.scan(step, (state.predictor, state.optimiser), chosen)
-        new_state = RNDState(params, state.target, state.predictor, optimiser_state, observations, returns, sums[-1])
-        return new_state, {"loss": jnp.sum(losses[-1:])}
+        steps = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), (inputs, goal, mask))
+        draws = random_minibatches(key, mask.size, minibatches=minibatches, updates=updates)
+        fitted = fit(
+            loss_fn, optimiser, state.predictor, state.optimiser, draws, lambda index: take_items(steps, index, axis=1)
+        )
+        new_state = RNDState(
+            predictor=fitted.params,
+            target=state.target,
+            scoring=state.predictor,
+            optimiser=fitted.optimiser,
+            observations=observations,
+            returns=returns,
+            running=sums[-1],
+        )
+        return new_state, fitted.metrics
 
     return RewardTransform(init_fn, apply_fn, update_fn, remembered=fields("running"))

@@ -1,7 +1,8 @@
-"""Intrinsic rewards from what someone who reads thinks of an environment's messages (ONI: Zheng et al., 2024).
+"""Intrinsic rewards from labels of an environment's messages (ONI: Zheng et al., 2024).
 
-An environment says what happened, an annotator far away labels some of it some time later, and a model of the labels
-pays for messages now. Labels come in by a keyword of ``update``, as they come; nothing here waits for them.
+An environment says in words what happened. An annotator, such as a language model, labels some of these messages later,
+and a model of the labels pays for messages now. Labels reach the transform as the keyword ``annotations`` of ``update``
+whenever they come; nothing here waits for them.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from agents.state import fields
 from agents.statistics import masked_mean
 from envs.base import EnvironmentSpec, PyTree, Trajectory
 from envs.choices import require_known
-from rewards.base import Metrics, RewardTransform
+from rewards.base import Metrics, RewardTransform, write_channel
+from rewards.fitting import gradient_step
 from rewards.moments import (
     LARGEST_TABLE,
+    SMALLEST_STD,
     Moments,
     check_episode_counts,
     counts_carried_on,
@@ -36,21 +39,20 @@ from rewards.moments import (
 from rewards.preference.losses import outcome_cross_entropy
 
 QUESTION_SIZES = {"retrieval": 1, "classification": 1, "ranking": 2}
-"""How many messages a label is about, by the name of the model."""
+"""How many messages one label is about, by the name of the model."""
 
-# Messages are scored so many at a time, as long as there are any: most steps say nothing.
+# Messages are scored in blocks of this size until none is left: at most steps nothing is said.
 _BLOCK = 64
-_SMALLEST_STD = 1e-4
 
 
 class Annotations(NamedTuple):
-    """Labels that came back, in arrays that have room for ``N``.
+    """Labels from an annotator, in arrays with places for ``N`` of them.
 
     Attributes:
-      messages: what was asked about, ``uint8 [N, P, L]``: one message (``P = 1``), or two to compare.
-      labels: ``float32 [N]``; of one message 1 where it is good and 0 where not, of two messages 1 where the first is
-        the better one, 0 where the second is, 0.5 for a tie.
-      valid: ``bool [N]``, whether there is a label in this place.
+      messages: what the labels are about, ``uint8 [N, P, L]``: one message (``P = 1``), or two to compare (``P = 2``).
+      labels: ``float32 [N]``. Of one message: 1 if it is good and 0 if not. Of two: 1 if the first is better, 0 if the
+        second is, 0.5 for a tie.
+      valid: whether there is a label in this place, ``bool [N]``.
     """
 
     messages: jax.Array
@@ -59,8 +61,13 @@ class Annotations(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The labels that retrieval remembers: two hashes of each message ``uint32 [capacity, 2]`` and its label
-    ``[capacity]``, where the next one is written and how many there are."""
+    """The labels that the model ``retrieval`` remembers.
+
+    Attributes:
+      keys: two 32-bit hashes of each message, ``uint32 [capacity, 2]``.
+      labels: ``[capacity]``.
+      cursor, size: the place of the next label, and how many there are, ``int32 []``.
+    """
 
     keys: jax.Array
     labels: jax.Array
@@ -72,11 +79,11 @@ class Judge(NamedTuple):
     """A network that predicts labels.
 
     Attributes:
-      params, optimiser: of the network.
-      messages, labels: what it learns from, ``uint8 [capacity, P, L]`` and ``[capacity]``.
-      cursor, size: where the next label is written and how many there are.
-      scores: moments of the outputs for the messages that were seen since there are labels.
-      loss: of the last gradient step.
+      params, optimiser: the network's parameters and the optimiser's state.
+      messages, labels: what the network learns from, ``uint8 [capacity, P, L]`` and ``[capacity]``.
+      cursor, size: the place of the next label, and how many there are, ``int32 []``.
+      scores: moments of the network's outputs for the messages seen since the first label.
+      loss: the loss of the last optimiser step.
     """
 
     params: PyTree
@@ -93,8 +100,8 @@ class LanguageFeedbackState(NamedTuple):
     """State of ``language_feedback``.
 
     Attributes:
-      counts: of the messages of the running episodes, ``[B, 2 ** bits]``.
-      entering: the counts with which the last unroll began.
+      counts: how often each message was said in the running episodes, ``[B, 2 ** bits]``.
+      entering: the counts at the start of the last unroll.
       model: a ``Table`` or a ``Judge``.
     """
 
@@ -146,42 +153,53 @@ def language_feedback(
     flatten: bool = True,
     channel: str = "language",
 ) -> RewardTransform:
-    """``r_t = rhat(message_t) N(message_t)^-beta`` with ``N`` the times the message was said in the episode, this one
-    included; 0 where nothing was said (ONI: Zheng et al., 2024, section 3).
+    """Pays for messages as their labels say, and less for each repetition (ONI: Zheng et al., 2024, section 3).
 
-    ``rhat`` is what the labels of ``Annotations``, given to ``update`` as ``annotations=``, say of a message:
+        r_t = rhat(message_t) * N(message_t) ** -beta
 
-    * ``retrieval``: its label, 0 while it has none. A table of the last ``capacity`` labels by 64-bit hash of the
-      message; nothing is learned about other messages.
-    * ``classification``: ``1{sigmoid(f) > threshold}``. The network ``f`` descends the cross-entropy of the labels.
-    * ``ranking``: ``z = (f - mean) / std`` over the messages seen, and 0 where ``z <= cutoff``. ``f`` descends
-      ``-y log sigmoid(f_1 - f_2) - (1 - y) log sigmoid(f_2 - f_1)`` over labelled pairs (Bradley and Terry, 1952).
+    ``N`` counts how often the message was said in the episode so far, this time included; the reward is 0 where
+    nothing was said. ``rhat`` is learned from the labels in ``Annotations``, which ``update`` takes as
+    ``annotations=``:
 
-    Both networks pay nothing before the first label. They learn from the last ``capacity`` labels: ``updates`` gradient
-    steps whenever labels came while there are fewer than ``small``, from then on one per call of ``update``.
+    * ``retrieval``: the message's label, and 0 as long as it has none. The last ``capacity`` labels are kept in a table
+      by a 64-bit hash of the message; nothing is learned about other messages.
+    * ``classification``: ``1[sigmoid(f) > threshold]``. The network ``f`` minimises the cross-entropy of the labels.
+    * ``ranking``: ``z = (f - mean) / std`` over the messages seen, and 0 where ``z <= cutoff``. ``f`` minimises
+      ``-y * log sigmoid(f_1 - f_2) - (1 - y) * log sigmoid(f_2 - f_1)`` over labelled pairs (Bradley and Terry, 1952).
+
+    Both networks pay nothing before the first label. They learn from the last ``capacity`` labels. While there are
+    fewer than ``small``, every update that brings labels takes ``updates`` optimiser steps and the others take none;
+    from then on every update takes one.
+
+    Use it in environments that describe events in words, where a person or a language model can tell which events are
+    progress.
 
     Args:
-      spec, data: the environment and the rollouts. Counts are carried from unroll to unroll.
-      model, capacity, threshold, cutoff: see above. ``cutoff`` is in deviations, as in the released code of the paper.
-      beta: 3 pays an eighth for the second time; 0 does not count.
-      bits: messages are counted in ``2 ** bits`` buckets by hash; two of one bucket in one episode count as one.
-      embedding_size, channels, kernels, pools, hidden: see ``CharacterConfig``. The paper has messages of 256 bytes
-        and 32, 64, (7, 7, 3, 3, 3, 3), (3, 3, 1, 1, 1, 3), (128,) and a small network after that.
-      updates, small, batch_size, learning_rate, max_gradient_norm: of Adam. The paper's rate is 1e-4, its batch 256,
-        and only its ranking clips the gradient.
+      spec: the environment; its ``message_length`` must not be 0.
+      data: the rollouts. Counts are carried from one unroll to the next.
+      model, capacity, threshold: see above.
+      cutoff: in standard deviations, as in the released code of the paper.
+      beta: 3 pays an eighth for the second time; 0 does not count repetitions.
+      bits: messages are counted in ``2 ** bits`` buckets by hash; two messages of one bucket share their count within
+        an episode.
+      embedding_size, channels, kernels, pools, hidden: see ``CharacterConfig``. The paper's messages have 256 bytes; it
+        uses 32, 64, (7, 7, 3, 3, 3, 3), (3, 3, 1, 1, 1, 3), (128,) and a small network after that.
+      updates, small: see above.
+      batch_size: labels per optimiser step, drawn with replacement. The paper uses 256.
+      learning_rate, max_gradient_norm: Adam's, with the gradient's global norm clipped. The paper's learning rate is
+        1e-4, and only its ranking clips the gradient.
       flatten: update all parameters as one vector, see ``agents.optimisers``; False for large or sharded networks.
-      channel: see above.
+      channel: the channel that is written, ``[T, B]``.
 
     Raises:
-      ValueError: an environment without messages, replayed data (a buffer keeps no messages), an unknown ``model``, or
-        sizes out of range; in ``update``, labels of another shape.
+      ValueError: an environment without messages, replayed data (a replay buffer keeps no messages), an unknown
+        ``model``, or sizes out of range; in ``update``, annotations of other shapes.
     """
     require_known("model", model, QUESTION_SIZES, "of language_feedback")
     if not spec.message_length:
         raise ValueError(
             "language_feedback: this environment gives no messages: expected one that does, such as kind='minigrid' "
-            "with "
-            "messages=True"
+            "with messages=True"
         )
     if data.kind == "replay":
         raise ValueError(
@@ -222,7 +240,7 @@ def language_feedback(
         return (observation_hash(messages)[0] & jnp.uint32(2**bits - 1)).astype(jnp.int32)[None]
 
     def scores(state, messages, said):
-        """Of every message, ``[T, B]``; 0 where there is none."""
+        """The model's score of every message, ``[T, B]``; 0 where there is none."""
         flat = messages.reshape(-1, length)
         found = _in_blocks(lambda part: chosen.score(state.model, part), flat, said.reshape(-1))
         return found.reshape(said.shape)
@@ -244,7 +262,7 @@ def language_feedback(
             "message_reward": masked_mean(raw, said),
             "messages": masked_mean(said.astype(jnp.float32), trajectory.mask),
         }
-        return trajectory._replace(rewards=trajectory.rewards | {channel: rewards}), metrics
+        return write_channel(trajectory, channel, rewards), metrics
 
     def update_fn(state, trajectory, key, *, annotations: Annotations | None = None, **extra):
         del extra
@@ -270,7 +288,7 @@ def _check(annotations: Annotations, question: tuple[int, int], capacity: int) -
 
 
 def _in_blocks(score: Callable[[jax.Array], jax.Array], messages: jax.Array, said: jax.Array) -> jax.Array:
-    """``score`` of the messages that were said, ``[N, L]`` to ``[N]``, and 0 for the others, which cost nothing."""
+    """``score`` of the messages that were said, ``[N, L]`` to ``[N]``, and 0 for the others, which are not computed."""
     count = said.shape[0]
     order = jnp.argsort(~said)
     order = jnp.pad(order, (0, -count % _BLOCK), constant_values=count)
@@ -296,7 +314,7 @@ def _retrieval(capacity: int) -> _Model:
     places = jnp.arange(capacity)
 
     def there(table: Table, keys):
-        """Whether a place of the table is of one of ``keys [..., 2]``, ``[..., capacity]``."""
+        """Whether a place of the table holds the label of ``keys [..., 2]``, ``bool [..., capacity]``."""
         return jnp.all(table.keys == keys[..., None, :], axis=-1) & (places < table.size)
 
     def add(table: Table, annotation):
@@ -345,9 +363,13 @@ def _judge(
     steps: Callable[[jax.Array, jax.Array], jax.Array],
     batch_size: int,
 ) -> _Model:
-    """A network and its data of ``shape = (capacity, P, L)``; ``observe`` and ``reward`` are the method's to replace.
+    """A network that learns from labels; the caller replaces ``observe`` and ``reward`` by the method's own.
 
-    ``steps(labels, came)`` are the gradient steps of an update with so many labels, of which some just came or not.
+    Args:
+      shape: ``(capacity, P, L)``, the shape of the messages that are kept.
+      config, optimiser: the network's.
+      steps: ``(size, came) -> optimiser steps`` of an update, by the number of labels kept and whether new ones came.
+      batch_size: labels per optimiser step.
     """
     capacity, size, length = shape
     network = character_network(length, config)
@@ -355,7 +377,8 @@ def _judge(
     def loss_fn(params, messages, labels):
         outputs = network.apply(params, messages.reshape(-1, length)).reshape(-1, size)
         logits = outputs[:, 0] - outputs[:, 1] if size == 2 else outputs[:, 0]
-        return jnp.mean(outcome_cross_entropy(logits, labels))
+        loss = jnp.mean(outcome_cross_entropy(logits, labels))
+        return loss, {"loss": loss}
 
     def learn(judge: Judge, annotations, key):
         came: jax.Array = jnp.bool_(False)
@@ -375,9 +398,9 @@ def _judge(
         def step(index, carry):
             params, optimiser_state, _ = carry
             rows = jax.random.randint(jax.random.fold_in(key, index), (batch_size,), 0, jnp.maximum(judge.size, 1))
-            loss, gradient = jax.value_and_grad(loss_fn)(params, judge.messages[rows], judge.labels[rows])
-            changes, optimiser_state = optimiser.update(gradient, optimiser_state, params)
-            return optax.apply_updates(params, changes), optimiser_state, loss
+            batch = judge.messages[rows], judge.labels[rows]
+            params, optimiser_state, metrics = gradient_step(loss_fn, optimiser, params, optimiser_state, *batch)
+            return params, optimiser_state, metrics["loss"]
 
         # Without a label there is nothing to learn, whatever ``small`` is.
         count = jnp.where(judge.size > 0, steps(judge.size, came), 0)
@@ -421,7 +444,7 @@ def _ranked(cutoff: float | jax.Array) -> dict[str, Callable]:
         return judge._replace(scores=merge_moments(judge.scores, scores, counted))
 
     def reward(judge, scores):
-        normalised = (scores - judge.scores.mean) / jnp.maximum(judge.scores.std, _SMALLEST_STD)
+        normalised = (scores - judge.scores.mean) / jnp.maximum(judge.scores.std, SMALLEST_STD)
         return jnp.where((judge.size > 0) & (normalised > cutoff), normalised, 0.0)
 
     return {"observe": observe, "reward": reward}

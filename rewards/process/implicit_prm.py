@@ -1,13 +1,13 @@
-"""Implicit process rewards: a step's reward is how much more likely a preference-trained policy finds it.
+"""Implicit process rewards: step rewards from a policy that is trained on the outcomes of whole rollouts.
 
-The model is a policy ``pi_phi`` against a reference ``pi_ref``; the step reward is their log-ratio
+The model is a policy ``pi_phi``, and ``pi_ref`` is a reference policy. The step reward is their log-ratio
 
     r_t = beta * [ log pi_phi(a_t | o_t) - log pi_ref(a_t | o_t) ]                                         (1)
 
-and outcome labels alone train it, through the score of a whole rollout (Yuan et al., 2024, "Free process
-rewards without process labels"; Cui et al., 2025, PRIME; Liu et al., 2025, OPRL / iStar, equations 1 and 2).
-For every ``phi`` and every environment, ``E_{tau ~ pi_ref} exp(sum_t r_t / beta) = 1``, so that raw step rewards
-are negative on average and need a baseline.
+The model learns from outcome labels alone, through the score of a whole rollout, which is the sum or the mean of its
+step rewards (Yuan et al., 2024, "Free process rewards without process labels"; Cui et al., 2025, PRIME; Liu et al.,
+2025, OPRL / iStar, equations 1 and 2). For every ``phi`` and every environment,
+``E_{tau ~ pi_ref} exp(sum_t r_t / beta) = 1``, so that raw step rewards are negative on average and need a baseline.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from agents.state import fields
 from agents.statistics import from_groups, masked_mean, to_groups
 from envs.base import EnvironmentSpec, PyTree, Trajectory
 from envs.choices import require_known
-from rewards.base import RewardTransform
+from rewards.base import RewardTransform, write_channel
+from rewards.fitting import fit
 from rewards.preference.losses import outcome_cross_entropy, pairwise_preference
 
 FORMS = ("policy", "residual", "centred")
@@ -39,7 +40,15 @@ SCALES = ("none", "max", "return")
 
 
 class Rollouts(NamedTuple):
-    """What the model learns from: ``[T, B, ...]``, and ``outcome`` ``[B]``."""
+    """What the model learns from.
+
+    Attributes:
+      observation, action: ``[T, B, ...]``.
+      mask: ``[T, B]``.
+      log_prob: of the action under the behaviour policy, ``[T, B]``.
+      distribution: the behaviour policy's distribution parameters, ``[T, B, parameters]``.
+      outcome: 1 for a positive rollout and 0 for another, ``float32 [B]``.
+    """
 
     observation: PyTree
     action: PyTree
@@ -53,14 +62,15 @@ class ImplicitPRMState(NamedTuple):
     """State of ``implicit_prm``.
 
     Attributes:
-      params: of the model.
-      scoring: parameters that score, ``()`` where they are ``params``.
-      reference: frozen reference parameters, ``()`` for a rolling reference.
-      optimiser: its state.
-      replay: ``Rollouts`` with a leading axis of kept iterations, ``()`` without replay. A learner that undoes an
-        update may leave it as it is: the next one overwrites the same place, which ``seen`` names, before it looks.
-      seen: how many iterations were seen; ``int32``.
-      accuracy: pairwise accuracy on fresh rollouts, before the update; smoothed.
+      params: the model's parameters.
+      scoring: with ``score="before"``, the parameters before the last update, which rewards are computed with; ``()``
+        otherwise.
+      reference: parameters of a frozen reference, ``()`` for a rolling one.
+      optimiser: the optimiser's state.
+      replay: ``Rollouts`` with a leading axis of past iterations, ``()`` without replay. Where an update is undone, the
+        next one overwrites the same place, which ``seen`` tells, before it reads the buffer.
+      seen: how many iterations were seen, ``int32 []``.
+      accuracy: smoothed pairwise accuracy on fresh rollouts, before the update, ``[]``.
     """
 
     params: PyTree
@@ -99,51 +109,56 @@ def implicit_prm(
     channel: str = "implicit_prm",
     credit_entry: str | None = None,
 ) -> RewardTransform:
-    """Builds the process-reward transform; it writes ``channel`` from the rollout outcomes of ``env``.
+    """Writes the step rewards of equation (1), learned from the outcomes of the channel ``env``.
 
-    A rollout is positive if its ``env`` return exceeds ``outcome_threshold``. Its score is the sum or mean over
-    steps of (1). Losses:
+    A rollout is positive if its undiscounted ``env`` return exceeds ``outcome_threshold``. Its score is the sum or mean
+    of (1) over its steps. The losses are
 
-    * ``preference``: ``-log sigmoid(score_+ - score_-)``, mean over all positive x negative pairs of all groups;
-    * ``cross_entropy``: of ``sigmoid(score)`` on the outcome (PRIME);
-    * ``squared_error``: ``(score - (R_i - mean_j R_j))^2`` against the outcome centred in its group, with
-      outcomes 0 or 1.
+    * ``preference``: ``-log sigmoid(score_+ - score_-)``, the mean over all pairs of a positive and a negative rollout
+      of one group, over all groups (``pairwise_preference``; OPRL);
+    * ``cross_entropy``: the cross-entropy of ``sigmoid(score)`` and the outcome (``outcome_cross_entropy``; PRIME);
+    * ``squared_error``: ``(score - (outcome - mean of the group's outcomes))^2``.
+
+    Use it where only the outcome of an episode is rewarded and episodes are long: its channel distributes the outcome
+    over the steps. Add it to the outcome's own credit rather than replacing that.
 
     Args:
-      spec, data: the environment and the rollouts; ``data`` must be episodes in groups.
-      network_config: of the model; with form ``policy`` it must be the policy's own where the model starts
-        from the policy's parameters (``policy_params`` at ``init``).
-      form: ``policy``: ``pi_phi`` is a policy network of its own; ``residual``: ``pi_phi`` has the behaviour
-        policy's parameters plus the network's output, for a categorical ``pi_phi ~ pi_old exp(g)``, so that
-        the rolling reference is exact and rewards start at 0; ``centred``:
-        ``r_t = beta (g(o_t, a_t) - E_{a ~ pi_old} g(o_t, a))`` for Discrete actions.
+      spec: the environment.
+      data: the rollouts; must be episodes in groups.
+      network_config: the model. With form ``policy`` it must equal the policy's own where the model starts from the
+        policy's parameters (``policy_params`` at ``init``).
+      form: ``policy``: ``pi_phi`` is a policy network of its own. ``residual``: the network's output is added to the
+        distribution parameters of the behaviour policy, which for a categorical policy is ``pi_phi ~ pi_old exp(g)``;
+        the rolling reference is then exact, and rewards start at 0. ``centred``:
+        ``r_t = beta * (g(o_t, a_t) - E_{a ~ pi_old} g(o_t, a))`` for Discrete actions.
       reference: ``rolling``: the behaviour policy of the rollout, as recorded; ``frozen``: the policy at ``init``.
-      loss, reduction: see above. The papers sum; the released iStar code takes the mean.
-      beta: scale of (1).
-      learning_rate, max_gradient_norm, weight_decay: AdamW on the model.
+      loss: see above.
+      reduction: whether the score sums or averages over steps. The papers sum; the released iStar code averages.
+      beta: the scale of (1).
+      learning_rate, max_gradient_norm, weight_decay: AdamW's for the model, with the gradient's global norm clipped.
       updates: optimiser steps per call of ``update``.
-      replay: how many past iterations are kept to learn from (with the behaviour policy of their time); 0 learns
-        from the fresh rollouts alone.
+      replay: how many past iterations are kept to learn from, each with its own behaviour policy; 0 learns from the
+        fresh rollouts alone.
       groups_per_update: groups per optimiser step, drawn uniformly; 0 takes as many as are fresh.
-      score: ``after``: rewards of the updated model (the OPRL paper); ``before``: of the model before its
-        update (single forward: PRIME and the released iStar code).
-      scale: ``max`` divides all rewards by the largest absolute value of the batch (released iStar code), ``return`` by
-        the largest absolute return-to-go (released PRIME code), so that process and outcome are of one size.
-      calibrated: multiply the ``credit_weight`` of ``credit_entry`` by ``clip(2 accuracy - 1, 0, 1)`` with the pairwise
-        accuracy on fresh rollouts before the update.
+      score: ``after``: rewards of the updated model (the OPRL paper); ``before``: rewards of the model before its
+        update (the single forward pass of PRIME and of the released iStar code).
+      scale: ``max`` divides all rewards by the largest absolute reward of the batch (released iStar code), ``return``
+        by the largest absolute return-to-go (released PRIME code), so that process and outcome rewards are of one size.
+      calibrated: multiply the ``credit_weight`` of ``credit_entry`` by ``clip(2 * accuracy - 1, 0, 1)`` with the
+        pairwise accuracy on fresh rollouts before the update.
       calibration_smoothing: weight of the past in the running accuracy, in [0, 1).
-      fading: exponent of a further factor ``(1 - success rate of the batch)^fading`` of ``credit_weight``: a reward
-        model that leads a policy early on distracts it once it succeeds without; 0 for no fading.
-      outcome_threshold: see above.
-      tolerance: if no log-ratio of the batch exceeds it, all rewards are set to 0: a normaliser after this one
-        must not blow rounding noise up to unit scale.
-      channel: name of the channel.
+      fading: multiply that ``credit_weight`` by ``(1 - success rate of the batch) ** fading`` as well: a reward model
+        that guides a policy early on distracts it once it succeeds on its own; 0 for no fading.
+      outcome_threshold: see above, in units of the ``env`` return.
+      tolerance: if no log-ratio of the batch exceeds it in absolute value, all rewards are set to 0, so that a
+        normaliser after this transform does not scale rounding errors up to unit size.
+      channel: the channel that is written, ``[T, B]``.
       credit_entry: the entry of the agent's credit whose advantages ``calibrated`` and ``fading`` scale; ``None`` for
         the entry that has the channel's name.
 
     Raises:
-      ValueError: an unknown choice, data without groups, ``residual`` or ``centred`` with a frozen reference, or
-        ``centred`` on actions that are not Discrete.
+      ValueError: an unknown choice, a negative count, data without groups, more groups than there are, ``residual`` or
+        ``centred`` with a frozen reference, or ``centred`` on actions that are not Discrete.
     """
     known = {"form": FORMS, "reference": REFERENCES, "loss": LOSSES, "reduction": REDUCTIONS}
     given = {"form": form, "reference": reference, "loss": loss, "reduction": reduction}
@@ -175,7 +190,7 @@ def implicit_prm(
     weighs = calibrated or isinstance(fading, jax.core.Tracer) or fading != 0
 
     distribution = distribution_for(spec.action_space, continuous=continuous)
-    # A residual starts at exactly nothing; a policy as the policy does.
+    # A residual starts at exactly 0; a policy starts as every policy does.
     head = Head(distribution.num_parameters, scale=0.01, num_free=distribution.num_free)
     if form != "policy":
         head = Head(distribution.num_parameters, scale=0.0)
@@ -215,12 +230,16 @@ def implicit_prm(
         scores = rollout_scores(params, reference_params, rollouts)
         outcome = to_groups(rollouts.outcome, data.group_size)
         if loss == "preference":
-            return pairwise_preference(scores, outcome > 0.5)[0]
-        # A rollout that a filter before this transform masked is not learned from.
+            value = pairwise_preference(scores, outcome > 0.5)[0]
+            return value, {"loss": value}
+        # Nothing is learned from a rollout that an earlier transform masked.
         kept = to_groups(jnp.any(rollouts.mask > 0, axis=0), data.group_size)
         if loss == "cross_entropy":
-            return masked_mean(outcome_cross_entropy(scores, outcome), kept)
-        return masked_mean(jnp.square(scores - (outcome - jnp.mean(outcome, -1, keepdims=True))), kept)
+            losses = outcome_cross_entropy(scores, outcome)
+        else:
+            losses = jnp.square(scores - (outcome - jnp.mean(outcome, -1, keepdims=True)))
+        value = masked_mean(losses, kept)
+        return value, {"loss": value}
 
     def rollouts_of(trajectory: Trajectory) -> Rollouts:
         returns = jnp.sum(trajectory.rewards["env"] * trajectory.mask, axis=0)
@@ -261,7 +280,7 @@ def implicit_prm(
             optimiser=optimiser.init(params),
             replay=empty_replay() if replay else (),
             seen=jnp.zeros((), jnp.int32),
-            # Typed: a weakly typed leaf would make the second call of a learner compile again.
+            # With its type: a weakly typed leaf would make the second call of a learner compile again.
             accuracy=jnp.full((), 0.5, jnp.float32),
         )
 
@@ -269,7 +288,7 @@ def implicit_prm(
         del extra
         params = state.scoring if score == "before" else state.params
         ratio = log_ratio(params, state.reference, rollouts_of(trajectory))
-        # Written so that a NaN stays one: a learner must see it.
+        # The comparison is written so that a NaN stays one: a learner must see it.
         ratio = jnp.where(jnp.max(jnp.abs(ratio)) <= tolerance, 0.0, ratio)
         step_rewards = beta * ratio
         largest = jnp.max(jnp.abs(step_rewards))
@@ -292,8 +311,7 @@ def implicit_prm(
             own = {entry: jnp.broadcast_to(weight, trajectory.mask.shape)}
             extras = extras | {"credit_weight": extras.get("credit_weight", {}) | own}
         metrics["credit_weight"] = weight
-        rewards = trajectory.rewards | {channel: step_rewards}
-        return trajectory._replace(rewards=rewards, extras=extras), metrics
+        return write_channel(trajectory._replace(extras=extras), channel, step_rewards), metrics
 
     def update_fn(state, trajectory, key, **extra):
         del extra
@@ -303,7 +321,7 @@ def implicit_prm(
         _, accuracy = pairwise_preference(scores, outcome > 0.5)
         mixed = jnp.any((outcome > 0.5), -1) & jnp.any(outcome <= 0.5, -1)
         smoothed = calibration_smoothing * state.accuracy + (1 - calibration_smoothing) * accuracy
-        # Without a pair there is nothing to measure: the last figure stands.
+        # Without a pair there is nothing to measure, and the last accuracy stays.
         running = jnp.where(jnp.any(mixed), smoothed, state.accuracy)
         store = state.replay
         if replay:
@@ -311,50 +329,41 @@ def implicit_prm(
             store = jax.tree.map(lambda kept, new: kept.at[slot].set(new), store, fresh)
         filled = jnp.minimum(state.seen + 1, max(replay, 1))
 
-        def draw(key):
+        def minibatch(key):
             if not subset:
-                return fresh
+                return state.reference, fresh
             if not replay:
                 group = jax.random.permutation(key, fresh_groups)[:drawn]
-                return _take_groups(fresh, group, data.group_size)
+                return state.reference, _take_groups(fresh, group, data.group_size)
             pick = jax.random.randint(key, (drawn,), 0, filled * fresh_groups)
-            return _take_kept_groups(store, pick // fresh_groups, pick % fresh_groups, data.group_size)
+            return state.reference, _take_kept_groups(store, pick // fresh_groups, pick % fresh_groups, data.group_size)
 
-        def step(carry, key):
-            params, optimiser_state = carry
-            value, gradient = jax.value_and_grad(loss_fn)(params, state.reference, draw(key))
-            changes, optimiser_state = optimiser.update(gradient, optimiser_state, params)
-            return (optax.apply_updates(params, changes), optimiser_state), value
-
-        carry = (state.params, state.optimiser)
-        losses = jnp.zeros(1)
-        if updates:
-            carry, losses = jax.lax.scan(step, carry, jax.random.split(key, updates))
-        params, optimiser_state = carry
+        keys = jax.random.split(key, updates)
+        fitted = fit(loss_fn, optimiser, state.params, state.optimiser, keys, minibatch)
         new_state = ImplicitPRMState(
-            params=params,
+            params=fitted.params,
             scoring=state.params if score == "before" else (),
             reference=state.reference,
-            optimiser=optimiser_state,
+            optimiser=fitted.optimiser,
             replay=store,
             seen=state.seen + 1,
             accuracy=running,
         )
-        metrics = {"loss": losses[-1], "accuracy": accuracy, "mixed_groups": jnp.mean(mixed.astype(jnp.float32))}
-        return new_state, metrics
+        metrics = {"accuracy": accuracy, "mixed_groups": jnp.mean(mixed.astype(jnp.float32))}
+        return new_state, fitted.metrics | metrics
 
     return RewardTransform(init_fn, apply_fn, update_fn, stored=fields("replay"))
 
 
 def _take_groups(rollouts: Rollouts, group: jax.Array, group_size: int) -> Rollouts:
-    """The groups ``group [K]`` of ``rollouts``, as rollouts ``[T, K * N]``."""
+    """The groups with the indices ``group [K]`` of ``rollouts [T, B]``, as rollouts ``[T, K * N]``."""
     columns = from_groups(group[:, None] * group_size + jnp.arange(group_size))
     taken = jax.tree.map(lambda x: jnp.take(x, columns, axis=1), rollouts._replace(outcome=()))
     return taken._replace(outcome=rollouts.outcome[columns])
 
 
 def _take_kept_groups(store: Rollouts, slot: jax.Array, group: jax.Array, group_size: int) -> Rollouts:
-    """Group ``group[k]`` of kept iteration ``slot[k]`` for every k, as rollouts ``[T, K * N]``."""
+    """For every ``k``, group ``group[k]`` of past iteration ``slot[k]`` in ``store``, as rollouts ``[T, K * N]``."""
     columns = group[:, None] * group_size + jnp.arange(group_size)
     slots = jnp.broadcast_to(slot[:, None], columns.shape)
     slots, columns = from_groups(slots), from_groups(columns)

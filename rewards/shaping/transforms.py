@@ -1,51 +1,69 @@
-"""Plain changes of one channel (scale, clip, normalise by running statistics), and which groups to learn from."""
+"""Changes of one channel (scale, clip, normalise by running statistics), and a filter of the groups to learn from."""
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
 from agents.base import DataSpec
+from agents.channels import read_channel
 from agents.statistics import from_groups, to_groups
 from envs.base import Trajectory
-from rewards.base import RewardTransform, stateless
+from rewards.base import RewardTransform, stateless, write_channel
 from rewards.moments import merge_moments, no_moments
 
 
-def _channel(trajectory: Trajectory, channel: str) -> jax.Array:
-    if channel not in trajectory.rewards:
-        raise KeyError(f"no reward channel {channel!r}; the trajectory has {sorted(trajectory.rewards)}")
-    return trajectory.rewards[channel]
-
-
-def _write(trajectory: Trajectory, channel: str, value: jax.Array) -> Trajectory:
-    return trajectory._replace(rewards=trajectory.rewards | {channel: value})
-
-
 def scale(channel: str = "env", *, factor: float) -> RewardTransform:
-    """``r <- factor * r``."""
-    return stateless(lambda trajectory: _write(trajectory, channel, factor * _channel(trajectory, channel)))
+    """Multiplies a channel: ``r <- factor * r``, ``[T, B]``.
+
+    Use it to bring a reward to the units of another one; the weight of an entry of the credit scales its advantage
+    instead.
+
+    Raises:
+      ValueError: when applied, if the trajectory has no such channel.
+    """
+
+    def relabel(trajectory: Trajectory) -> Trajectory:
+        return write_channel(trajectory, channel, factor * read_channel(trajectory, channel, "scale"))
+
+    return stateless(relabel)
 
 
 def clip(channel: str = "env", *, low: float = -1.0, high: float = 1.0) -> RewardTransform:
-    """``r <- clip(r, low, high)`` (Mnih et al., 2015, methods: rewards to [-1, 1]).
+    """Clips a channel: ``r <- clip(r, low, high)``, ``[T, B]`` (Mnih et al., 2015, methods: rewards to [-1, 1]).
+
+    Use it where rewards of very different size should count alike; it changes which policy is optimal.
 
     Raises:
-      ValueError: unless ``low < high``.
+      ValueError: unless ``low < high``; when applied, if the trajectory has no such channel.
     """
     if not low < high:
         raise ValueError(f"clip: low={low}, high={high}: expected low < high")
-    return stateless(lambda trajectory: _write(trajectory, channel, jnp.clip(_channel(trajectory, channel), low, high)))
+
+    def relabel(trajectory: Trajectory) -> Trajectory:
+        return write_channel(trajectory, channel, jnp.clip(read_channel(trajectory, channel, "clip"), low, high))
+
+    return stateless(relabel)
 
 
 def normalise(
     channel: str = "env", *, centred: bool = False, minimum_std: float = 1e-4, limit: float | None = 10.0
 ) -> RewardTransform:
-    """``r <- clip(m (r - mean) / max(std, minimum_std), -limit, limit)`` with running moments of all valid steps seen.
+    """Divides a channel by its running standard deviation.
 
-    Without ``centred`` the mean stays: taking it away would pay for longer episodes where it is negative. The floor
-    ``minimum_std`` keeps a channel that is nearly 0 everywhere from being blown up to unit scale. Moments are
-    merged batch by batch (Chan, Golub and LeVeque, 1979).
+        r <- clip(mask * (r - mean) / max(std, minimum_std), -limit, limit)
+
+    ``mean`` and ``std`` are moments of all valid steps seen so far, merged batch by batch (Chan, Golub and LeVeque,
+    1979). ``mean`` is subtracted only if ``centred``: subtracting a negative mean would pay for every step and thus for
+    longer episodes. Use it for a channel whose size is unknown or drifts, such as a learned reward.
+
+    Args:
+      channel: the channel that is rewritten, ``[T, B]``.
+      centred: subtract the mean.
+      minimum_std: keeps a channel that is nearly 0 everywhere from being scaled up to unit size.
+      limit: the largest absolute value, in standard deviations; ``None`` for no limit.
+
+    Raises:
+      ValueError: when applied, if the trajectory has no such channel.
     """
 
     def init_fn(key, **extra):
@@ -54,16 +72,16 @@ def normalise(
 
     def apply_fn(state, trajectory, **extra):
         del extra
-        rewards = _channel(trajectory, channel)
+        rewards = read_channel(trajectory, channel, "normalise")
         shifted = rewards - state.mean if centred else rewards
         value = shifted / jnp.maximum(state.std, minimum_std) * trajectory.mask
         if limit is not None:
             value = jnp.clip(value, -limit, limit)
-        return _write(trajectory, channel, value), {"std": state.std, "mean": state.mean}
+        return write_channel(trajectory, channel, value), {"std": state.std, "mean": state.mean}
 
     def update_fn(state, trajectory, key, **extra):
         del key, extra
-        return merge_moments(state, _channel(trajectory, channel), trajectory.mask), {}
+        return merge_moments(state, read_channel(trajectory, channel, "normalise"), trajectory.mask), {}
 
     return RewardTransform(init_fn, apply_fn, update_fn)
 
@@ -71,15 +89,26 @@ def normalise(
 def group_filter(
     *, data: DataSpec, channel: str = "env", low: float = 0.2, high: float = 0.8, outcome_threshold: float = 0.0
 ) -> RewardTransform:
-    """Masks every group whose share of positive rollouts is not in ``[low, high]``.
+    """Masks every group of rollouts whose share of positive rollouts is not in ``[low, high]``.
 
-    ``m_it <- m_it [low <= mean_j [R_j > outcome_threshold] <= high]`` with ``R_j`` the return of rollout j of the
-    group: the online prompt filter of PRIME (Cui et al., 2025, section 3.4), which leaves out what is too hard and what
-    is solved. What stands after it in the chain, and the agent, learn from the kept groups alone. The paper samples
-    until a quota is filled; here the batch shrinks, and the steps of the others still count as environment steps.
+        mask <- mask * [low <= mean_j [R_j > outcome_threshold] <= high]
+
+    ``R_j`` is the undiscounted return of rollout ``j`` of the group in ``channel``. This is the online prompt filter of
+    PRIME (Cui et al., 2025, section 3.4): groups that are too hard or already solved are left out. The transforms
+    after it in the chain and the agent learn from the remaining groups alone. The paper samples until a quota is
+    filled; here the batch shrinks, and the masked steps still count as environment steps.
+
+    Use it with group baselines, which learn nothing from a group whose rollouts all have the same outcome.
+
+    Args:
+      data: must be episodes in groups.
+      channel: the channel that the returns are of.
+      low, high: bounds of the share, both inclusive.
+      outcome_threshold: a rollout is positive if its return exceeds this.
 
     Raises:
-      ValueError: data without groups, or unless ``0 <= low <= high <= 1``.
+      ValueError: data without groups, or unless ``0 <= low <= high <= 1``; when applied, if the trajectory has no such
+        channel.
     """
     if data.kind != "episodes" or data.group_size < 2:
         raise ValueError(
@@ -95,10 +124,10 @@ def group_filter(
 
     def apply_fn(state, trajectory, **extra):
         del state, extra
-        returns = jnp.sum(_channel(trajectory, channel) * trajectory.mask, axis=0)
+        returns = jnp.sum(read_channel(trajectory, channel, "group_filter") * trajectory.mask, axis=0)
         positive = to_groups((returns > outcome_threshold).astype(jnp.float32), data.group_size)
         share = jnp.mean(positive, axis=-1, keepdims=True)
-        # Shares are multiples of 1 / N: the tolerance only keeps rounding from deciding at the bounds.
+        # Shares are multiples of 1 / N: the tolerance keeps rounding from deciding about a share at a bound.
         keep = ((share >= low - 1e-6) & (share <= high + 1e-6)).astype(jnp.float32)
         mask = trajectory.mask * from_groups(jnp.broadcast_to(keep, positive.shape))
         return trajectory._replace(mask=mask), {"kept_groups": jnp.mean(keep)}

@@ -1,4 +1,4 @@
-"""Trajectories written by hand, for the tests of what relabels them."""
+"""Trajectories written by hand, for the tests of reward transforms."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""What the tests of curiosity share: trajectories of random numbers, and checks that every transform must pass."""
+"""Shared by the tests of reward transforms: random trajectories, and the checks that every transform must pass."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from envs.base import Transition
 
 KEY = jax.random.key(0)
-# These programs run for milliseconds; what costs is to compile them.
+# These programs run for milliseconds; compiling them takes the time.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def random_trajectory(spec, seed, length, batch, ends=0.2):
-    """A trajectory ``[T, B]`` of ``spec`` from random draws; an episode's end is a termination or a truncation."""
+    """A random trajectory ``[T, B]`` of ``spec``; a share ``ends`` of the steps terminate or truncate an episode."""
     rng = np.random.default_rng(seed)
 
     def draw(space):
@@ -61,7 +61,7 @@ def undone(transform, old, new):
 
 
 def started(transform, learned=("params", "predictor", "target")):
-    """A state as ``init`` makes it but for its networks, which are drawn here: nothing is compiled for it."""
+    """A state like the one from ``init`` with networks that are drawn here, so that nothing is compiled for it."""
     rng = np.random.default_rng(1)
     shapes = jax.eval_shape(transform.init, KEY)
 
@@ -81,9 +81,10 @@ def started(transform, learned=("params", "predictor", "target")):
 
 
 def obeys_the_contract(transform, trajectories):
-    """Compiles once, keeps its structure and types, relabels finitely and without side effects, learns something.
+    """Checks that ``transform`` compiles once, keeps the structure and types of its state, writes finite rewards
+    without side effects, and learns something.
 
-    Returns the first state, the last and its rewards."""
+    Returns the first state, the last one and its rewards."""
     traces = {"update": 0, "apply": 0}
 
     def counted(name, function):

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from agents.channels import ChannelError
 from agents.state import Part
-from rewards.base import NON_FINITE, ChannelError, RewardTransform, chain, stateless
+from rewards.base import NON_FINITE, RewardTransform, chain, stateless
 from tests.rewards.contract import undone
 
 KEY = jax.random.key(0)
@@ -22,7 +23,7 @@ def times(name, factor):
 
 
 def recorder(channel):
-    """Learns the sum of ``channel`` and writes it back; its metrics tell which key and extra it was given."""
+    """Learns the sum of ``channel`` and writes it back; its state holds the key that it was given."""
 
     def init_fn(key, *, start=0.0, **extra):
         return {"sum": jnp.asarray(start), "key": jax.random.key_data(key)}
@@ -85,7 +86,7 @@ def test_a_later_transform_sees_the_channels_of_earlier_ones_in_apply_and_update
 
 
 def test_an_earlier_transform_is_updated_before_a_later_one_sees_it(trajectory):
-    # The first learns the sum 10 and writes it to all four steps; the second must see 40, not 0.
+    # The first transform learns the sum 10 and writes it to all four steps; the second must see 40, not 0.
     whole = chain(first=recorder("env"), second=recorder("env"))
     state, metrics = whole.update(whole.init(KEY), trajectory, KEY)
     assert metrics == {"first/saw": 10.0, "second/saw": 40.0}
@@ -126,7 +127,7 @@ def test_a_chain_can_stand_in_a_chain(trajectory):
     np.testing.assert_array_equal(outer.apply(state, trajectory)[0].rewards["env"], jnp.full((2, 2), 28.0))
 
 
-def test_an_undone_update_is_put_back_by_each_transform_in_its_own_way(trajectory):
+def test_each_transform_of_a_chain_declares_what_is_kept_of_an_undone_update(trajectory):
     without_key = Part(
         split=lambda state: ({"sum": state["sum"]}, state["key"]), join=lambda rest, key: rest | {"key": key}
     )
@@ -171,7 +172,9 @@ def test_a_channel_that_is_not_one_number_per_step_and_environment_is_refused_wh
         return trajectory._replace(rewards=trajectory.rewards | {"made": jnp.zeros(shape)})
 
     found = ", ".join(map(str, shape))
-    message = rf"transform 'bad' wrote the channel 'made' with shape \[{found}\]: expected \[2, 2\]"
+    message = (
+        rf"the channel 'made', written by the reward transform 'bad', has shape \({found},?\): expected .* \(2, 2\)"
+    )
     for whole in (chain(bad=stateless(wrong)), chain(good=add("env", 1.0), bad=stateless(wrong), last=add("env", 1.0))):
         state = whole.init(KEY)
         with pytest.raises(ChannelError, match=message):
@@ -180,19 +183,23 @@ def test_a_channel_that_is_not_one_number_per_step_and_environment_is_refused_wh
         jax.eval_shape(whole.update, state, trajectory, KEY)
     given = wrong(trajectory)
     for function in (whole.apply, lambda *arguments: whole.update(*arguments, KEY)):
-        with pytest.raises(ChannelError, match=r"the environment gave the channel 'made'"):
+        with pytest.raises(ChannelError, match=r"the channel 'made', given by the environment, has shape"):
             jax.eval_shape(function, state, given)
 
 
 def test_a_mask_or_a_weight_of_another_shape_is_refused(trajectory):
     short = stateless(lambda t: t._replace(mask=t.mask[0]))
-    with pytest.raises(ChannelError, match=r"'short' wrote the mask with shape \[2\]: expected \[2, 2\]"):
+    with pytest.raises(
+        ChannelError, match=r"the mask, written by the reward transform 'short', has shape \(2,\): expected"
+    ):
         chain(short=short).apply({"short": ()}, trajectory)
     weight = stateless(lambda t: t._replace(extras={"credit_weight": {"env": jnp.ones(2)}}))
-    with pytest.raises(ChannelError, match=r"'weight' wrote the channel 'credit_weight/env' with shape \[2\]"):
+    with pytest.raises(
+        ChannelError, match=r"the channel 'credit_weight/env', written by the reward transform 'weight', has"
+    ):
         chain(weight=weight).apply({"weight": ()}, trajectory)
 
 
-def test_what_is_no_transform_is_refused_by_name():
+def test_a_value_that_is_not_a_transform_is_refused_by_name():
     with pytest.raises(TypeError, match="chain: 'second' is function, expected a RewardTransform"):
         chain(first=add("env", 1.0), second=lambda t: t)

@@ -15,7 +15,7 @@ from rewards.moments import (
 )
 
 
-def test_merged_moments_are_those_of_all_valid_entries():
+def test_merged_moments_equal_those_of_all_valid_entries():
     rng = np.random.default_rng(0)
     moments, seen = no_moments((2, 3)), []
     for _ in range(3):
@@ -31,15 +31,15 @@ def test_merged_moments_are_those_of_all_valid_entries():
 def test_a_fading_average_forgets_and_starts_without_bias():
     mask = jnp.ones((1, 2))
     fading = update_fading(no_fading(), jnp.array([[1.0, 3.0]]), mask, 0.5)
-    # Freed of the start: mean 2, mean square 5, deviation 1.
+    # Corrected for the start at 0: mean 2, mean square 5, standard deviation 1.
     np.testing.assert_allclose(fading_deviation(fading, 0.5), 1.0, rtol=1e-6)
-    # x / sigma = (1, 3), its mean 2.
+    # x / sigma = (1, 3) with mean 2.
     np.testing.assert_allclose(prioritised(fading, jnp.array([[1.0, 3.0, 2.5]]), 0.5), [[0.0, 1.0, 0.5]], atol=1e-6)
     fading = update_fading(fading, jnp.array([[5.0, 5.0]]), mask, 0.5)
     # Weights 1/3 and 2/3: mean (2 + 10) / 3 = 4, mean square (5 + 50) / 3, variance 55 / 3 - 16 = 7 / 3.
     sigma = np.sqrt(7 / 3)
     np.testing.assert_allclose(fading_deviation(fading, 0.5), sigma, rtol=1e-5)
-    # mu: weights 1/3 of 2 and 2/3 of 5 / sigma.
+    # mu is the mean of 2 and 5 / sigma with weights 1/3 and 2/3.
     mu = (2 + 2 * 5 / sigma) / 3
     np.testing.assert_allclose(prioritised(fading, jnp.array([[6.0, 1.0]]), 0.5), [[6 / sigma - mu, 0.0]], rtol=1e-5)
 
@@ -54,14 +54,14 @@ def test_a_batch_without_a_valid_step_changes_no_average():
 def test_discounted_sums_run_along_time_in_each_column():
     rewards = jnp.array([[1.0, 10.0], [2.0, 20.0], [4.0, 40.0]])
     mask = jnp.array([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
-    # 8 / 2 + 1 = 5, 5 / 2 + 2 = 4.5, 4.5 / 2 + 4 = 6.25; the second column stands still at its second row.
+    # 8 / 2 + 1 = 5, 5 / 2 + 2 = 4.5, 4.5 / 2 + 4 = 6.25; the second column does not change at its masked row.
     found = discounted_sums(rewards, jnp.array([8.0, 0.0]), mask, 0.5)
     np.testing.assert_array_equal(found, [[5.0, 10.0], [4.5, 10.0], [6.25, 45.0]])
 
 
-def test_starts_follow_ends_where_nothing_says_so(make_trajectory):
+def test_episodes_start_after_ends_where_a_trajectory_has_no_starts(make_trajectory):
     trajectory = make_trajectory(env=np.zeros((3, 1)))
     trajectory = trajectory._replace(terminated=jnp.array([[True], [False], [False]]))
     np.testing.assert_array_equal(episode_starts(trajectory)[:, 0], [True, True, False])
-    told = trajectory._replace(extras={"episode_start": jnp.array([[False], [True], [False]])})
-    np.testing.assert_array_equal(episode_starts(told)[:, 0], [False, True, False])
+    recorded = trajectory._replace(extras={"episode_start": jnp.array([[False], [True], [False]])})
+    np.testing.assert_array_equal(episode_starts(recorded)[:, 0], [False, True, False])

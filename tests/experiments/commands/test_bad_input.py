@@ -294,7 +294,7 @@ MISTAKES = {
         [RND, "--config.credit.curiosity.gae_lambda=-0.1"],
         ["'credit.curiosity.gae_lambda' got -0.1", "from 0 to 1"],
     ),
-    "parts of nothing": ([RND, "--config.rewards.curiosity.parts=0"], ["'rewards.curiosity'", "parts=0"]),
+    "no minibatch": ([RND, "--config.rewards.curiosity.minibatches=0"], ["'rewards.curiosity'", "minibatches=0"]),
     "more counts than memory": (
         [EPISODIC, "--config.rewards.curiosity.bits=24"],
         ["'rewards.curiosity'", "16777216 counts for each of the 8 environments", "bits=21"],

@@ -1,4 +1,4 @@
-"""Counts against a dictionary, in every way to say which observations are one state."""
+"""Counts against a dictionary, for every way of identifying states."""
 
 from collections import Counter
 
@@ -22,7 +22,7 @@ DATA = DataSpec("unroll", 6, 3)
 
 
 def walk(states, following, starts, mask=None):
-    """A trajectory on ``LINE``: what was seen, what followed, where episodes start; ``[T, B]``."""
+    """A trajectory on ``LINE`` from states, next states and where episodes start, ``[T, B]`` each."""
     states, following, starts = jnp.array(states), jnp.array(following), jnp.array(starts, bool)
     ends = jnp.concatenate([starts[1:], jnp.zeros_like(starts[:1])])
     mask = jnp.ones(states.shape) if mask is None else jnp.array(mask, jnp.float32)
@@ -50,8 +50,8 @@ def test_global_counts_by_hand():
     np.testing.assert_allclose(bonus(transform, state, trajectory), expected, rtol=1e-6)
 
 
-def test_an_undone_update_keeps_the_visits_of_the_episodes_and_not_of_the_run():
-    # An episode starts in the unroll whose update is undone; the next unroll goes on with it.
+def test_an_undone_update_keeps_the_counts_of_the_episodes_and_restores_those_of_the_run():
+    # An episode starts in the unroll whose update is undone, and continues in the next unroll.
     unrolls = [
         walk([[0], [1]], [[1], [2]], [[1], [0]]),
         walk([[2], [3]], [[3], [4]], [[0], [1]]),
@@ -62,7 +62,7 @@ def test_an_undone_update_keeps_the_visits_of_the_episodes_and_not_of_the_run():
         old, _ = transform.update(transform.init(KEY), unrolls[0], KEY)
         new, _ = transform.update(old, unrolls[1], KEY)
         state, _ = transform.update(undone(transform, old, new), unrolls[2], KEY)
-        # Of the episode: 3 and 4 were its first two observations. Of the run: 0, 1, 2 of the first unroll alone.
+        # The episode has visited 3 and 4 before; the counts of the run know 0, 1 and 2 from the first unroll alone.
         expected = [2, 2] if episodic else [1, 1]
         np.testing.assert_allclose(bonus(transform, state, unrolls[2])[:, 0], 1 / np.sqrt(expected), rtol=1e-6)
 
@@ -71,14 +71,14 @@ def test_episodic_counts_restart_and_are_carried_by_hand():
     transform = count_bonus(LINE, data=DataSpec("unroll", 3, 1), episodic=True)
     first = walk([[0], [1], [0]], [[1], [0], [1]], [[1], [0], [0]])
     state, _ = transform.update(transform.init(KEY), first, KEY)
-    # 1 for the first time, 0 for the second after the start, 1 for the second.
+    # 1 is visited for the first time, 0 for the second after the start, 1 for the second.
     np.testing.assert_allclose(bonus(transform, state, first)[:, 0], 1 / np.sqrt([1, 2, 2]), rtol=1e-6)
-    # The episode goes on with a third 1 and ends at 4; a new one starts at 1 and stays there.
+    # The episode continues with a third 1 and ends at 4; a new one starts at 1 and stays there.
     second = walk([[1], [1], [1]], [[1], [4], [1]], [[0], [0], [1]])
     state, _ = transform.update(state, second, KEY)
     np.testing.assert_allclose(bonus(transform, state, second)[:, 0], 1 / np.sqrt([3, 1, 2]), rtol=1e-6)
     np.testing.assert_array_equal(state.counts, [[0, 2, 0, 0, 0]])
-    # Replayed data begin with every segment, whatever was carried.
+    # In replayed data, counts begin with every segment, whatever was carried.
     replayed = count_bonus(LINE, data=DataSpec("replay", 3, 1), episodic=True)
     np.testing.assert_allclose(bonus(replayed, state, second)[:, 0], 1 / np.sqrt([1, 1, 2]), rtol=1e-6)
 
@@ -129,11 +129,11 @@ def test_global_counts_equal_a_dictionary(identify):
     np.testing.assert_allclose(rewards, expected, rtol=1e-6)
 
 
-def test_a_projection_joins_what_points_the_same_way():
+def test_a_projection_counts_observations_of_the_same_direction_together():
     transform = count_bonus(FLOATS, data=DataSpec("unroll", 1, 4), identify="projection", bits=12)
     state = transform.init(KEY)
     point = np.array([0.3, -0.5, 0.8], np.float32)
-    # The same, its double, its opposite, and its opposite once more.
+    # A point, its double, and its opposite twice.
     seen = jnp.asarray(np.stack([point, 2 * point, -point, -point])[None])
     starts = jnp.zeros((1, 4), bool)
     trajectory = Transition(

@@ -1,4 +1,4 @@
-"""The intrinsic curiosity module: its equations by numpy, what the features learn, and what they leave out."""
+"""The intrinsic curiosity module: its reward in numpy, what its features learn, and the shares of its losses."""
 
 from functools import partial
 
@@ -26,7 +26,7 @@ def start():
 
 @pytest.fixture(scope="module")
 def update():
-    """``(state, trajectory, forward_share)`` to what 20 steps of the optimiser make of it."""
+    """``(state, trajectory, forward_share)`` to the state after 20 optimiser steps."""
 
     def function(state, trajectory, share):
         return make(SPEC, updates=20, learning_rate=1e-2, forward_share=share).update(state, trajectory, KEY)
@@ -69,16 +69,16 @@ def steered(seed, length=16, batch=8):
     )
 
 
-def test_the_features_tell_the_action(start, update):
+def test_the_features_reveal_the_action(start, update):
     state, losses = start, []
     for seed in range(20):
         state, metrics = update(state, steered(seed), 0.2)
         losses.append(float(metrics["inverse_loss"]))
-    # Who cannot tell loses log 2.
+    # The loss of a guess is log 2.
     assert losses[-1] < 0.05 < losses[0] < np.log(2) + 0.1
 
 
-def test_scored_before_its_update(start, update):
+def test_rewards_are_computed_with_the_parameters_before_the_update(start, update):
     after, _ = update(start, steered(0), 0.2)
     assert_same(after.scoring, start.params)
 
@@ -100,10 +100,10 @@ def test_the_shares_of_the_losses(start, update):
         assert {name for name in start.params if differ(start.params[name], after.params[name])} == learns
 
 
-def test_a_step_learns_from_its_part(start):
-    # Of four parts of the 20 steps, the one step of the optimiser sees 5: those that move it while all others are
-    # masked.
-    update = jit(make(SPEC, parts=4).update)
+def test_an_optimiser_step_learns_from_its_minibatch(start):
+    # With four minibatches, the only optimiser step sees 5 of the 20 steps: exactly those change the parameters while
+    # all others are masked.
+    update = jit(make(SPEC, minibatches=4).update)
     trajectory = steered(0)
     moved = []
     for step in range(20):
@@ -117,5 +117,5 @@ def test_a_step_learns_from_its_part(start):
 def test_icm_refuses():
     with pytest.raises(ValueError, match="embedding_size=0"):
         make(SPEC, embedding_size=0)
-    with pytest.raises(ValueError, match="icm: parts=21: expected from 1 to the 20 steps"):
-        make(SPEC, parts=21)
+    with pytest.raises(ValueError, match="icm: minibatches=21: expected from 1 to the 20 steps"):
+        make(SPEC, minibatches=21)

@@ -1,5 +1,5 @@
-"""BYOL-Explore and BYOL-Hindsight: horizons and sums by hand, the contrast against known information, the min-max; a
-environment of known noise is in ``test_noisy_line.py``."""
+"""BYOL-Explore and BYOL-Hindsight: horizons and sums by hand, the contrast against known mutual information, the
+adversarial updates. ``test_noisy_line.py`` trains both in an environment whose noise is known."""
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def test_horizons_stay_within_an_episode_and_the_unroll_by_hand():
     np.testing.assert_array_equal(valid[:, :, 1], [[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
 
 
-def test_all_that_was_said_of_an_observation_is_summed_by_hand():
+def test_the_losses_of_all_predictions_of_an_observation_are_summed_by_hand():
     # l(p, q) = 10 p + q for p = 0..3, q = 1..3.
     losses = jnp.array([[[10.0 * p + q] for p in range(4)] for q in (1, 2, 3)])
     # t = 0: l(0,1); t = 1: l(1,1) + l(0,2); t = 2: l(2,1) + l(1,2) + l(0,3); t = 3: l(3,1) + l(2,2) + l(1,3).
@@ -68,7 +68,7 @@ def test_sums_and_horizons_against_the_definition():
     np.testing.assert_allclose(aggregate(jnp.where(valid, losses, 0.0)), expected, rtol=1e-6)
 
 
-def test_a_segment_shorter_than_the_horizon_has_what_it_has():
+def test_a_segment_shorter_than_the_horizon_has_fewer_predictions():
     valid = valid_horizons(jnp.ones((2, 1)), jnp.zeros((2, 1), bool), 4)
     np.testing.assert_array_equal(valid[:, :, 0], [[1, 1], [1, 0], [0, 0], [0, 0]])
     np.testing.assert_array_equal(aggregate(jnp.where(valid, 1.0, 0.0))[:, 0], [1, 2])
@@ -80,7 +80,7 @@ def test_a_segment_shorter_than_the_horizon_has_what_it_has():
 def test_contrast_by_hand():
     scores = jnp.log(jnp.array([[4.0, 1.0, 9.0], [2.0, 2.0, 9.0], [9.0, 9.0, 9.0]]))
     found = contrastive_information(scores, jnp.array([True, True, False]))
-    # log 4 / ((4 + 1) / 2), log 2 / ((2 + 2) / 2), and nothing of the sample that does not count.
+    # log 4 / ((4 + 1) / 2), log 2 / ((2 + 2) / 2), and 0 for the sample that is not valid.
     np.testing.assert_allclose(found, [np.log(1.6), 0.0, 0.0], atol=1e-6)
     everything = contrastive_information(scores, jnp.ones(3, bool))
     np.testing.assert_allclose(everything, [np.log(12 / 14), np.log(6 / 13), 0.0], atol=1e-6)
@@ -97,8 +97,8 @@ def test_the_best_critic_is_the_pointwise_mutual_information():
     def loss(table, key):
         drawn = jax.random.categorical(key, jnp.log(JOINT.ravel()), shape=(16, samples))
         context, latent = drawn // 3, drawn % 3
-        told = contrastive_information(table[context[:, :, None], latent[:, None]], jnp.ones((16, samples), bool))
-        return -jnp.mean(told), (told, drawn)
+        estimate = contrastive_information(table[context[:, :, None], latent[:, None]], jnp.ones((16, samples), bool))
+        return -jnp.mean(estimate), (estimate, drawn)
 
     optimiser = optax.adam(0.05)
 
@@ -111,14 +111,14 @@ def test_the_best_critic_is_the_pointwise_mutual_information():
     def train(keys):
         return jax.lax.scan(step, (jnp.zeros((2, 3)), optimiser.init(jnp.zeros((2, 3)))), keys)
 
-    (table, _), (told, drawn) = jit(train)(jax.random.split(KEY, 400))
-    # Up to a function of the context.
+    (table, _), (estimates, drawn) = jit(train)(jax.random.split(KEY, 400))
+    # They are equal up to a function of the context.
     relative = np.asarray(table) - information
     np.testing.assert_allclose(relative - relative.mean(1, keepdims=True), 0.0, atol=0.12)
-    told, drawn = np.asarray(told[200:]).ravel(), np.asarray(drawn[200:]).ravel()
-    means = [told[drawn == pair].mean() for pair in range(6)]
+    estimates, drawn = np.asarray(estimates[200:]).ravel(), np.asarray(drawn[200:]).ravel()
+    means = [estimates[drawn == pair].mean() for pair in range(6)]
     np.testing.assert_allclose(means, information.ravel(), atol=0.06)
-    np.testing.assert_allclose(told.mean(), (JOINT * information).sum(), atol=0.02)
+    np.testing.assert_allclose(estimates.mean(), (JOINT * information).sum(), atol=0.02)
 
 
 # --- the transform -------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def test_the_contract(name):
 
 @pytest.fixture(scope="module")
 def explore():
-    """Raw losses of one horizon; the target never moves."""
+    """A transform that writes raw losses with a target that never moves, a state, and its compiled functions."""
     transform = byol_explore(SPEC, data=DATA, **RAW)
     return transform, started(transform), jit(transform.update), jit(transform.apply)
 
@@ -157,13 +157,13 @@ def test_the_loss_is_between_unit_vectors_of_belief_and_final_observation(explor
     losses = raw(explore, state, trajectory)
     # One or two squared distances of unit vectors each.
     assert (losses >= 0).all() and (losses <= 8).all()
-    # What follows a step is that step's target, wherever an episode ends: nothing else moves but the sums over it.
+    # The next observation of a step is that step's target, also where an episode ends: only its own loss changes.
     later = trajectory.next_observation.at[2, 1].add(1.0)
     moved = raw(explore, state, trajectory._replace(next_observation=later)) != losses
     assert moved[2, 1] and moved.sum() == 1
 
 
-def test_beliefs_know_the_past_of_the_episode_and_nothing_else(explore):
+def test_beliefs_depend_on_the_past_of_the_episode_and_on_nothing_else(explore):
     _, start, update, _ = explore
     trajectory = random_trajectory(SPEC, 0, 6, 4, ends=0.0)
     starts = jnp.zeros((6, 4), bool).at[3].set(True)
@@ -171,7 +171,7 @@ def test_beliefs_know_the_past_of_the_episode_and_nothing_else(explore):
     trajectory = trajectory._replace(truncated=ends, extras={"episode_start": starts})
     state, _ = update(start, trajectory, KEY)
     losses = raw(explore, state, trajectory)
-    # An observation or an action in row 1 is known from there to the end of its episode, in its column.
+    # An observation or an action in row 1 has an effect from there to the end of its episode, in its column.
     for changed, rows in (
         (trajectory._replace(observation=trajectory.observation.at[1, 0].add(1.0)), {1, 2}),
         (trajectory._replace(action=trajectory.action.at[1, 0].set(1 - trajectory.action[1, 0])), {1, 2}),
@@ -181,23 +181,23 @@ def test_beliefs_know_the_past_of_the_episode_and_nothing_else(explore):
         assert {int(row) for row, _ in moved} == rows and {int(column) for _, column in moved} == {0}
 
 
-def test_the_memory_goes_on_from_unroll_to_unroll(explore):
+def test_the_memory_continues_from_one_unroll_to_the_next(explore):
     _, start, update, _ = explore
     whole = random_trajectory(SPEC, 3, 12, 4, ends=0.1)
     first, second = (jax.tree.map(lambda x, part=part: x[part], whole) for part in (slice(0, 6), slice(6, 12)))
-    # Scored by the parameters of the start throughout.
+    # All rewards are computed with the initial parameters.
     state, _ = update(start, first, KEY)
     state, _ = update(state._replace(params=start.params), second, KEY)
     carried = raw(explore, state, second)
     doubled = byol_explore(SPEC, data=DataSpec("unroll", 12, 4), **RAW)
     together = jit(doubled.apply)(start._replace(scoring=start.params), whole)[0].rewards["curiosity"]
-    # The first row of an unroll lacks the prediction from the row before.
+    # The first row of an unroll lacks the prediction made at the row before.
     np.testing.assert_allclose(carried[1:], together[7:], rtol=1e-4)
     forgotten = raw(explore, state._replace(entering=start.entering), second)
     assert not np.allclose(forgotten[1:], carried[1:], rtol=1e-3)
 
 
-def test_a_batch_that_is_not_that_of_the_environments_begins_without_memory(explore):
+def test_a_batch_of_another_size_begins_without_memory(explore):
     transform, start, update, _ = explore
     trajectory = random_trajectory(SPEC, 0, 6, 4)
     state, _ = update(start, trajectory, KEY)
@@ -208,7 +208,7 @@ def test_a_batch_that_is_not_that_of_the_environments_begins_without_memory(expl
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
-def test_the_model_scores_as_it_was_and_the_target_follows(explore):
+def test_rewards_are_computed_with_the_parameters_before_the_update_and_the_target_follows(explore):
     _, start, update, _ = explore
     trajectory = random_trajectory(SPEC, 0, 6, 4)
     state, _ = update(start, trajectory, KEY)
@@ -221,11 +221,11 @@ def test_the_model_scores_as_it_was_and_the_target_follows(explore):
         np.testing.assert_allclose(new, 0.75 * old + 0.25 * online, rtol=1e-5, atol=1e-7)
 
 
-# --- the min-max ---------------------------------------------------------------------------------------
+# --- the adversarial updates ---------------------------------------------------------------------------
 
 
-def test_the_critic_climbs_what_the_model_descends():
-    # Only the information counts, the noise is that of one key, and one of the two learns.
+def test_the_critic_ascends_the_information_that_the_model_descends():
+    # Only the information is in the loss, the noise is the same in every step, and one of the two learns at a time.
     trajectory, small = random_trajectory(SPEC, 0, 6, 4), SMALL | {"contrast": 24}
 
     def update(state, rate, critic_rate):
@@ -244,12 +244,12 @@ def test_the_critic_climbs_what_the_model_descends():
 
     compiled = jit(update)
     state = start = started(byol_hindsight(SPEC, data=DATA, horizon=1, **small))
-    climbed, descended = [], []
+    ascended, descended = [], []
     for _ in range(150):
         state, information = compiled(state, 0.0, 1e-2)
-        climbed.append(float(information))
+        ascended.append(float(information))
     assert_same(state.params.model, start.params.model)
-    assert climbed[1] > climbed[0] and climbed[-1] > climbed[0] + 0.1
+    assert ascended[1] > ascended[0] and ascended[-1] > ascended[0] + 0.1
     critic = state.params.critic
     for _ in range(150):
         state, information = compiled(state, 1e-2, 0.0)
@@ -258,9 +258,10 @@ def test_the_critic_climbs_what_the_model_descends():
     assert descended[1] < descended[0] and descended[-1] < descended[0] - 0.1
 
 
-def test_a_step_learns_from_its_part():
-    # Of four environments the one step of the optimiser sees two: those that move it while all others are masked.
-    transform = byol_explore(SPEC, data=DATA, horizon=2, parts=2, **SMALL)
+def test_an_optimiser_step_learns_from_its_minibatch():
+    # With two minibatches, the only optimiser step sees two of the four environments: exactly those change the
+    # parameters while all others are masked.
+    transform = byol_explore(SPEC, data=DATA, horizon=2, minibatches=2, **SMALL)
     update, start = jit(transform.update), started(transform)
     trajectory = random_trajectory(SPEC, 0, 6, 4)
     moved = []
@@ -276,7 +277,7 @@ def test_a_step_learns_from_its_part():
     [
         ({"horizon": 7}, "horizon=7: expected at most data.length=6"),
         ({"horizon": 0}, "horizon=0: expected at least 1"),
-        ({"parts": 5}, "latent_prediction: parts=5: expected from 1 to the 4 environments"),
+        ({"minibatches": 5}, "latent_prediction: minibatches=5: expected from 1 to the 4 environments"),
         ({"contrast": 1}, "contrast=1: expected at least 2"),
         ({"latent_size": 0}, "latent_size=0"),
     ],

@@ -1,5 +1,5 @@
-"""Curiosity on the noisy line, whose limits ``noisy_line`` computes: a prediction keeps what the noise leaves to the
-best one, in hindsight nothing is left, and the critic of hindsight says what a fresh one would."""
+"""Curiosity on the noisy line, where the least possible error is known: BYOL-Explore's error tends to it, and
+BYOL-Hindsight's tends to 0 with a critic that finds as much as a new one would."""
 
 from types import SimpleNamespace
 
@@ -17,17 +17,17 @@ from envs.wrappers import TimeLimit
 from rewards.curiosity.latent_prediction import byol_explore, byol_hindsight, unit
 from tests.rewards.contract import jit
 
-# Its random target tells the two patterns well apart.
+# With this key, the random target separates the two patterns well.
 KEY = jax.random.key(2)
 CELLS, PATTERNS, ACTIONS = 2, 2, 3
-# Episodes end within unrolls, and go on from one to the next.
+# Episodes end within unrolls and continue from one to the next.
 MODEL = noisy_line(CELLS, 1, noise="at_end", horizon=12)
 ENVIRONMENT = TimeLimit(TabularEnvironment(MODEL, "one_hot"), MODEL.horizon)
 SPEC, DATA = ENVIRONMENT.spec, DataSpec("unroll", 8, 16)
 NOISY = next_state_entropy(MODEL).reshape(CELLS, PATTERNS, ACTIONS)[:, 0] > 0
 CONFIG = NetworkConfig(hidden=(16,))
-# A target that never moves, so that the best prediction is known; raw losses, so that their size is. The error weighs
-# little, so that what Z tells of the context is soon worth less than nothing.
+# The target never moves, so that the best prediction is known, and losses are written as they are, so that their size
+# is known. The small weight of the error makes Z give up information about the context early.
 WEIGHT = 3.0
 ARGUMENTS = {
     "network_config": CONFIG,
@@ -63,7 +63,7 @@ def by_cell_and_action(trajectory, values):
 
 @pytest.fixture(scope="module")
 def walks():
-    """Two trajectories ``[24, 512]`` of environments that nothing was learned from."""
+    """Two trajectories ``[24, 512]`` for judging; nothing is learned from them."""
 
     def walk(key):
         return unroll(ENVIRONMENT, wander, start_unroll(ENVIRONMENT, key, 512, ()), key, length=24, initial_carry=())[1]
@@ -73,8 +73,8 @@ def walks():
 
 
 def programs(factory):
-    """``start``, a state; ``live(state, environments, key, rate, critic_rate)``, so many updates; ``apply``;
-    ``ideal``, the least error by cell and action."""
+    """``start``: a state; ``live(state, environments, key, rate, critic_rate)``: ``STEPS`` updates; ``apply``;
+    ``ideal``: the least error by cell and action."""
 
     def transform(rate=0.0, critic_rate=0.0):
         return factory(SPEC, data=DATA, learning_rate=rate, critic_learning_rate=critic_rate, **ARGUMENTS)
@@ -94,7 +94,7 @@ def programs(factory):
     start = jit(transform().init)(KEY)
     target = network(SPEC.observation_space, {"embedding": Head(8)}, CONFIG)
     views = unit(target.apply(start.params.target, jnp.eye(MODEL.num_states)[None])[0]["embedding"])[0]
-    # Of all vectors of length 1, the mean's own direction is nearest on average: 2 - 2 |mean|.
+    # The unit vector with the least mean squared distance is the direction of the mean: 2 - 2 |mean|.
     mean = np.sqrt(1 - least_squared_error(MODEL, views))
     ideal = (2 - 2 * mean).reshape(CELLS, PATTERNS, ACTIONS)[:, 0]
     assert (ideal[NOISY] > 0.2).all() and (ideal[~NOISY] < 1e-6).all()
@@ -102,7 +102,7 @@ def programs(factory):
 
 
 def lived(made, rounds, state=None, rate=2e-3, critic_rate=1e-2):
-    """The state after ``rounds`` times ``STEPS`` updates, and the mean metrics of the last ``STEPS``."""
+    """The state after ``rounds * STEPS`` updates, and the mean metrics of the last ``STEPS``."""
     state, environments = made.start if state is None else state, start_unroll(ENVIRONMENT, KEY, DATA.batch, ())
     for index in range(rounds):
         state, environments, metrics = made.live(state, environments, jax.random.fold_in(KEY, index), rate, critic_rate)
@@ -110,11 +110,11 @@ def lived(made, rounds, state=None, rate=2e-3, critic_rate=1e-2):
 
 
 def judged(made, state, trajectory):
-    """Rewards, as errors, by cell and action."""
+    """Rewards in units of the squared error, by cell and action."""
     return by_cell_and_action(trajectory, made.apply(state, trajectory)[0].rewards["curiosity"] / WEIGHT)
 
 
-def test_a_categorical_prediction_keeps_the_entropy_of_the_noise(walks):
+def test_the_cross_entropy_of_a_categorical_prediction_tends_to_the_entropy_of_the_noise(walks):
     counts = np.zeros((MODEL.num_states, ACTIONS, MODEL.num_states))
     np.add.at(counts, places(walks[0]), 1)
     state, action, following = places(walks[1])
@@ -123,7 +123,7 @@ def test_a_categorical_prediction_keeps_the_entropy_of_the_noise(walks):
     np.testing.assert_allclose(by_cell_and_action(walks[1], surprise), entropy, rtol=0.02, atol=1e-12)
 
 
-def test_a_blind_prediction_keeps_the_error_of_the_best_one(walks):
+def test_the_error_of_byol_explore_tends_to_that_of_the_best_prediction(walks):
     made = programs(byol_explore)
     state, _ = lived(made, 3)
     found, ideal = judged(made, state, walks[0]), made.ideal
@@ -136,25 +136,25 @@ def hindsight():
     return programs(byol_hindsight)
 
 
-def told(made, state):
-    """What a critic that begins anew finds in the same latents; the model stands still."""
+def information_by_a_new_critic(made, state):
+    """The information that a newly initialised critic finds in the same latents while the model stays fixed."""
     params = state.params._replace(critic=made.start.params.critic)
     fresh = state._replace(params=params, optimiser=made.start.optimiser)
     return lived(made, 3, fresh, rate=0.0)[1]["information"]
 
 
-def test_in_hindsight_nothing_is_left_and_the_critic_is_right_about_it(hindsight, walks):
+def test_the_reward_of_byol_hindsight_tends_to_zero_and_its_critic_is_right(hindsight, walks):
     state, metrics = lived(hindsight, 10)
     found, ideal = judged(hindsight, state, walks[0]), hindsight.ideal
     assert (abs(found) < 0.05 * ideal.max()).all()
-    # Not because nothing was told: the noise is reconstructed, and what tells it tells nothing of the context.
+    # This is not because Z is empty: the noise is reconstructed, and Z is independent of the context.
     assert metrics["reconstruction"] < 0.03 * ideal.max()
     assert abs(metrics["information"]) < 0.1
-    # Nor because the critic sees nothing: one that has only to learn what this one had to follow finds no more.
-    assert abs(metrics["information"] - told(hindsight, state)) < 0.05
+    # Nor is it because the critic is blind: a new critic, which only has to learn a fixed model, finds no more.
+    assert abs(metrics["information"] - information_by_a_new_critic(hindsight, state)) < 0.05
 
 
-def test_a_critic_that_does_not_learn_is_found_out(hindsight):
+def test_a_new_critic_exposes_one_that_did_not_learn(hindsight):
     state, metrics = lived(hindsight, 3, critic_rate=0.0)
     assert abs(metrics["information"]) < 0.1 and metrics["reconstruction"] < 0.1 * hindsight.ideal.max()
-    assert told(hindsight, state) > metrics["information"] + 0.5
+    assert information_by_a_new_critic(hindsight, state) > metrics["information"] + 0.5

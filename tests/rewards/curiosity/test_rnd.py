@@ -1,5 +1,5 @@
-"""Random network distillation against numpy: whitening, the running return of each environment, what is trained on
-what."""
+"""Random network distillation against numpy: whitening, the running return of each environment, what each step learns
+from."""
 
 from functools import partial
 
@@ -26,7 +26,7 @@ make = partial(rnd, data=DATA, network_config=SMALL, embedding_size=4, predictor
 
 @pytest.fixture(scope="module")
 def run():
-    """A transform whose predictor learns nothing, its trajectories, and the state after each."""
+    """A transform whose predictor learns nothing, trajectories, and the state before them and after each."""
     transform = make(SPEC, updates=0, discount=0.9)
     update = jit(transform.update)
     trajectories = [random_trajectory(SPEC, seed, 5, 4) for seed in range(3)]
@@ -42,7 +42,7 @@ def embedded(params, inputs, hidden):
 
 
 def reference(trajectories, states, discount=0.9):
-    """Unscaled rewards of every trajectory, from the moments of all that was seen up to it."""
+    """Unscaled rewards of every trajectory, from the moments of everything seen up to its end."""
     seen, raw = [], []
     for trajectory, state in zip(trajectories, states[1:], strict=True):
         x = np.asarray(trajectory.next_observation, np.float64)
@@ -57,7 +57,7 @@ def reference(trajectories, states, discount=0.9):
 def test_the_reward_is_the_error_over_the_deviation_of_the_return_along_time(run):
     transform, trajectories, states = run
     raw = reference(trajectories, states)
-    # Along time, one sum per environment, over the unrolls without a break; episodes end in between.
+    # One sum per environment along time, across unrolls and the ends of episodes.
     running, returns = np.zeros(4), []
     for row in np.concatenate(raw):
         running = 0.9 * running + row
@@ -66,7 +66,7 @@ def test_the_reward_is_the_error_over_the_deviation_of_the_return_along_time(run
     found = np.asarray(transform.apply(states[-1], trajectories[-1])[0].rewards["curiosity"])
     np.testing.assert_allclose(found, raw[-1] / np.std(returns), rtol=2e-3)
     np.testing.assert_allclose(states[-1].running, running, rtol=1e-3)
-    # Across environments, or from zero at every unroll, it would be another number.
+    # Sums across environments, or sums that restart with every unroll, have another standard deviation.
     across, sums = [], 0.0
     for reward in np.concatenate(raw).ravel():
         sums = 0.9 * sums + reward
@@ -82,7 +82,7 @@ def test_the_reward_is_the_error_over_the_deviation_of_the_return_along_time(run
 
 
 def test_observations_are_clipped(run):
-    # An entry that never changed is at most 5 when it does.
+    # An entry that was constant so far is clipped to 5 when it changes.
     transform, trajectories, states = run
     trajectory = trajectories[0]
     still = trajectory.next_observation.at[..., 0].set(7.0)
@@ -107,7 +107,7 @@ def test_the_contract(spec):
     assert len(state.observations) == 1
 
 
-def test_the_predictor_learns_and_scores_as_it_was_before(run):
+def test_the_predictor_learns_and_rewards_are_computed_with_the_one_before_the_update(run):
     _, trajectories, states = run
     transform = make(SPEC, updates=400, learning_rate=3e-3)
     update = jit(transform.update)
@@ -119,8 +119,8 @@ def test_the_predictor_learns_and_scores_as_it_was_before(run):
     assert errors[1] < 0.2 * errors[0]
 
 
-def test_every_step_of_the_optimiser_takes_a_part_of_the_steps(run):
-    # One optimiser step on one of four parts: five of the twenty steps move the predictor, each of them alone too.
+def test_an_optimiser_step_learns_from_its_minibatch(run):
+    # One optimiser step on one of four minibatches: five of the twenty steps change the predictor, each on its own.
     _, trajectories, states = run
     update = jit(make(SPEC, updates=1).update)
     moved = []
@@ -135,7 +135,7 @@ def test_every_step_of_the_optimiser_takes_a_part_of_the_steps(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"parts": 21}, "rnd: parts=21: expected from 1 to the 20 steps"),
+        ({"minibatches": 21}, "rnd: minibatches=21: expected from 1 to the 20 steps"),
         ({"embedding_size": 0}, "embedding_size=0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Language feedback: rewards and counts by hand, the table against a dictionary, what the networks learn and when."""
+"""Language feedback: rewards and counts by hand, the table against a dictionary, what the networks learn, and when."""
 
 from collections import OrderedDict
 from functools import partial
@@ -22,7 +22,7 @@ SILENT = EnvironmentSpec(spaces.Discrete(2), spaces.Discrete(2))
 SHAPE = {"embedding_size": 8, "channels": 16, "kernels": (5,), "pools": (3,), "hidden": (8,)}
 GOOD = ("got red key", "got blue key", "got green key", "got grey key", "met red key", "met blue key")
 BAD = ("red door shut", "blue door shut", "green door shut", "grey door shut", "red wall hit", "blue wall hit")
-# Never labelled: another colour.
+# Messages about another colour, which never get a label.
 UNSEEN_GOOD, UNSEEN_BAD = "got pink key", "pink door shut"
 
 
@@ -32,7 +32,7 @@ def encoded(*texts):
 
 
 def trajectory_of(texts, starts=None, mask=None):
-    """A trajectory ``[T, B]`` that says ``texts``, rows of words of equal number."""
+    """A trajectory ``[T, B]`` with the messages ``texts``, rows of equal length."""
     messages = np.stack([encoded(*row) for row in texts])
     shape = messages.shape[:2]
     nothing, zeros = jnp.zeros(shape, bool), jnp.zeros(shape)
@@ -43,7 +43,7 @@ def trajectory_of(texts, starts=None, mask=None):
 
 
 def annotations(labels, room=4):
-    """``Annotations`` with room for ``room``, of a dictionary from words, or pairs of them, to labels."""
+    """``Annotations`` with ``room`` places from a dictionary of messages, or pairs of messages, to labels."""
     questions = [(key,) if isinstance(key, str) else key for key in labels]
     size = len(questions[0]) if questions else 1
     messages, values = np.zeros((room, size, LENGTH), np.uint8), np.zeros(room, np.float32)
@@ -57,7 +57,7 @@ def rewards(apply, state, trajectory):
 
 
 def started(transform):
-    """A state as ``init`` makes it but for the network, which is drawn here: nothing is compiled for it."""
+    """A state like the one from ``init`` with a network that is drawn here, so that nothing is compiled for it."""
     generator = np.random.default_rng(2)
     shapes = jax.eval_shape(transform.init, KEY)
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
@@ -78,18 +78,18 @@ def test_rewards_and_counts_by_hand():
     first = said("a", "a", "", "b", starts=[1, 0, 0, 0])
     state, _ = update(started(transform), first, KEY, annotations=annotations({"a": 1.0, "b": 0.5, "never": 1.0}))
     np.testing.assert_allclose(rewards(apply, state, first)[:, 0], [1, 1 / 8, 0, 0.5])
-    # The episode goes on with a third a and a second b; another one starts, where both are new. c has no label.
+    # The episode continues with a third a and a second b; in the next one both are new. c has no label.
     second = said("a", "b", "a", "c", starts=[0, 0, 1, 0])
     state, metrics = update(state, second, KEY, annotations=annotations({}))
     np.testing.assert_allclose(rewards(apply, state, second)[:, 0], [1 / 27, 0.5 / 8, 1, 0])
     assert metrics["labels"] == 3
-    # The label of c comes a rollout later, and its second time counts.
+    # The label of c comes one rollout later, and c is said for the second time.
     third = said("c", "a", "", "", starts=[0, 0, 0, 0])
     state, _ = update(state, third, KEY, annotations=annotations({"c": 1.0}))
     np.testing.assert_allclose(rewards(apply, state, third)[:, 0], [1 / 8, 1 / 8, 0, 0])
 
 
-def test_an_undone_update_keeps_what_was_said_and_not_what_was_learned():
+def test_an_undone_update_keeps_the_counts_and_restores_the_model():
     transform = language_feedback(SPEC, data=DataSpec("unroll", 2, 1))
     update = jit(transform.update)
     words = trajectory_of([["a"], ["b"]], [[1], [0]])
@@ -97,13 +97,13 @@ def test_an_undone_update_keeps_what_was_said_and_not_what_was_learned():
     new, _ = update(old, words, KEY, annotations=annotations({"b": 1.0}))
     left = undone(transform, old, new)
     assert_same((left.counts, left.entering, left.model), (new.counts, new.entering, old.model))
-    # The labels come again, and the next unroll goes on with the episode that started in the undone one.
+    # The labels are delivered again, and the next unroll continues the episode that started in the undone one.
     state, _ = update(left, trajectory_of([["b"], ["b"]]), KEY, annotations=annotations({"b": 1.0}))
     found = rewards(transform.apply, state, trajectory_of([["b"], ["b"]]))
     np.testing.assert_allclose(found[:, 0], [1 / 8, 1 / 27])
 
 
-def test_environments_count_for_themselves_and_padding_does_not_count():
+def test_each_environment_has_counts_of_its_own_and_padding_does_not_count():
     data = DataSpec("episodes", 3, 2)
     transform = language_feedback(SPEC, data=data, channel="told", beta=1.0)
     words = [["a", "a"], ["a", "b"], ["a", "a"]]
@@ -112,7 +112,7 @@ def test_environments_count_for_themselves_and_padding_does_not_count():
     for _ in range(2):
         state, _ = update(state, trajectory, KEY, annotations=annotations({"a": 1.0}))
     relabelled, metrics = jit(transform.apply)(state, trajectory)
-    # Whole episodes begin anew, whatever the last ones said.
+    # Counts of whole episodes begin at 0, whatever the episodes before said.
     np.testing.assert_allclose(relabelled.rewards["told"], [[1, 1], [0.5, 0], [0, 0.5]])
     assert_same(relabelled.rewards["env"], trajectory.rewards["env"])
     np.testing.assert_allclose(metrics["messages"], 1.0)
@@ -130,7 +130,7 @@ def test_the_table_is_a_dictionary_of_the_last_labels():
         chosen = generator.choice(12, generator.integers(0, 5), replace=False)
         labels = {names[index]: float(generator.integers(0, 3)) / 2 for index in chosen}
         state, _ = update(state, everything, KEY, annotations=annotations(labels))
-        # A new label of a known message stays where it was.
+        # A new label of a known message keeps its place.
         for name, label in labels.items():
             expected[name] = label
             if len(expected) > 5:
@@ -141,7 +141,7 @@ def test_the_table_is_a_dictionary_of_the_last_labels():
 
 
 def labelled(model):
-    """Questions about all but the unseen messages with their labels."""
+    """Questions about all messages except the unseen ones, with their labels."""
     if model == "classification":
         return {text: float(text in GOOD) for text in GOOD + BAD}
     generator = np.random.default_rng(0)
@@ -154,8 +154,8 @@ EVERYTHING = trajectory_of([[*GOOD, UNSEEN_GOOD, *BAD, UNSEEN_BAD, ""]], [[True]
 
 @pytest.fixture(scope="module", params=["classification", "ranking"])
 def learned(request):
-    """What a network paid before and after it was taught in two parts, its outputs for all that it saw since the first
-    label, the last metrics, and how often its programs were traced."""
+    """The rewards of a network before and after it learned in two parts, its outputs for everything seen since the
+    first label, the last metrics, and how often its programs were traced."""
     model = request.param
     settings = {"capacity": 32, "updates": 60, "batch_size": 32, "learning_rate": 3e-3, **SHAPE}
     transform = language_feedback(SPEC, data=DataSpec("unroll", 1, 15), model=model, **settings)
@@ -187,7 +187,7 @@ def test_a_network_learns_the_labels_and_generalises(learned):
     assert not before.any(), "without labels nothing is paid"
     labels = np.asarray(list(labelled(model).values()))
     assert metrics["labels"] == len(labels)
-    # Who knows all loses log 2 for a tie.
+    # The least possible loss of a tie is log 2.
     assert metrics["loss"] < np.mean(labels == 0.5) * np.log(2) + 0.2
     good, bad = paid[: len(GOOD) + 1], paid[len(GOOD) + 1 : -1]
     assert paid[-1] == 0
@@ -208,11 +208,11 @@ def test_ranking_is_normalised_by_what_was_seen(learned):
         np.testing.assert_array_equal(paid[:-1], seen[-1] > 0)
 
 
-def test_nothing_is_compiled_for_labels_that_come_or_do_not(learned):
+def test_nothing_is_compiled_again_whether_labels_come_or_not(learned):
     assert learned[-1] == {"update": 1, "apply": 1}
 
 
-def test_gradient_steps_follow_the_labels_while_they_are_few_and_the_newest_replace_the_oldest():
+def test_few_labels_are_learned_when_they_come_and_the_newest_replace_the_oldest():
     settings = {"capacity": 5, "updates": 3, "small": 4, "batch_size": 2, **SHAPE}
     transform = language_feedback(SPEC, data=DataSpec("unroll", 1, 1), model="classification", **settings)
     update, state, taken = jit(transform.update), started(transform), []
@@ -226,14 +226,14 @@ def test_gradient_steps_follow_the_labels_while_they_are_few_and_the_newest_repl
     assert (int(state.model.cursor), int(state.model.size)) == (2, 5)
 
 
-def test_in_a_chain_labels_reach_it_and_none_are_needed():
+def test_labels_reach_a_transform_in_a_chain_and_are_not_required():
     alone = language_feedback(SPEC, data=DataSpec("unroll", 1, 1))
     made = chain(language=alone)
     state, trajectory = {"language": started(alone)}, trajectory_of([["a"]])
     update, apply = jit(made.update), jit(made.apply)
     told, metrics = update(state, trajectory, KEY, policy_params=None, annotations=annotations({"a": 1.0}))
     assert metrics["language/labels"] == 1 and rewards(apply, told, trajectory) == 1
-    # Without an annotator nobody ever says anything.
+    # Without an annotator there are no annotations at all.
     state, _ = update(state, trajectory, KEY, policy_params=None)
     assert rewards(apply, state, trajectory) == 0
 

@@ -1,4 +1,4 @@
-"""Implicit process rewards: the identities of the papers by enumeration, what training does, and every switch."""
+"""Implicit process rewards: the papers' identities by enumeration, the effect of training, and every option."""
 
 import itertools
 from functools import partial
@@ -15,6 +15,7 @@ from agents.credit import Credit, Entry
 from agents.estimators import group_outcome
 from agents.networks import Head, NetworkConfig, network
 from agents.policy_gradient import policy_gradient
+from agents.state import without_aliases
 from envs.base import EnvironmentSpec, Transition
 from envs.native.probes import ChainRecall
 from envs.rollout import episodes
@@ -22,23 +23,23 @@ from experiments.evaluators.base import acting_policy
 from rewards.process.implicit_prm import LOSSES, Rollouts, _take_groups, _take_kept_groups, implicit_prm
 
 KEY = jax.random.key(0)
-# These programs run for milliseconds; what costs is to compile them.
+# These programs run for milliseconds; compiling them takes the time.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 BETA = 0.3
 FEED_FORWARD, RECURRENT = NetworkConfig(hidden=(4,)), NetworkConfig(hidden=(), recurrent_size=3)
 
-# --- a small environment with chance, and all its trajectories ----------------------------------------------
+# --- a small random environment and all its trajectories -----------------------------------------------
 
 NUM_STATES, NUM_ACTIONS, LENGTH, END = 3, 2, 3, 2
 ENVIRONMENT = EnvironmentSpec(spaces.Box(0, 1, (NUM_STATES,), np.float32), spaces.Discrete(NUM_ACTIONS), LENGTH)
 _RNG = np.random.default_rng(0)
 BEHAVIOUR = _RNG.normal(size=(NUM_STATES, NUM_ACTIONS))
-# Where the action leads from states 0 and 1, by chance; state 2 is the end.
+# Probabilities of the next state by state (0 or 1) and action; state 2 ends the episode.
 CHANCE = _RNG.dirichlet(np.ones(NUM_STATES), (2, NUM_ACTIONS))
 
 
 class Path(NamedTuple):
-    """States and actions of a trajectory, and the probability of what chance did in it."""
+    """States and actions of a trajectory, and the product of its transition probabilities."""
 
     states: tuple[int, ...]
     actions: tuple[int, ...]
@@ -92,7 +93,7 @@ def to_trajectory(paths, logits=BEHAVIOUR, reward=None):
 
 
 def probabilities(paths, logits=BEHAVIOUR):
-    """Of every path under the policy of ``logits``."""
+    """The probability of every path under the policy of ``logits``."""
     log_policy = log_softmax(logits)
     return np.array(
         [p.chance * np.exp(sum(log_policy[s, a] for s, a in zip(p.states, p.actions, strict=True))) for p in paths]
@@ -109,7 +110,7 @@ def initial(transform):
 
 
 def drawn(transform, scale=0.7):
-    """A state whose parameters are drawn at random, far from where a model starts; nothing is compiled for it."""
+    """A state with random parameters, far from those a model starts with; nothing is compiled for it."""
     rng = np.random.default_rng(2)
     shapes = jax.eval_shape(transform.init, KEY)
     state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
@@ -122,7 +123,7 @@ def drawn(transform, scale=0.7):
 
 
 def disturbed(state, scale=0.7):
-    """The state with a model that is far from its start."""
+    """The state with a model that is far from its initial one."""
     leaves, structure = jax.tree.flatten(state.params)
     keys = jax.random.split(jax.random.key(7), len(leaves))
     noise = [scale * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
@@ -159,7 +160,7 @@ def scored_paths(request):
     return exact_rewards(transform, drawn(transform), PATHS), probabilities(PATHS)
 
 
-def test_the_paths_are_all_there_are():
+def test_the_paths_are_all_possible_ones():
     np.testing.assert_allclose(probabilities(PATHS).sum(), 1.0, atol=1e-12)
     assert len({(p.states, p.actions) for p in PATHS}) == len(PATHS) and len({len(p.actions) for p in PATHS}) == LENGTH
 
@@ -168,7 +169,7 @@ def test_the_exponentiated_score_has_mean_one(scored_paths):
     rewards, probability = scored_paths
     assert np.abs(rewards).max() > 0.05
     np.testing.assert_allclose(probability @ np.exp(rewards.sum(0) / BETA), 1.0, atol=1e-10)
-    # Jensen: raw scores are negative on average.
+    # By Jensen's inequality, raw scores are negative on average.
     assert probability @ rewards.sum(0) < 0
 
 
@@ -194,7 +195,7 @@ def test_with_a_frozen_reference_the_identity_holds_under_the_reference():
     transform = make(reference="frozen")
     state = drawn(transform)
     reference = np.asarray(model_outputs(state.reference, FEED_FORWARD), np.float64)
-    # Who recorded the rollouts does not matter to a frozen reference.
+    # A frozen reference does not depend on the policy that recorded the rollouts.
     rewards = exact_rewards(transform, state, PATHS)
     np.testing.assert_array_equal(rewards, exact_rewards(transform, state, PATHS, 0 * BEHAVIOUR))
     score = np.exp(rewards.sum(0) / BETA)
@@ -203,7 +204,7 @@ def test_with_a_frozen_reference_the_identity_holds_under_the_reference():
 
 
 def model_outputs(params, config, scale=0.01):
-    """What the model says of every state, ``[states, actions]``; feed-forward."""
+    """The outputs of a feed-forward model for every state, ``[states, actions]``."""
     net = network(ENVIRONMENT.observation_space, {"policy": Head(NUM_ACTIONS, scale=scale)}, config)
     return net.apply(params, jnp.eye(NUM_STATES)[None], (), None)[0]["policy"][0]
 
@@ -225,7 +226,7 @@ def test_step_rewards_are_their_formula_and_have_the_known_mean(form):
         expected = [table[s, a] for s, a in zip(path.states, path.actions, strict=True)]
         np.testing.assert_allclose(rewards[: len(expected), b], expected, atol=1e-6)
         assert not rewards[len(expected) :, b].any()
-    # E_{a ~ pi_old}[r] is -beta KL(pi_old || pi_phi), and 0 for the centred form; here to the last digit.
+    # E_{a ~ pi_old}[r] is -beta KL(pi_old || pi_phi), and 0 for the centred form, up to rounding in float64.
     steps = [Path((s,), (a,), 1.0) for s, a in itertools.product(range(2), range(NUM_ACTIONS))]
     by_step = exact_rewards(transform, state, steps)[0].reshape(2, NUM_ACTIONS)
     mean = np.sum(np.exp(old[:2]) * by_step, -1)
@@ -245,7 +246,7 @@ def test_step_rewards_are_their_formula_and_have_the_known_mean(form):
 
 @pytest.mark.parametrize("form", ["residual", "centred"])
 @pytest.mark.parametrize("config", [FEED_FORWARD, RECURRENT], ids=["feed-forward", "recurrent"])
-def test_a_residual_starts_at_exactly_nothing(form, config):
+def test_the_rewards_of_a_residual_start_at_exactly_zero(form, config):
     transform = make(form=form, network_config=config, tolerance=0.0)
     relabelled, metrics = jit(transform.apply)(initial(transform), to_trajectory(PATHS))
     assert not relabelled.rewards["implicit_prm"].any() and metrics["reward_max"] == 0
@@ -254,7 +255,7 @@ def test_a_residual_starts_at_exactly_nothing(form, config):
 @pytest.mark.parametrize(
     ("reference", "config"), [("rolling", FEED_FORWARD), ("rolling", RECURRENT), ("frozen", FEED_FORWARD)]
 )
-def test_a_model_that_is_the_policy_starts_at_exactly_nothing(reference, config):
+def test_the_rewards_of_a_model_that_starts_as_the_policy_start_at_exactly_zero(reference, config):
     probe, data = ChainRecall(length=3), DataSpec("episodes", 3, 8, 4)
     agent = policy_gradient(
         probe.spec, credit=Credit({"env": Entry("env", group_outcome())}), data=data, network_config=config
@@ -270,11 +271,11 @@ def test_a_model_that_is_the_policy_starts_at_exactly_nothing(reference, config)
         return transform.apply(state, trajectory)[0].rewards["implicit_prm"]
 
     assert not score(KEY, state).any()
-    # It is not zero because nothing is computed.
+    # The zeros are computed: another model has other rewards.
     assert np.abs(score(KEY, disturbed(state))).max() > 1e-3
 
 
-def test_the_model_copies_the_policys_parameters():
+def test_the_model_starts_with_the_policys_parameters():
     transform = make(reference="frozen", score="before")
     policy = jax.tree.map(lambda x: x + 1.0, initial(transform).params) | {"head_env": {"kernel": jnp.ones((4, 1))}}
     state = transform.init(KEY, policy_params=policy)
@@ -282,9 +283,11 @@ def test_the_model_copies_the_policys_parameters():
         assert set(copy) == {"dense_0", "head_policy"}
         for name in copy:
             jax.tree.map(np.testing.assert_array_equal, copy[name], policy[name])
-    buffers = [x.unsafe_buffer_pointer() for tree in (policy, *state[:3]) for x in jax.tree.leaves(tree)]
+    # A learner that donates the whole state makes the copies.
+    learned = without_aliases((policy, *state[:3]))
+    buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(learned)]
     assert len(set(buffers)) == len(buffers)
-    # A residual is no policy: it does not start from one.
+    # A residual is not a policy and does not start from the policy's parameters.
     residual = make(form="residual")
     assert not residual.init(KEY, policy_params=policy).params["head_policy"]["kernel"].any()
 
@@ -301,7 +304,7 @@ SEQUENCES = np.array([x for i in range(0, 8, 2) for x in (*_POSITIVE[i : i + 2],
 
 
 def planted_trajectory():
-    """Rollouts of a uniform policy; the outcome is 1 where the second action was 1, and the observation is the time."""
+    """Rollouts of a uniform policy; the outcome is 1 where the second action is 1, and the observation is the time."""
     shape = SEQUENCES.shape
     ends = np.broadcast_to(np.arange(STEPS)[:, None] == STEPS - 1, shape)
     observation = np.broadcast_to(np.eye(STEPS, dtype=np.float32)[:, None], (*shape, STEPS))
@@ -323,7 +326,7 @@ TRAINED = {
 
 
 @pytest.mark.parametrize("arguments", TRAINED.values(), ids=TRAINED)
-def test_outcomes_alone_put_the_reward_on_the_decisive_step(arguments):
+def test_outcome_labels_alone_put_the_reward_on_the_decisive_step(arguments):
     data = DataSpec("episodes", STEPS, 16, 4)
     arguments = {"network_config": NetworkConfig(hidden=()), "beta": 1.0, "learning_rate": 0.05} | arguments
     transform, trajectory = implicit_prm(PLANTED, data=data, **arguments), planted_trajectory()
@@ -345,12 +348,12 @@ def test_outcomes_alone_put_the_reward_on_the_decisive_step(arguments):
     assert rewards.sum(0)[positive].min() > 0 > rewards.sum(0)[~positive].max()
     assert metrics["loss"][-1] < metrics["loss"][0] and metrics["accuracy"][-1] == 1.0
     if arguments.get("loss") == "squared_error":
-        # A centred score can be the centred outcome, +-1/2, exactly.
+        # A centred score can equal the centred outcome, +-1/2, exactly.
         assert metrics["loss"][-1] < 1e-3
         np.testing.assert_allclose(rewards.sum(0), positive - 0.5, atol=0.05)
 
 
-# Four rollouts in two groups: a mixed one and one without a negative.
+# Four rollouts in two groups: a mixed group, and a group without a negative rollout.
 FOUR = [
     Path((0, 1), (0, 1), 1.0),
     Path((0,), (1,), 1.0),
@@ -382,12 +385,12 @@ def test_the_loss_is_its_formula(four, loss, reduction):
     after, metrics = jit(transform.update)(state, four, KEY)
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
     assert metrics["mixed_groups"] == 0.5 and metrics["accuracy"] == float(score[0] > score[1])
-    # One step downhill.
+    # One optimiser step lowers the loss.
     assert jit(transform.update)(after, four, KEY)[1]["loss"] < metrics["loss"]
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_group_that_a_filter_masked_is_as_if_it_were_not_there(four, loss):
+def test_a_masked_group_has_no_effect(four, loss):
     transform = make(loss=loss, outcome_threshold=1.0)
     state, update = drawn(transform), jit(transform.update)
     masked = four._replace(mask=four.mask.at[:, 2:].set(0.0))
@@ -422,7 +425,7 @@ def test_without_a_pair_nothing_is_learned_or_measured(four):
     assert after.seen == 1
 
 
-def test_no_updates_leave_the_model_alone(four):
+def test_without_updates_the_model_does_not_change(four):
     transform = make(updates=0, outcome_threshold=1.0)
     state = drawn(transform)
     after, _ = jit(transform.update)(state, four, KEY)
@@ -430,25 +433,25 @@ def test_no_updates_leave_the_model_alone(four):
     assert after.seen == 1
 
 
-def test_updating_relabels_nothing_and_applying_learns_nothing(four):
+def test_update_relabels_nothing_and_apply_learns_nothing(four):
     transform = make(outcome_threshold=1.0)
     state = drawn(transform)
     relabelled, _ = transform.apply(state, four)
     np.testing.assert_array_equal(relabelled.rewards["env"], four.rewards["env"])
     assert set(relabelled.rewards) == {"env", "implicit_prm"} and set(four.rewards) == {"env"}
-    # Relabelled twice is relabelled once.
+    # Applying it to its own result changes nothing.
     again, _ = transform.apply(state, relabelled)
     np.testing.assert_array_equal(again.rewards["implicit_prm"], relabelled.rewards["implicit_prm"])
 
 
-# --- switches ------------------------------------------------------------------------------------------
+# --- options -------------------------------------------------------------------------------------------
 
 
 def score_with(transform, state, trajectory):
     return np.asarray(jit(transform.apply)(state, trajectory)[0].rewards["implicit_prm"])
 
 
-def test_score_before_is_that_of_the_model_before_its_update(four):
+def test_score_before_uses_the_model_before_its_update(four):
     before, after = make(score="before", outcome_threshold=1.0), make(score="after", outcome_threshold=1.0)
     state = drawn(before)
     plain = state._replace(scoring=())
@@ -456,11 +459,11 @@ def test_score_before_is_that_of_the_model_before_its_update(four):
     jax.tree.map(np.testing.assert_array_equal, fresh.params, fresh_after.params)
     np.testing.assert_array_equal(score_with(before, fresh, four), score_with(after, plain, four))
     assert np.abs(score_with(before, fresh, four) - score_with(after, fresh_after, four)).max() > 1e-5
-    # At the very start it scores with the initial model.
+    # Before the first update it uses the initial model.
     np.testing.assert_array_equal(score_with(before, initial(before), four), score_with(after, initial(after), four))
 
 
-def test_scale_max_divides_by_the_largest_of_the_batch(four):
+def test_scale_max_divides_by_the_largest_reward_of_the_batch(four):
     plain, scaled = make(), make(scale="max")
     state = drawn(plain)
     rewards = score_with(plain, state, four)
@@ -471,7 +474,7 @@ def test_scale_max_divides_by_the_largest_of_the_batch(four):
     np.testing.assert_allclose(
         metrics["reward_mean"], rewards.sum() / four.mask.sum() / np.abs(rewards).max(), rtol=1e-4
     )
-    # Nothing divided by nothing is nothing.
+    # Zeros stay zeros.
     flat = make(scale="max", form="residual")
     assert not score_with(flat, initial(flat), four).any()
 
@@ -484,7 +487,7 @@ def test_scale_return_divides_by_the_largest_return_to_go(four):
     np.testing.assert_allclose(result.rewards["implicit_prm"], rewards / np.abs(to_go).max(), rtol=1e-4)
 
 
-def test_rounding_noise_is_set_to_zero_by_the_tolerance(four):
+def test_rewards_within_the_tolerance_are_set_to_zero(four):
     state = drawn(make(form="residual"), 1e-2)
     largest = np.abs(score_with(make(form="residual", tolerance=0.0), state, four)).max() / BETA
     assert 0 < largest < 1e-2
@@ -493,7 +496,7 @@ def test_rounding_noise_is_set_to_zero_by_the_tolerance(four):
         assert rewards.any() != zero
 
 
-def test_a_nan_is_not_taken_for_noise(four):
+def test_a_nan_is_not_set_to_zero(four):
     transform = make()
     broken = four._replace(extras=four.extras | {"log_prob": four.extras["log_prob"].at[0, 0].set(jnp.nan)})
     assert np.isnan(score_with(transform, drawn(transform), broken)).any()
@@ -505,7 +508,7 @@ def test_a_nan_is_not_taken_for_noise(four):
         ({"calibrated": True}, 0.2, 0.0),
         ({"calibrated": True}, 0.75, 0.5),
         ({"calibrated": True}, 1.0, 1.0),
-        # Outcomes 2, 0.5, 1.5, 3 against 1: three of four succeed.
+        # Returns 2, 0.5, 1.5, 3 with the threshold 1: three of four rollouts are positive.
         ({"fading": 2.0}, 0.9, 1 / 16),
         ({"fading": 1.0, "calibrated": True}, 0.75, 1 / 8),
     ],
@@ -593,7 +596,7 @@ def test_the_replay_keeps_the_latest_iterations(four):
         state, _ = update(
             state, four._replace(extras=four.extras | {"log_prob": jnp.full((3, 4), -1.0 - iteration)}), KEY
         )
-    # Iterations 0, 1, 2 in slots 0, 1, 0.
+    # Iterations 0, 1, 2 are in slots 0, 1, 0.
     np.testing.assert_array_equal(state.replay.log_prob[:, 0, 0], [-3.0, -2.0])
     np.testing.assert_array_equal(state.replay.outcome, [[1, 0, 1, 1]] * 2)
     np.testing.assert_array_equal(state.replay.mask[1], four.mask)
@@ -602,8 +605,8 @@ def test_the_replay_keeps_the_latest_iterations(four):
 
 
 def test_the_replay_draws_from_what_it_holds(four):
-    # Both groups of both iterations are the same: whatever is drawn, a step is that without replay. An empty slot
-    # would not be: its rollouts have no steps and a label of 0.
+    # Both groups of both iterations are equal, so that every draw gives the step without replay. A draw from an empty
+    # slot would not: its rollouts have no steps and a label of 0.
     double = jax.tree.map(lambda x: jnp.concatenate([x[:, :2], x[:, :2]], axis=1), four)
     arguments = {"loss": "cross_entropy", "outcome_threshold": 1.0, "updates": 3}
     with_replay, without = make(replay=8, **arguments), make(**arguments)
@@ -618,7 +621,7 @@ def test_the_replay_draws_from_what_it_holds(four):
 
 @pytest.mark.parametrize("replay", [0, 1])
 def test_a_part_of_the_groups_is_drawn_whole(four, replay):
-    # One of two groups per step: the second has no pair, so that a step either learns from the first or not at all.
+    # Each step draws one of two groups. The second has no pair, so that a step learns from the first or not at all.
     transform = make(groups_per_update=1, replay=replay, outcome_threshold=1.0)
     state, update = drawn(transform), jit(transform.update)
     losses = np.array([update(state, four, jax.random.key(seed))[1]["loss"] for seed in range(12)])
@@ -629,7 +632,7 @@ def test_a_part_of_the_groups_is_drawn_whole(four, replay):
     assert 0 < first.sum() < 12
 
 
-# --- kinds of action -----------------------------------------------------------------------------------
+# --- action spaces -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -642,7 +645,7 @@ def test_a_part_of_the_groups_is_drawn_whole(four, replay):
     ],
     ids=["policy box", "residual box", "residual multi-discrete", "policy dict"],
 )
-def test_other_actions_are_scored_and_replayed(form, space):
+def test_other_action_spaces_are_scored_and_replayed(form, space):
     spec, data = EnvironmentSpec(ENVIRONMENT.observation_space, space, LENGTH), DataSpec("episodes", LENGTH, 4, 2)
     transform = implicit_prm(spec, data=data, network_config=FEED_FORWARD, form=form, replay=2)
     agent = policy_gradient(

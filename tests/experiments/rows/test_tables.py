@@ -103,12 +103,15 @@ def test_of_two_records_of_a_comparison_the_newer_is_shown(tmp_path):
 
 def test_of_two_measurements_of_a_device_the_newer_is_shown_and_an_early_end_is_told(tmp_path):
     machine = {"device": "cpu", "device_count": 1, "cores": 2, "versions": {"jax": "1"}}
-    figures = {"compile_seconds": 3.25, "peak_bytes": 2**30, "memory_of": "process"}
+    figures = {"compile_seconds": 3.25, "first_chunk_seconds": 5.0, "peak_bytes": 2**30, "memory_of": "process"}
     measured = [
         ("2026-02", {"seeds": 10, "ended": "finished", "steps_per_second": 20000.0} | figures),
         ("2026-01", {"seeds": 10, "ended": "finished", "steps_per_second": 1.0} | figures),
         ("2026-01", {"seeds": 100, "ended": "stopped after 60 s"}),
+        ("2026-01", {"seeds": 200, "ended": "finished", "steps_per_second": 5.0} | figures),
     ]
+    # As rows were before the compiler's own time was told.
+    del measured[-1][1]["first_chunk_seconds"]
     path = tmp_path / "devices.jsonl"
     records = [
         {"case": "devices", "machine": machine | {"started": started}, "measurement": {"name": "n"} | found}
@@ -119,6 +122,7 @@ def test_of_two_measurements_of_a_device_the_newer_is_shown_and_an_early_end_is_
     assert devices_table(path).splitlines()[2:] == [
         "| `n` | 1 × cpu, 2 cores | 1 | 10 | 2e+04 | 3.2 | 1,024 of the process |",
         "| `n` | 1 × cpu, 2 cores | 1 | 100 | stopped after 60 s |  |  |",
+        "| `n` | 1 × cpu, 2 cores | 1 | 200 | 5 |  | 1,024 of the process |",
     ]
 
 

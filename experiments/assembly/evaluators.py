@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 from agents.base import Agent
 from experiments.assembly.build import EnvironmentSource, build_parts, with_values, written_channel
 from experiments.assembly.factories import call
-from experiments.errors import unknown
+from experiments.errors import UserError, unknown
 from experiments.evaluators.base import Context, Episodes, Evaluator, HostEpisodes, PureEpisodes, metric_names
 from experiments.evaluators.catalogue import EVALUATORS
 
@@ -57,6 +58,13 @@ def build_evaluators(
 
 
 def _factory(kind: Any, where: str) -> Callable[..., Evaluator]:
+    """The factory of ``kind``: an entry of the catalogue, or imported from ``my_package.my_module:factory``."""
+    if isinstance(kind, str) and ":" in kind:
+        module, _, name = kind.partition(":")
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UserError(f"evaluator {kind!r} {where}: {error}; expected my_package.my_module:factory") from error
     if kind not in EVALUATORS:
         raise unknown("evaluator", kind, EVALUATORS, where)
     return EVALUATORS[kind]

@@ -16,6 +16,8 @@ from experiments.assembly.evaluators import evaluation_metrics
 from experiments.errors import UserError
 from experiments.evaluators.base import Context, Evaluator, episode_length, evaluate, metric_names
 from experiments.evaluators.episodes import episodes
+from experiments.training.drivers import drivers
+from tests.experiments import corridor
 
 STATE = SimpleNamespace(agent=SimpleNamespace(params=()))
 KEY = jax.random.key(0)
@@ -109,6 +111,50 @@ def test_every_evaluator_draws_from_a_key_of_its_own():
     drawing = Evaluator(lambda state, key: {"x": jax.random.uniform(key)}, ("x",))
     found = evaluate({"one": drawing, "two": drawing}, STATE, KEY)
     assert found["x"] != found["two/x"]
+
+
+def right_moves(context, *, cells):
+    """An evaluator of somebody else's: how probable the action 1 is in each of ``cells``."""
+    observation = jnp.stack([jnp.asarray(cells, jnp.float32), jnp.zeros(len(cells))], axis=-1)
+
+    def evaluate(state, key):
+        del key
+        carry = context.agent.initial_carry(len(cells))
+        chances = context.agent.action_probabilities(state.agent.params, carry, observation)[:, 1]
+        return {f"right_at_{cell}": chance for cell, chance in zip(cells, chances, strict=True)}
+
+    return Evaluator(evaluate, tuple(f"right_at_{cell}" for cell in cells))
+
+
+@pytest.mark.parametrize("kind", ["corridor", "corridor_host"])
+def test_an_evaluator_from_elsewhere_is_named_by_its_import_path(kind, monkeypatch):
+    corridor.register(monkeypatch)
+    config = corridor.with_critic()
+    config.environment.kind = kind
+    config.evaluators.right = {"kind": f"{__name__}:right_moves", "cells": (0, 1)}
+    [make] = drivers(config, build_environment(config), [corridor.members(3)])
+    driver = make()
+    found = driver.evaluate(driver.start())
+    driver.close()
+    assert set(found) == {"return", "length", "right_at_0", "right_at_1"}
+    # An untrained policy hardly prefers anything.
+    np.testing.assert_allclose(found["right_at_0"], [0.5], atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("episode", "unknown evaluator 'episode' in evaluators.x, did you mean 'episodes'"),
+        ("no_such_module:factory", "'no_such_module:factory' in evaluators.x.*no_such_module"),
+        (f"{__name__}:left_moves", "in evaluators.x.*left_moves"),
+        (f"{__name__}:right_moves", "section 'evaluators.x' lacks 'cells'"),
+    ],
+)
+def test_an_evaluator_that_is_not_there_is_one_line(kind, message):
+    config = registry.load("ppo_cartpole:native,smoke").config.copy_and_resolve_references().unlock()
+    config.evaluators.x = {"kind": kind}
+    with pytest.raises(UserError, match=message):
+        evaluation_metrics(config, build_environment(config))
 
 
 def test_an_evaluator_that_reports_something_else_than_it_says_is_refused():

@@ -18,6 +18,8 @@ from agents.returns import generalised_advantage, return_to_go
 from agents.statistics import from_groups, masked_mean, masked_std, to_groups, whiten
 from envs.base import Array, Trajectory
 from envs.choices import require_known
+from envs.kinds import Kind
+from envs.ranges import SHARE
 
 EPSILON = 1e-6
 BASELINES = ("mean", "leave_one_out", "none")
@@ -292,13 +294,14 @@ def anchor_group(discount: float = 0.95, scale: str = "none") -> Estimator:
     return Estimator(estimate, grouped=True)
 
 
-ESTIMATORS: dict[str, Callable[..., Estimator]] = {
-    "gae": gae,
-    "group_outcome": group_outcome,
-    "group_steps": group_steps,
-    "leave_one_out_return_to_go": leave_one_out_return_to_go,
-    "whitened_return": whitened_return,
-    "plain_return": plain_return,
-    "other_steps": other_steps,
-    "anchor_group": anchor_group,
+_DISCOUNT = {"discount": SHARE}
+ESTIMATORS: dict[str, Kind] = {
+    "gae": Kind(gae, _DISCOUNT | {"gae_lambda": SHARE}),
+    "group_outcome": Kind(group_outcome),
+    "group_steps": Kind(group_steps),
+    "leave_one_out_return_to_go": Kind(leave_one_out_return_to_go, _DISCOUNT),
+    "whitened_return": Kind(whitened_return, _DISCOUNT),
+    "plain_return": Kind(plain_return, _DISCOUNT),
+    "other_steps": Kind(other_steps),
+    "anchor_group": Kind(anchor_group, _DISCOUNT),
 }

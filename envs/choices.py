@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -16,16 +16,23 @@ def nearest(name: Any, known: Iterable[str], limit: int = 3) -> str:
     by_lower = {choice.lower(): choice for choice in reversed(choices)}
     close = difflib.get_close_matches(str(name).lower(), by_lower, n=limit, cutoff=0.6)
     close = close or difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.0)
-    if not close:
-        return ""
-    return f", did you mean {' or '.join(repr(by_lower[choice]) for choice in close)}?"
+    return suggested(by_lower[choice] for choice in close)
 
 
-def unknown(kind: str, name: Any, known: Iterable[str], where: str = "") -> str:
-    """The message for a ``name`` that is not in ``known``: the name, the nearest known names, and all known names."""
+def suggested(names: Iterable[str]) -> str:
+    """``", did you mean 'a' or 'b'?"``; an empty string where there is no name."""
+    quoted = " or ".join(map(repr, names))
+    return f", did you mean {quoted}?" if quoted else ""
+
+
+def unknown(kind: str, name: Any, known: Iterable[str], where: str = "", meant: Sequence[str] = ()) -> str:
+    """The message for a ``name`` that is not in ``known``: the name, the nearest known names, and all known names.
+
+    What is ``meant`` by another library's word for it is named in place of the nearest.
+    """
     choices = [str(choice) for choice in known]
     place = f" {where}" if where else ""
-    hint = nearest(name, choices)
+    hint = suggested(meant) or nearest(name, choices)
     listing = f"known: {', '.join(choices)}" if choices else "none is known"
     return f"unknown {kind} {name!r}{place}{hint or ':'} {'(' + listing + ')' if hint else listing}"
 

@@ -40,7 +40,7 @@ from experiments.training.stopping import StopRequested
 
 
 def load(name: str, overrides: Mapping[str, Any] | None = None) -> Loaded:
-    """The experiment ``NAME`` or ``NAME:variant,variant``.
+    """The experiment ``NAME`` or ``NAME:variant,variant``, or a variant as tables print it.
 
     Args:
       name: as in ``sagax run``.
@@ -49,11 +49,8 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Loaded:
     Raises:
       UserError: for an unknown experiment, variant or key, or a value of another type, with the nearest that fits.
     """
-    loaded = registry.load(name)
-    if not overrides:
-        return loaded
-    config = registry.apply_overrides(loaded.config, overrides)
-    return loaded._replace(config=config, variant=variant_name(loaded.variant, overrides, config))
+    loaded = registry.with_overrides(registry.load(name), overrides or {})
+    return loaded._replace(variant=variant_name(loaded.variant, loaded.overrides, loaded.config))
 
 
 def train(experiment: Loaded | str, folder: str | Path, *, seeds: int | None = None, first_seed: int = 0) -> list[Row]:

@@ -26,9 +26,12 @@ def unknown(kind: str, name: Any, known: Iterable[str], where: str = "") -> User
     return UserError(choices.unknown(kind, name, known, where))
 
 
-def unknown_argument(argument: str, options: Iterable[str]) -> UserError:
-    """The error for an argument of a command that has ``options``: its name alone, without the value after ``=``."""
-    return unknown("argument", argument.partition("=")[0], options)
+def unknown_argument(argument: str, options: Iterable[str], meant: Sequence[str] = ()) -> UserError:
+    """The error for an argument of a command that has ``options``: its name alone, without the value after ``=``.
+
+    ``meant`` is what another library's word for it stands for.
+    """
+    return UserError(choices.unknown("argument", argument.partition("=")[0], options, meant=meant))
 
 
 def reason(error: OSError) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from envs.choices import require_known
-from envs.native.tabular import Outcome, TabularModel, from_outcomes
+from envs.native.tabular import Outcome, TabularEnvironment, TabularModel, from_outcomes
 
 NO_OP, LEFT, RIGHT = range(3)
 NOISES = ("none", "always", "on_demand", "at_end")
@@ -73,6 +73,18 @@ def noisy_line(
     initial = np.zeros(length * 2**bits)
     initial[0] = 1.0
     return from_outcomes(outcomes, initial, horizon)
+
+
+def noisy_line_environment(
+    length: int = 5,
+    bits: int = 1,
+    *,
+    noise: str = "on_demand",
+    probability: float = 0.5,
+    observation: str = "index",
+) -> TabularEnvironment:
+    """The line as an environment, without a time limit; arguments as of ``noisy_line`` and ``TabularEnvironment``."""
+    return TabularEnvironment(noisy_line(length, bits, noise=noise, probability=probability), observation)
 
 
 def next_state_entropy(model: TabularModel) -> np.ndarray:

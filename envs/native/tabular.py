@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import EnvironmentSpec, TimeStep
+from envs.base import Environment, EnvironmentSpec, TimeStep
 from envs.choices import nearest, require_known
+from envs.wrappers import TimeLimit
 
 _SUM_TOLERANCE = 1e-6
 _OBSERVATIONS = ("index", "one_hot")
@@ -419,3 +420,24 @@ class TabularEnvironment:
     def observe(self, state: jax.Array) -> jax.Array:
         """The observation of ``state``."""
         return state if self.observation == "index" else jax.nn.one_hot(state, self.model.num_states, dtype=jnp.float32)
+
+
+def gridworld_environment(layout: str | tuple[str, ...], *, slip: float = 0.0) -> TabularEnvironment:
+    """``gridworld(layout, slip=slip)`` as an environment, without a time limit."""
+    return TabularEnvironment(gridworld(layout, slip=slip))
+
+
+def gymnasium_table(environment_id: str, *, time_limit: int | None = None, **parameters: Any) -> Environment:
+    """``from_gymnasium(environment_id, **parameters)`` as an environment, with gymnasium's time limit.
+
+    Args:
+      environment_id, parameters: see ``from_gymnasium``.
+      time_limit: another time limit; ``None`` keeps gymnasium's, which some environments have not.
+
+    Raises:
+      TypeError, ValueError: see ``from_gymnasium`` and ``TimeLimit``.
+    """
+    model = from_gymnasium(environment_id, **parameters)
+    limit = model.horizon if time_limit is None else time_limit
+    environment = TabularEnvironment(model)
+    return environment if limit is None else TimeLimit(environment, limit)

@@ -8,7 +8,8 @@ in place of the configuration's numbers, which is why no factory branches on a n
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,39 +21,25 @@ from ml_collections import ConfigDict
 from agents.actor_critic import policy_network
 from agents.base import Agent, DataSpec
 from agents.behaviour_cloning import Demonstrations, behaviour_cloning
+from agents.catalogue import FAMILIES, Family
 from agents.credit import Credit, Entry
-from agents.estimators import ESTIMATORS
-from agents.functionals import FUNCTIONALS, Functional
+from agents.estimators import ESTIMATORS, Estimator
+from agents.functionals import FUNCTIONALS, Functional, expectation
 from agents.networks import NetworkConfig
-from agents.policy_gradient import policy_gradient
-from agents.value_based import value_based
 from envs.base import Environment, EnvironmentSpec, VectorHost
-from envs.hosts.atari import atari_host
-from envs.hosts.envpool import EnvPoolHost, boxoban_host
-from envs.hosts.gymnasium import GymnasiumHost
-from envs.hosts.minigrid import MiniGridHost
-from envs.native.breakout import Breakout
-from envs.native.functional import make_functional
-from envs.native.maze import Maze
-from envs.native.noisy_line import noisy_line
-from envs.native.sokoban import Sokoban
-from envs.native.tabular import TabularEnvironment, from_gymnasium, gridworld
+from envs.catalogue import ENVIRONMENTS
 from envs.stock import StockAugmented, StockHost
 from envs.wrappers import TimeLimit, demonstrator
-from experiments.annotation.http import Http
-from experiments.annotation.service import AnnotationService, Annotator, Scripted
+from experiments.annotation.catalogue import ANNOTATORS
+from experiments.annotation.service import AnnotationService
 from experiments.assembly.factories import call
-from experiments.assembly.registry import LARGEST_INTEGER
+from experiments.assembly.kinds import resolve
+from experiments.assembly.overrides import LARGEST_INTEGER
+from experiments.assembly.sections import ANNOTATION_KEYS, is_host
 from experiments.errors import UserError, unknown
 from experiments.evaluators.stock_objectives import JUDGED, require_units_of_stock
 from rewards.base import RewardTransform, chain
-from rewards.curiosity.count_bonus import count_bonus
-from rewards.curiosity.icm import icm
-from rewards.curiosity.latent_prediction import byol_explore, byol_hindsight
-from rewards.curiosity.rnd import rnd
-from rewards.feedback.language_feedback import QUESTION_SIZES, language_feedback
-from rewards.process.implicit_prm import implicit_prm
-from rewards.shaping import transforms
+from rewards.catalogue import INTRINSIC_CREDIT, REWARDS, Kind, channels
 
 # Seeds of key streams that have nothing to do with training's. A run is evaluated in the first, which chooses its best
 # checkpoint; a finished checkpoint is judged in the last. Both fold in the member's seed, see ``training.keys``.
@@ -75,80 +62,6 @@ class Parts(NamedTuple):
     warm_start: Callable[..., Any] | None
 
 
-def _limited(environment: Environment, time_limit: int) -> Environment:
-    """``environment`` under the time limit of its section."""
-    if isinstance(time_limit, bool) or not isinstance(time_limit, int) or time_limit < 1:
-        raise ValueError(f"time_limit={time_limit!r}: expected an integer, at least 1")
-    return TimeLimit(environment, time_limit)
-
-
-def _sokoban(*, time_limit: int, **arguments) -> Environment:
-    return _limited(call(Sokoban, "environment", **arguments), time_limit)
-
-
-def _breakout(*, time_limit: int, **arguments) -> Environment:
-    return _limited(call(Breakout, "environment", **arguments), time_limit)
-
-
-def _gridworld(*, layout: str | tuple[str, ...], slip: float, time_limit: int) -> Environment:
-    return _limited(TabularEnvironment(gridworld(layout, slip=slip)), time_limit)
-
-
-def _maze(*, time_limit: int, **arguments) -> Environment:
-    return _limited(call(Maze, "environment", **arguments), time_limit)
-
-
-def _noisy_line(*, time_limit: int, observation: str = "index", **arguments) -> Environment:
-    return _limited(TabularEnvironment(call(noisy_line, "environment", **arguments), observation), time_limit)
-
-
-def _gymnasium_table(*, environment_id: str, time_limit: int | None = None, **parameters) -> Environment:
-    model = from_gymnasium(environment_id, **parameters)
-    limit = model.horizon if time_limit is None else time_limit
-    source = TabularEnvironment(model)
-    return source if limit is None else _limited(source, limit)
-
-
-PURE_ENVIRONMENTS: dict[str, Callable[..., Environment]] = {
-    "sokoban": _sokoban,
-    "breakout": _breakout,
-    "functional": make_functional,
-    "gridworld": _gridworld,
-    "gymnasium_table": _gymnasium_table,
-    "maze": _maze,
-    "noisy_line": _noisy_line,
-}
-HOST_ENVIRONMENTS: dict[str, Callable[..., VectorHost]] = {
-    "gymnasium": GymnasiumHost,
-    "envpool": EnvPoolHost,
-    "boxoban": boxoban_host,
-    "minigrid": MiniGridHost,
-    "atari": atari_host,
-}
-REWARDS: dict[str, Callable[..., RewardTransform]] = {
-    "implicit_prm": implicit_prm,
-    "count_bonus": count_bonus,
-    "rnd": rnd,
-    "icm": icm,
-    "byol_explore": byol_explore,
-    "byol_hindsight": byol_hindsight,
-    "language_feedback": language_feedback,
-    "scale": transforms.scale,
-    "clip": transforms.clip,
-    "normalise": transforms.normalise,
-    "group_filter": transforms.group_filter,
-}
-# These read their channel, which has to be there; the others write it.
-READERS = ("scale", "clip", "normalise", "group_filter")
-
-# Rewards that the agent makes for itself, and how one is credited where no entry of ``credit`` reads its channel: by a
-# critic that is not episodic, because what the next episode may still find is worth something at the end of this one.
-INTRINSIC = ("count_bonus", "rnd", "icm", "byol_explore", "byol_hindsight")
-INTRINSIC_CREDIT = {"estimator": "gae", "weight": 1.0, "discount": 0.99, "gae_lambda": 0.95, "episodic": False}
-
-ANNOTATORS: dict[str, Callable[..., Annotator]] = {"scripted": Scripted, "http": Http}
-
-
 def _plain(section: ConfigDict | Mapping) -> dict[str, Any]:
     return section.to_dict() if isinstance(section, ConfigDict) else dict(section)
 
@@ -167,27 +80,50 @@ def build_environment(config: ConfigDict) -> EnvironmentSource:
       UserError: for an unknown kind, or arguments that the environment refuses.
     """
     arguments = _plain(config.environment)
-    kind = arguments.pop("kind", None)
+    factory = resolve(arguments.pop("kind", None), ENVIRONMENTS, "environment kind").factory
     stock = arguments.pop("stock", None)
     if stock is not None:
         # One number in two places would be two numbers one day: the stock grows by the agent's discount.
         stock = dict(stock) | {"discount": config.agent.discount}
-    if kind in PURE_ENVIRONMENTS:
-        environment = call(PURE_ENVIRONMENTS[kind], "environment", **arguments)
+    if not is_host(factory):
+        environment = _pure_environment(factory, arguments)
         if stock is not None:
             environment = call(StockAugmented, "environment.stock", environment, **stock)
         return EnvironmentSource(environment.spec, environment, None)
-    if kind not in HOST_ENVIRONMENTS:
-        raise unknown("environment kind", kind, [*PURE_ENVIRONMENTS, *HOST_ENVIRONMENTS])
 
     def make(num_envs: int) -> VectorHost:
-        host = call(HOST_ENVIRONMENTS[kind], "environment", num_envs=num_envs, **arguments)
+        host = call(factory, "environment", num_envs=num_envs, **arguments)
         return host if stock is None else call(StockHost, "environment.stock", host, **stock)
 
     probe = make(1)
     spec = probe.spec
     probe.close()
     return EnvironmentSource(spec, None, make)
+
+
+def _pure_environment(factory: Callable[..., Environment], arguments: dict[str, Any]) -> Environment:
+    """A pure environment under the ``time_limit`` of its section.
+
+    A factory that takes ``time_limit`` gets it. Any other environment is wrapped; without the key it keeps a limit of
+    its own, and one that has none is refused: where nothing ends an episode, that has to be asked for (``None``).
+    """
+    limit = arguments.get("time_limit")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise UserError(f"configuration section 'environment': time_limit={limit!r}: expected an integer, at least 1")
+    wrapped = "time_limit" not in inspect.signature(factory).parameters
+    own = {key: value for key, value in arguments.items() if not (wrapped and key == "time_limit")}
+    environment = call(factory, "environment", **own)
+    if not isinstance(environment, Environment):
+        expected = "an Environment (spec, reset, step); a factory of host environments takes num_envs"
+        raise _wrong_result("environment", factory.__name__, environment, expected)
+    if wrapped and limit is not None:
+        return TimeLimit(environment, limit)
+    if "time_limit" not in arguments and environment.spec.max_episode_steps is None:
+        raise UserError(
+            "configuration section 'environment' lacks 'time_limit': the environment has no limit of its own; expected "
+            "a number of steps, or none for episodes without a limit"
+        )
+    return environment
 
 
 def with_values(config: ConfigDict, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,20 +143,19 @@ def build_credit(sections: Mapping[str, Mapping[str, Any]], whiten: str) -> Cred
     entries = {}
     for name, section in sections.items():
         arguments = dict(section)
-        channel, estimator = arguments.pop("channel"), arguments.pop("estimator")
-        weight = arguments.pop("weight")
-        if estimator not in ESTIMATORS:
-            raise unknown("estimator", estimator, ESTIMATORS, f"in credit {name!r}")
-        entries[name] = Entry(channel, call(ESTIMATORS[estimator], f"credit.{name}", **arguments), weight)
+        channel, weight = arguments.pop("channel", "env"), arguments.pop("weight", 1.0)
+        estimator = arguments.pop("estimator", None)
+        factory = resolve(estimator, ESTIMATORS, "estimator", f"in credit {name!r}").factory
+        made = call(factory, f"credit.{name}", **arguments)
+        if not isinstance(made, Estimator):
+            raise _wrong_result(f"credit.{name}", estimator, made, "an Estimator")
+        entries[name] = Entry(channel, made, weight)
     return Credit(entries, whiten)
 
 
-def _learning_rate(section: dict[str, Any], iterations: int) -> Any:
-    """``learning_rate``, as a linear schedule to 0 over the run where ``anneal`` is set."""
-    rate = section.pop("learning_rate")
-    if not section.pop("anneal"):
-        return rate
-    return optax.linear_schedule(rate, 0.0, iterations * section["epochs"] * section["minibatches"])
+def _wrong_result(where: str, kind: Any, made: Any, expected: str) -> UserError:
+    """The refusal of what an imported factory returned."""
+    return UserError(f"configuration section {where!r}: {kind} returned {type(made).__name__}, expected {expected}")
 
 
 def build_parts(config: ConfigDict, spec: EnvironmentSpec, values: Mapping[str, Any] | None = None) -> Parts:
@@ -235,57 +170,155 @@ def build_parts(config: ConfigDict, spec: EnvironmentSpec, values: Mapping[str, 
       UserError: if a factory refuses its arguments.
     """
     nested = with_values(config, values or {})
-    data = call(DataSpec, "data", **nested["data"])
-    network_config = call(NetworkConfig, "network", **nested["network"])
-    section = dict(nested["agent"])
-    family = section.pop("family", None)
-    if family not in FAMILIES:
-        raise unknown("agent family", family, FAMILIES)
-    lacking = [f"agent.{key}" for key in FAMILY_KEYS[family] if key not in section]
-    if lacking:
-        fitting = [name for name, keys in FAMILY_KEYS.items() if all(key in section for key in keys)]
-        raise UserError(
-            f"agent.family={family!r} needs {', '.join(lacking)}, which this experiment has not: expected "
-            f"{' or '.join(map(repr, fitting)) or 'an experiment of that family'}"
-        )
-    reward, channels = _rewards(nested, spec, data, network_config)
-    context = {"data": data, "network_config": network_config}
-    agent = FAMILIES[family](config, nested, spec, section, channels, context)
-    return Parts(agent, reward, _warm_start(nested, spec, network_config))
-
-
-def _rewards(nested, spec, data, network_config) -> tuple[RewardTransform, list[str]]:
-    """The reward chain, and the channels that there are after it."""
-    known_channels = {
-        "env",
-        *(f"cost/{name}" for name in spec.costs),
-        *(f"objective/{name}" for name in spec.objectives),
+    context = {
+        "data": call(DataSpec, "data", **nested["data"]),
+        "network_config": call(NetworkConfig, "network", **nested["network"]),
     }
-    transforms_by_name = {}
-    for name, section in nested["rewards"].items():
-        arguments = dict(section)
-        kind = arguments.pop("kind")
-        if kind not in REWARDS:
-            raise unknown("reward transform", kind, REWARDS, f"in rewards.{name}")
-        factory = REWARDS[kind]
-        accepted = inspect.signature(factory).parameters
-        context = {"data": data, "network_config": network_config, "continuous": nested["agent"].get("continuous")}
-        context = {key: value for key, value in context.items() if key in accepted}
-        positional = (spec,) if "spec" in accepted else ()
-        transforms_by_name[name] = call(factory, f"rewards.{name}", *positional, **context, **arguments)
-        channel = written_channel(section)
-        if kind in READERS and channel not in known_channels:
-            raise unknown("reward channel", channel, sorted(known_channels), f"in rewards.{name}")
-        if channel is not None:
-            known_channels.add(channel)
-    return chain(**transforms_by_name), sorted(known_channels)
+    kinds = _reward_kinds(nested)
+    reward, written = _reward_chain(nested, kinds, spec, context)
+    agent = _agent(nested, kinds, spec, written, context)
+    return Parts(agent, reward, _warm_start(nested, spec, context["network_config"]))
 
 
-def written_channel(section: Mapping[str, Any]) -> str | None:
-    """The channel that a reward transform of a known kind writes, or reads where it writes none; ``None`` where it
-    takes no name of a channel."""
-    parameter = inspect.signature(REWARDS[section["kind"]]).parameters.get("channel")
-    return None if parameter is None else section.get("channel", parameter.default)
+def _reward_kinds(nested: Mapping[str, Any]) -> dict[str, Kind]:
+    """What the sections of ``rewards`` name."""
+    return {
+        name: resolve(section.get("kind"), REWARDS, "reward transform", f"in rewards.{name}", Kind)
+        for name, section in nested["rewards"].items()
+    }
+
+
+def written_channels(nested: Mapping[str, Any]) -> dict[str, set[str]]:
+    """By the name of each reward transform, the channels that it writes or rewrites.
+
+    Args:
+      nested: the configuration as nested dictionaries.
+
+    Raises:
+      UserError: for a transform of an unknown kind.
+    """
+    sections = nested["rewards"]
+    return {name: channels(kind, kind.writes, sections[name]) for name, kind in _reward_kinds(nested).items()}
+
+
+def _arguments(section: Mapping[str, Any], *others: str) -> dict[str, Any]:
+    """A section without the key that names its kind, and without ``others``."""
+    return {key: value for key, value in section.items() if key not in ("kind", *others)}
+
+
+def _reward_chain(nested, kinds: Mapping[str, Kind], spec, context) -> tuple[RewardTransform, list[str]]:
+    """The reward chain, in the alphabetical order of the transforms' names (that of a configuration), and the channels
+    that there are after it."""
+    known = {"env", *(f"cost/{name}" for name in spec.costs), *(f"objective/{name}" for name in spec.objectives)}
+    context = {"spec": spec, **context}
+    if "continuous" in nested["agent"]:
+        context["continuous"] = nested["agent"]["continuous"]
+    made = {}
+    for name, kind in kinds.items():
+        section = nested["rewards"][name]
+        parameters = inspect.signature(kind.factory).parameters
+        supplied = {key: value for key, value in context.items() if key in parameters}
+        made[name] = call(kind.factory, f"rewards.{name}", **supplied, **_arguments(section))
+        if not isinstance(made[name], RewardTransform):
+            raise _wrong_result(f"rewards.{name}", section["kind"], made[name], "a RewardTransform")
+        for channel in sorted(channels(kind, kind.reads, section) - known):
+            for other in kinds.keys() - made.keys():
+                if channel in channels(kinds[other], kinds[other].writes, nested["rewards"][other]):
+                    raise UserError(
+                        f"rewards.{name} reads the channel {channel!r}, which rewards.{other} writes after it: "
+                        "transforms apply in the alphabetical order of their names"
+                    )
+            raise unknown("reward channel", channel, sorted(known), f"in rewards.{name}")
+        known |= channels(kind, kind.writes, section)
+    return chain(**made), sorted(known)
+
+
+def _unread(nested: Mapping[str, Any], kinds: Mapping[str, Kind], read: set[str]) -> dict[str, str]:
+    """Per transform the channel that it writes and that nothing reads: neither the agent (``read``) nor a transform
+    that writes another one."""
+    named = {
+        name: [channels(kind, parameters, nested["rewards"][name]) for parameters in (kind.reads, kind.writes)]
+        for name, kind in kinds.items()
+    }
+    read = {"env", *read}.union(*(reads - writes for reads, writes in named.values()))
+    return {name: channel for name, (_, writes) in named.items() for channel in sorted(writes - read)}
+
+
+def _agent(nested, kinds: Mapping[str, Kind], spec, written: list[str], context: Mapping[str, Any]) -> Agent:
+    """The agent of ``config.agent``; what its factory takes besides the section is built from other sections."""
+    section = dict(nested["agent"])
+    family: Family = resolve(section.pop("family", None), FAMILIES, "agent family", record=Family)
+    parameters = inspect.signature(family.factory).parameters
+    for name in sorted({name for other in FAMILIES.values() for name in other.sections} - {*family.sections}):
+        if nested.get(name):
+            raise UserError(
+                f"section {name}: agent.family={nested['agent']['family']!r} does not read it; expected no such section"
+            )
+    supplied = {key: value for key, value in context.items() if key in parameters}
+    if "credit" in parameters:
+        supplied["credit"] = _credit(nested, kinds, written, section.pop("whiten", "none"))
+    else:
+        _require_read_channels(nested, kinds, written, section.get("channels", {"env": 1.0}))
+    if "functional" in parameters:
+        functional = build_functional(section.pop("functional", {"kind": "mean"}))
+        supplied["functional"] = functional
+        _require_units(nested, functional)
+    _anneal(family, section, nested["iterations"])
+    return call(family.factory, "agent", spec, **supplied, **section)
+
+
+def _credit(nested, kinds: Mapping[str, Kind], written: list[str], whiten: str) -> Credit:
+    """The credit of ``config.credit``, with an entry for each intrinsic reward that no entry reads."""
+    sections = dict(nested.get("credit", {}))
+    for name, channel in _unread(nested, kinds, {entry.get("channel", "env") for entry in sections.values()}).items():
+        if not kinds[name].intrinsic or name in sections:
+            raise UserError(
+                f"rewards.{name}: nothing reads its channel {channel!r}: expected an entry of credit with "
+                f"channel={channel!r}"
+            )
+        sections[name] = {"channel": channel, **INTRINSIC_CREDIT}
+    if not sections:
+        raise UserError("section credit has no entry: nothing would be learned; expected one, such as credit.env")
+    credit = build_credit(sections, whiten)
+    for name, entry in credit.entries.items():
+        if entry.channel not in written:
+            raise unknown("reward channel", entry.channel, written, f"in credit.{name}")
+    return credit
+
+
+def _require_read_channels(nested, kinds: Mapping[str, Kind], written: list[str], weights: Mapping[str, Any]) -> None:
+    """Refuses a channel that nothing reads, and one that is read and not there, of an agent that adds up channels."""
+    for name, channel in _unread(nested, kinds, set(weights)).items():
+        raise UserError(
+            f"rewards.{name}: nothing reads its channel {channel!r}: expected its weight in agent.channels.{channel}"
+        )
+    for name in weights:
+        if name not in written:
+            raise unknown("reward channel", name, written, "in agent.channels")
+
+
+def _require_units(nested, functional: Functional | None) -> None:
+    """Refuses an agent that adds returns of other units than the stock's to the stock."""
+    stock = nested["environment"].get("stock")
+    if stock is None or functional is None:
+        return
+    channel = stock.get("channels", JUDGED)
+    rewards, written = nested["rewards"], written_channels(nested)
+    changes = {name: rewards[name] for name in written if channel in written[name]}
+    require_units_of_stock(nested["agent"], channel, changes)
+
+
+def _anneal(family: Family, section: dict[str, Any], iterations: int) -> None:
+    """Replaces ``learning_rate`` by a linear schedule to 0 over the run where ``anneal`` is set."""
+    counts = {name: section[name] for name in family.optimiser_steps if name in section}
+    steps = iterations * math.prod(counts.values())
+    if steps > LARGEST_INTEGER:
+        shown = ", ".join(f"agent.{name}={count}" for name, count in counts.items())
+        raise UserError(
+            f"iterations={iterations}, {shown}: a run of {steps:,} gradient steps, expected at most {LARGEST_INTEGER:,}"
+        )
+    if section.pop("anneal", False):
+        section["learning_rate"] = optax.linear_schedule(section["learning_rate"], 0.0, steps)
 
 
 def build_annotation(
@@ -306,62 +339,26 @@ def build_annotation(
       UserError: for the one without the other, a pure environment, an unknown kind, or arguments that are refused.
     """
     nested = config.to_dict()
-    readers = [name for name, section in nested["rewards"].items() if section["kind"] == "language_feedback"]
-    if not readers and "annotator" not in nested:
+    asking = {name: kind.question for name, kind in _reward_kinds(nested).items() if kind.question is not None}
+    if not asking and "annotator" not in nested:
         return None
-    if len(readers) != 1 or "annotator" not in nested:
+    if len(asking) != 1 or "annotator" not in nested:
         raise UserError(
-            f"rewards of kind 'language_feedback': {', '.join(readers) or 'none'}; section annotator: "
+            f"rewards that learn from an annotator: {', '.join(asking) or 'none'}; section annotator: "
             f"{'there' if 'annotator' in nested else 'none'}: expected one of each"
         )
+    [(name, question)] = asking.items()
     if source.pure is not None:
         raise UserError(
-            f"rewards.{readers[0]}: a pure environment has nobody to ask; expected a host environment with messages"
+            f"rewards.{name}: a pure environment has no messages; expected a host environment with messages"
         )
-    defaults = inspect.signature(language_feedback).parameters
-    model, capacity = (
-        nested["rewards"][readers[0]].get(name, defaults[name].default) for name in ("model", "capacity")
-    )
-    arguments = dict(nested["annotator"])
-    kind = arguments.pop("kind")
-    if kind not in ANNOTATORS:
-        raise unknown("annotator", kind, ANNOTATORS, "in annotator.kind")
-    own = {name: arguments.pop(name) for name in ("labels", "pairs", "recent") if name in arguments}
-    size = QUESTION_SIZES[model]
-    annotator = call(ANNOTATORS[kind], "annotator", **arguments, seed=seed, size=size, folder=folder)
+    size, capacity = call(question, f"rewards.{name}", **_arguments(nested["rewards"][name]))
+    section = nested["annotator"]
+    factory = resolve(section.get("kind"), ANNOTATORS, "annotator", "in annotator.kind").factory
+    own = {key: section[key] for key in ANNOTATION_KEYS if key in section}
+    annotator = call(factory, "annotator", **_arguments(section, *ANNOTATION_KEYS), seed=seed, size=size, folder=folder)
     settings = {"length": source.spec.message_length, "size": size, "capacity": capacity, "seed": seed}
     return call(AnnotationService, "annotator", annotator, **settings, **own)
-
-
-def _unread(nested: Mapping[str, Any], read: Iterable[str]) -> list[tuple[str, str | None]]:
-    """The transforms, each with its channel, that write a channel besides the environment's which is none of
-    ``read``."""
-    channels = {name: written_channel(section) for name, section in nested["rewards"].items()}
-    known = {None, "env", *read}
-    return [(name, channel) for name, channel in channels.items() if channel not in known]
-
-
-def _policy_gradient(config, nested, spec, section, channels, context) -> Agent:
-    steps = config.iterations * section["epochs"] * section["minibatches"]
-    if steps > LARGEST_INTEGER:
-        raise UserError(
-            f"iterations={config.iterations}, agent.epochs={section['epochs']}, agent.minibatches="
-            f"{section['minibatches']}: a run of {steps:,} gradient steps, expected at most {LARGEST_INTEGER:,}"
-        )
-    section["learning_rate"] = _learning_rate(section, config.iterations)
-    sections = dict(nested["credit"])
-    for name, channel in _unread(nested, [entry["channel"] for entry in sections.values()]):
-        if nested["rewards"][name]["kind"] not in INTRINSIC or name in sections:
-            raise UserError(
-                f"rewards.{name}: nothing reads its channel {channel!r}: expected an entry of credit with "
-                f"channel={channel!r}"
-            )
-        sections[name] = {"channel": channel, **INTRINSIC_CREDIT}
-    credit = build_credit(sections, section.pop("whiten"))
-    for name, entry in credit.entries.items():
-        if entry.channel not in channels:
-            raise unknown("reward channel", entry.channel, channels, f"in credit.{name}")
-    return call(policy_gradient, "agent", spec, credit=credit, **context, **section)
 
 
 def build_functional(section: Mapping[str, Any], where: str = "agent.functional") -> Functional | None:
@@ -370,39 +367,11 @@ def build_functional(section: Mapping[str, Any], where: str = "agent.functional"
     Raises:
       UserError: for an unknown kind, or arguments that it refuses.
     """
-    arguments = dict(section)
-    kind = arguments.pop("kind")
+    kind = section.get("kind")
     if kind == "mean":
         return None
-    if kind not in FUNCTIONALS:
-        raise unknown("functional", kind, ["mean", *FUNCTIONALS], f"in {where}")
-    return call(FUNCTIONALS[kind], where, **arguments)
-
-
-def _value_based(config, nested, spec, section, channels, context) -> Agent:
-    del config
-    for name, channel in _unread(nested, section["channels"]):
-        raise UserError(
-            f"rewards.{name}: nothing reads its channel {channel!r}: expected its weight in agent.channels.{channel}"
-        )
-    for name in section["channels"]:
-        if name not in channels:
-            raise unknown("reward channel", name, channels, "in agent.channels")
-    functional = build_functional(section.pop("functional"))
-    stock = nested["environment"].get("stock")
-    if stock is not None and functional is not None:
-        channel = stock.get("channels", JUDGED)
-        changes = {name: each for name, each in nested["rewards"].items() if written_channel(each) == channel}
-        require_units_of_stock(nested["agent"], channel, changes)
-    return call(value_based, "agent", spec, functional=functional, **context, **section)
-
-
-FAMILIES: dict[str, Callable[..., Agent]] = {"policy_gradient": _policy_gradient, "value_based": _value_based}
-# What is read of the section agent before its factory sees it, by which it is of the one family or of the other.
-FAMILY_KEYS = {
-    "policy_gradient": ("learning_rate", "anneal", "whiten", "epochs", "minibatches"),
-    "value_based": ("channels", "functional"),
-}
+    factory = resolve(kind, {"mean": expectation, **FUNCTIONALS}, "functional", f"in {where}").factory
+    return call(factory, where, **_arguments(section))
 
 
 def _warm_start(nested: Mapping[str, Any], spec: EnvironmentSpec, network_config: NetworkConfig):

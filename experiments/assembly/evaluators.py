@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from agents.base import Agent
-from experiments.assembly.build import EnvironmentSource, build_parts, with_values, written_channel
+from experiments.assembly.build import EnvironmentSource, build_parts, with_values, written_channels
 from experiments.assembly.factories import call
-from experiments.errors import UserError, unknown
+from experiments.assembly.kinds import resolve
 from experiments.evaluators.base import Context, Episodes, Evaluator, HostEpisodes, PureEpisodes, metric_names
 from experiments.evaluators.catalogue import EVALUATORS
 
@@ -25,8 +24,7 @@ def evaluation_context(
 ) -> Context:
     """What the evaluators of ``config`` are made from; arguments as in ``build_evaluators``."""
     nested = with_values(config, values or {})
-    written = {name: written_channel(section) for name, section in nested["rewards"].items()}
-    return Context(source.spec, source.pure, agent, episodes, nested, written)
+    return Context(source.spec, source.pure, agent, episodes, nested, written_channels(nested))
 
 
 def build_evaluators(
@@ -52,22 +50,9 @@ def build_evaluators(
     evaluators = {}
     for name, section in context.sections["evaluators"].items():
         arguments = dict(section)
-        factory = _factory(arguments.pop("kind", None), f"in evaluators.{name}")
+        factory = resolve(arguments.pop("kind", None), EVALUATORS, "evaluator", f"in evaluators.{name}").factory
         evaluators[name] = call(factory, f"evaluators.{name}", context, **arguments)
     return evaluators
-
-
-def _factory(kind: Any, where: str) -> Callable[..., Evaluator]:
-    """The factory of ``kind``: an entry of the catalogue, or imported from ``my_package.my_module:factory``."""
-    if isinstance(kind, str) and ":" in kind:
-        module, _, name = kind.partition(":")
-        try:
-            return getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise UserError(f"evaluator {kind!r} {where}: {error}; expected my_package.my_module:factory") from error
-    if kind not in EVALUATORS:
-        raise unknown("evaluator", kind, EVALUATORS, where)
-    return EVALUATORS[kind]
 
 
 def evaluation_metrics(config: ConfigDict, source: EnvironmentSource) -> list[str]:

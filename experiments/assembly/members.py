@@ -7,10 +7,8 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments.assembly import registry
-from experiments.assembly.build import (
-    TEST_SEED,
-)
+from experiments.assembly.build import TEST_SEED
+from experiments.assembly.overrides import keys
 from experiments.errors import UserError
 
 
@@ -42,6 +40,7 @@ def variant_name(variant: str, overrides: Iterable[str], config: ConfigDict) -> 
     Values are written as ``config`` holds them, so that ``1e-3`` and ``0.001`` are one variant; a slash would make
     another folder of what follows it.
     """
-    values = registry.keys(config)
-    described = [f"{key}={values[key]}".replace("/", "-") for key in sorted(overrides)]
+    values = keys(config)
+    # An entry that was taken away (``rewards.curiosity=none``) has no value left.
+    described = [f"{key}={values.get(key)}".replace("/", "-") for key in sorted(overrides)]
     return "+".join([variant, *described])

@@ -16,30 +16,33 @@ A module whose name starts with an underscore is shared code and no experiment.
 
 from __future__ import annotations
 
-import ast
-import copy
 import hashlib
 import importlib
 import json
 import math
 import pkgutil
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
-from envs.choices import nearest
-from experiments.errors import UserError, unknown, unknown_argument
+from experiments.assembly.kinds import broken
+from experiments.assembly.overrides import LARGEST_INTEGER as LARGEST_INTEGER
+from experiments.assembly.overrides import PREFIX, apply_overrides, as_tuples, parse_overrides
+from experiments.assembly.overrides import keys as keys
+from experiments.errors import UserError, unknown
 
 PACKAGE = "experiments.configs"
-PREFIX = "--config."
 ABSENT = "(absent)"
+# What tables and folders call the variant without a name.
+DEFAULT_VARIANT = "default"
+# Rows of a point of a sweep are filed under this mark, apart from those of a run with the same values.
+SWEEP_MARK = "sweep"
 _CONTRACT = ("get_config", "get_sweep", "VARIANTS", "REPRODUCES")
-# Counters on a device have 32 bits.
-LARGEST_INTEGER = 2**31 - 1
-_NONE_WORDS = ("none", "null")
-_TRUTH_WORDS = {"true": True, "false": False}
+# In a variant as tables print it, a value that was set begins with a plus: ``ppo+agent.learning_rate=0.008``.
+_SETTING = re.compile(r"\+(?=[A-Za-z_]\w*(?:\.\w+)*=)")
 
 
 class Loaded(NamedTuple):
@@ -50,12 +53,14 @@ class Loaded(NamedTuple):
       variant: its variant tokens in the order of ``VARIANTS``, joined by commas; empty for the default.
       module: the configuration's module.
       config: the locked configuration.
+      overrides: dotted key to text or value of what was set, in the name or beside it; in ``config`` already.
     """
 
     name: str
     variant: str
     module: ModuleType
     config: ConfigDict
+    overrides: dict[str, Any] = {}  # noqa: RUF012  (never written)
 
 
 class Difference(NamedTuple):
@@ -79,16 +84,30 @@ def module_of(name: str, package: str = PACKAGE) -> ModuleType:
     """The module of an experiment.
 
     Raises:
-      UserError: if there is no such experiment, or it lacks a part of the contract.
+      UserError: if there is no such experiment, its module cannot be imported, or it lacks a part of the contract.
     """
     known = names(package)
     if name not in known:
         raise unknown("experiment", name, known)
-    module = importlib.import_module(f"{package}.{name}")
+    try:
+        module = importlib.import_module(f"{package}.{name}")
+    except (Exception, SystemExit) as error:
+        raise UserError(f"experiment {name!r} is broken: {broken(error)}") from error
     lacking = [part for part in _CONTRACT if not hasattr(module, part)]
     if lacking:
         raise UserError(f"experiment {name!r} is incomplete: its module lacks {', '.join(lacking)}")
     return module
+
+
+def whole_modules(package: str = PACKAGE) -> tuple[dict[str, ModuleType], list[str]]:
+    """The modules of all experiments by name, without those that are half-written; and a line about each of these."""
+    modules, lines = {}, []
+    for name in names(package):
+        try:
+            modules[name] = module_of(name, package)
+        except UserError as error:
+            lines.append(f"left out: {error}")
+    return modules, lines
 
 
 def canonical_variant(variant: str, known: Iterable[str], name: str = "") -> str:
@@ -108,75 +127,44 @@ def canonical_variant(variant: str, known: Iterable[str], name: str = "") -> str
 
 
 def load(name_with_variant: str, package: str = PACKAGE) -> Loaded:
-    """Reads ``NAME`` or ``NAME:variant,variant``.
+    """Reads ``NAME`` or ``NAME:variant,variant``, or a variant as tables print it, ``NAME:variant+KEY=VALUE``.
 
     Raises:
-      UserError: if the experiment or a variant is unknown, or the variants do not go together.
+      UserError: if the experiment, a variant or a key is unknown, the variants do not go together, or the experiment's
+        module is broken.
     """
     name, _, requested = name_with_variant.partition(":")
     name = name.strip()
+    requested, *settings = _SETTING.split(requested)
+    if settings:
+        requested = requested.removesuffix(f"+{SWEEP_MARK}")
     module = module_of(name, package)
+    if requested.strip() == DEFAULT_VARIANT and DEFAULT_VARIANT not in module.VARIANTS:
+        requested = ""
     variant = canonical_variant(requested, module.VARIANTS, name)
     try:
         config = module.get_config(variant)
     except ValueError as error:
         raise UserError(f"experiment {name!r} has no variant {variant!r}: {error}") from error
+    except Exception as error:
+        raise UserError(f"experiment {name!r} is broken: {broken(error)}") from error
     config.lock()
-    return Loaded(name, variant, module, config)
+    overrides = parse_overrides([f"{PREFIX}{setting}" for setting in settings])
+    return Loaded(name, variant, module, apply_overrides(config, overrides), overrides)
 
 
-def parse_overrides(arguments: Sequence[str], options: Iterable[str] = ()) -> dict[str, str]:
-    """Reads ``--config.KEY=VALUE`` arguments into dotted key to text.
-
-    Args:
-      arguments: what the command's parser left over.
-      options: what else the command takes, for the suggestions.
+def with_overrides(loaded: Loaded, overrides: Mapping[str, Any]) -> Loaded:
+    """``loaded`` with ``overrides`` beside those of its name, all of them in its configuration.
 
     Raises:
-      UserError: if an argument has another form or a key is given twice.
+      UserError: if a key is set in the name as well, or is unknown, or a value has another type.
     """
-    overrides: dict[str, str] = {}
-    for argument in arguments:
-        if not argument.startswith(PREFIX):
-            raise unknown_argument(argument, [f"{PREFIX}KEY=VALUE", *options])
-        key, equals, value = argument.removeprefix(PREFIX).partition("=")
-        if not equals or not key:
-            raise UserError(f"argument {argument!r} has no value: expected {PREFIX}{key or 'KEY'}=VALUE")
-        if key in overrides:
-            raise UserError(f"key {key!r} is given twice: {overrides[key]!r} and {value!r}")
-        overrides[key] = value
-    return overrides
-
-
-def keys(config: ConfigDict) -> dict[str, Any]:
-    """Every leaf of a configuration: dotted key to value."""
-    return dict(_leaves(config, ""))
-
-
-def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
-    """A locked copy of ``config`` with ``overrides`` (dotted key to value or text) in it; ``config`` stays as it is.
-
-    Text is read as the type of the value it replaces: ``true`` or ``false``, integers (``1e6`` is one, ``0.5`` is
-    not), finite floats, tuples from ``1,2`` or ``[1,2]``, and ``none`` where the field may be empty (it is empty
-    now, or declared by ``config_dict.placeholder``). Other values obey the same rules.
-
-    Raises:
-      UserError: if a key is unknown or a section, or a value has another type; nothing is applied then.
-    """
-    changed = copy.deepcopy(config)
-    known = keys(changed)
-    for key, value in overrides.items():
-        if key not in known:
-            raise _unknown_key(key, known)
-        *path, leaf = key.split(".")
-        section = changed
-        for part in path:
-            section = section[part]
-        field = dict(section.items(preserve_field_references=True))[leaf]
-        optional = isinstance(field, config_dict.FieldReference) or field is None
-        section[leaf] = _convert(key, value, known[key], section.get_type(leaf), optional)
-    changed.lock()
-    return changed
+    twice = sorted(loaded.overrides.keys() & overrides.keys())
+    if twice:
+        key = twice[0]
+        raise UserError(f"key {key!r} is given twice: {loaded.overrides[key]!r} and {overrides[key]!r}")
+    config = apply_overrides(loaded.config, overrides)
+    return loaded._replace(config=config, overrides=loaded.overrides | dict(overrides))
 
 
 def to_json_dict(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
@@ -190,7 +178,7 @@ def to_json_dict(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
 
 def from_json_dict(values: Mapping[str, Any]) -> ConfigDict:
     """The inverse of ``to_json_dict``: a locked configuration whose lists are tuples."""
-    config = ConfigDict(_tuples(values))
+    config = ConfigDict(as_tuples(values))
     config.lock()
     return config
 
@@ -222,14 +210,6 @@ def _ignored(key: str, ignore: Sequence[str]) -> bool:
     return any(key == entry or key.startswith(f"{entry}.") for entry in ignore)
 
 
-def _leaves(section: ConfigDict, prefix: str) -> Iterable[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, ConfigDict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _json_leaves(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
     def walk(section, prefix):
         for key, value in section.items():
@@ -242,133 +222,8 @@ def _json_leaves(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
     return dict(walk(to_json_dict(config), ""))
 
 
-def _unknown_key(key: str, known: Mapping[str, Any]) -> UserError:
-    inside = [name for name in known if name.startswith(f"{key}.")]
-    if inside:
-        return UserError(f"configuration key {key!r} is a section, expected one of {', '.join(inside)}")
-    # A key typed without its section, or in another one, is nearer than one with similar letters.
-    leaf = key.rsplit(".", 1)[-1]
-    same_leaf = [name for name in known if name.rsplit(".", 1)[-1] == leaf]
-    return UserError(f"unknown configuration key {key!r}{nearest(key, same_leaf or known)}")
-
-
 def _show(value: Any) -> str:
     return value if value is ABSENT else repr(value)
-
-
-def _wrong(key: str, value: Any, expected: str, current: Any) -> UserError:
-    given = f"{value!r}" if isinstance(value, str) else f"{value!r} ({type(value).__name__})"
-    return UserError(f"configuration key {key!r} got {given}, expected {expected}, such as {current!r}")
-
-
-def _convert(key: str, value: Any, current: Any, kind: type, optional: bool) -> Any:
-    """``value`` as the type of the field, or a refusal that names key, value and type."""
-    if value is None or (isinstance(value, str) and kind is not str and value.strip().lower() in _NONE_WORDS):
-        if optional:
-            return None
-        raise _wrong(key, value, f"{_describe(kind)}, never none", current)
-    # An optional string is emptied by the same word as every other optional field.
-    if kind is str and optional and isinstance(value, str) and value.strip().lower() in _NONE_WORDS:
-        return None
-    if kind is type(None):
-        return _literal(value) if isinstance(value, str) else value
-    if kind in (tuple, list):
-        return _sequence(key, value, current, kind)
-    converted = _scalar(value, kind)
-    if converted is None:
-        raise _wrong(key, value, _describe(kind) + (" or none" if optional else ""), current)
-    if kind is int and abs(converted) > LARGEST_INTEGER:
-        raise _wrong(key, value, f"an integer of at most {LARGEST_INTEGER}", current)
-    return converted
-
-
-def _describe(kind: type) -> str:
-    described = {bool: "a truth value (true or false)", int: "an integer", float: "a finite number", str: "text"}
-    return described.get(kind, kind.__name__)
-
-
-def _scalar(value: Any, kind: type) -> Any:
-    """``value`` as ``kind``; None where it is not one."""
-    if kind is bool:
-        if isinstance(value, str):
-            return _TRUTH_WORDS.get(value.strip().lower())
-        return value if isinstance(value, bool) else None
-    if kind is str:
-        return value if isinstance(value, str) else None
-    if kind not in (int, float):
-        return value if isinstance(value, kind) else None
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, str):
-        value = _number(value)
-    if not isinstance(value, int | float):
-        return None
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if kind is float:
-        return float(value)
-    return int(value) if value == int(value) else None
-
-
-def _number(text: str) -> int | float | None:
-    try:
-        # An integer that no float can hold is as good as infinite.
-        return int(text) if math.isfinite(float(text)) else math.inf
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _literal(text: str) -> Any:
-    """Text for a field of unknown type: a truth value, a number, a tuple in brackets, or the text itself."""
-    stripped = text.strip()
-    if stripped.lower() in _TRUTH_WORDS:
-        return _TRUTH_WORDS[stripped.lower()]
-    number = _number(stripped)
-    if number is not None and math.isfinite(number):
-        return number
-    if stripped[:1] in ("(", "["):
-        try:
-            return _tuples(ast.literal_eval(stripped))
-        except (ValueError, SyntaxError):
-            return text
-    return text
-
-
-def _sequence(key: str, value: Any, current: Sequence[Any], kind: type) -> Any:
-    """A sequence whose elements have the type of the present ones; any type where it is empty or mixed."""
-    kinds = {type(element) for element in current}
-    if kinds == {int, float}:
-        kinds = {float}
-    element_kind = kinds.pop() if len(kinds) == 1 else None
-    example = current if len(current) else (1, 2)
-    elements = _elements(value) if isinstance(value, str) else value
-    if not isinstance(elements, tuple | list):
-        raise _wrong(key, value, "a sequence, written 1,2 or [1,2]", example)
-    if element_kind not in (bool, int, float, str):
-        return kind(_tuples(elements))
-    converted = [_scalar(element, element_kind) for element in elements]
-    if None in converted:
-        raise _wrong(key, value, f"a sequence in which each element is {_describe(element_kind)}", example)
-    if element_kind is int and any(abs(element) > LARGEST_INTEGER for element in converted):
-        raise _wrong(key, value, f"a sequence of integers of at most {LARGEST_INTEGER}", example)
-    return kind(converted)
-
-
-def _elements(text: str) -> Sequence[Any] | None:
-    """The elements of ``1,2``, ``[1,2]``, ``(1,2)`` or of bare words ``a,b``; None where brackets do not match."""
-    try:
-        value = ast.literal_eval(f"({text})")
-        return value if isinstance(value, tuple | list) else (value,)
-    except (ValueError, SyntaxError):
-        inner = text.strip()
-    if (inner[:1], inner[-1:]) in (("[", "]"), ("(", ")")):
-        inner = inner[1:-1]
-    words = [word.strip() for word in inner.removesuffix(",").split(",")]
-    return None if "" in words or any(bracket in inner for bracket in "[]()") else words
 
 
 def _plain(value: Any, key: str) -> Any:
@@ -383,11 +238,3 @@ def _plain(value: Any, key: str) -> Any:
     raise UserError(
         f"configuration key {key!r} holds {value!r}, expected a number, text, truth value, sequence or none"
     )
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _tuples(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return tuple(_tuples(inner) for inner in value)
-    return value

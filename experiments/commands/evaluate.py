@@ -123,7 +123,7 @@ def _for_all(config: ConfigDict, chosen: Sequence[str], option: str, key: str, v
 
 def _keys_of(kind: str) -> Iterable[str]:
     """What the evaluators of a kind that the run has not take; nothing where there is no such kind."""
-    return inspect.signature(EVALUATORS[kind]).parameters if kind in EVALUATORS else ()
+    return inspect.signature(EVALUATORS[kind].factory).parameters if kind in EVALUATORS else ()
 
 
 def _span(entry: Mapping[str, float | None]) -> str:

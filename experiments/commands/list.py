@@ -3,36 +3,48 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from experiments.assembly import registry
+from experiments.assembly import kinds, registry
 from experiments.commands.command_parser import CommandParser
-from experiments.errors import command
+from experiments.errors import UserError, command
 
 
-def describe(package: str = registry.PACKAGE, name: str | None = None) -> list[dict[str, Any]]:
-    """Every experiment, or ``name`` alone: ``name``, ``reproduces``, ``variants`` (to their descriptions), and the
-    keys of its ``sweep`` with their values.
+def describe(package: str = registry.PACKAGE, name: str | None = None) -> tuple[list[dict[str, Any]], list[str]]:
+    """Per experiment, or of ``name`` alone: ``name``, ``reproduces``, ``variants`` (to their descriptions), and the
+    ``sweep`` keys; and a line about every experiment that is broken and left out.
 
     Raises:
-      UserError: if there is no experiment ``name``.
+      UserError: if there is no experiment ``name``, or it is broken.
     """
+    if name is not None:
+        return [_described(name, registry.module_of(name, package))], []
+    modules, broken = registry.whole_modules(package)
     described = []
-    for one in registry.names(package) if name is None else [name]:
-        module = registry.module_of(one, package)
-        described.append(
-            {
-                "name": one,
-                "reproduces": module.REPRODUCES,
-                "variants": dict(module.VARIANTS),
-                "sweep": {key: list(values) for key, values in module.get_sweep().items()},
-            }
-        )
-    return described
+    for one, module in modules.items():
+        try:
+            described.append(_described(one, module))
+        except UserError as error:
+            broken.append(f"left out: {error}")
+    return described, broken
+
+
+def _described(name: str, module: ModuleType) -> dict[str, Any]:
+    try:
+        return {
+            "name": name,
+            "reproduces": str(module.REPRODUCES),
+            "variants": dict(module.VARIANTS),
+            "sweep": {key: list(values) for key, values in module.get_sweep().items()},
+        }
+    except Exception as error:
+        raise UserError(f"experiment {name!r} is broken: {kinds.broken(error)}") from error
 
 
 def parser() -> CommandParser:
@@ -50,7 +62,9 @@ def main(argv: Sequence[str] | None = None, package: str = registry.PACKAGE) -> 
       UserError: if the named experiment is unknown.
     """
     options = parser().parse_args(argv)
-    described = describe(package, options.name)
+    described, broken = describe(package, options.name)
+    for line in broken:
+        print(line, file=sys.stderr)
     if options.json:
         print(json.dumps({"experiments": described}, indent=2))
         return 0

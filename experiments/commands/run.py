@@ -69,12 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.figure:
         figures.require_destination(arguments.figure)
     loaded = registry.load(arguments.name)
-    overrides = registry.parse_overrides(rest, made.shown_options())
-    config = registry.apply_overrides(loaded.config, overrides)
+    overrides = registry.parse_overrides(rest, made.shown_options(), loaded.config)
+    loaded = registry.with_overrides(loaded, overrides)
+    config = loaded.config
     source = checked_environment(config)
     require_memory(requirements(config, source, arguments.seeds), memory())
     members = members_of(config, loaded.variant, arguments.seeds, arguments.first_seed)
-    variant = variant_name(loaded.variant, overrides.keys() - set(PROLONGABLE), config)
+    variant = variant_name(loaded.variant, loaded.overrides.keys() - set(PROLONGABLE), config)
     members = [member._replace(variant=variant) for member in members]
     folder = run_folders.run_folder(arguments.runs, loaded.name, variant)
     enable_compilation_cache()

@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None, package: str = registry.PACKAGE) -> 
     made = parser()
     options, rest = made.parse_known_args(argv)
     loaded = registry.load(options.name, package)
-    overrides = registry.parse_overrides(rest, made.shown_options())
-    config = registry.apply_overrides(loaded.config, overrides)
+    overrides = registry.parse_overrides(rest, made.shown_options(), loaded.config)
+    config = registry.with_overrides(loaded, overrides).config
     if options.json:
         print(json.dumps(registry.to_json_dict(config), indent=2))
         return 0

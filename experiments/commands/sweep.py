@@ -84,8 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, rest = launcher_options(rest)
     grid, rest = grid_of(rest, loaded.module.get_sweep())
     more = [f"{PREFIX}KEY=V1,V2", f"{LAUNCHER_PREFIX}KEY=VALUE"]
-    overrides = registry.parse_overrides(rest, [*more, *options_of.shown_options()])
-    base = registry.apply_overrides(loaded.config, overrides)
+    given = registry.parse_overrides(rest, [*more, *options_of.shown_options()], loaded.config)
+    loaded = registry.with_overrides(loaded, given)
+    base, overrides = loaded.config, loaded.overrides
     for name in ("jobs", "members_per_program"):
         number = getattr(arguments, name)
         if number is not None and number < 1:

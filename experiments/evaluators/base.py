@@ -12,7 +12,7 @@ that needs episodes takes them from ``context.episodes``, which is the only part
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -80,7 +80,7 @@ class Context(NamedTuple):
       agent: that is evaluated.
       episodes: of this agent in this environment.
       sections: the configuration as nested dictionaries; the numbers that a sweep traces are traced.
-      written: by the name of each reward transform, the channel that it writes or rewrites; ``None`` for none.
+      written: by the name of each reward transform, the channels that it writes or rewrites.
     """
 
     spec: EnvironmentSpec
@@ -88,7 +88,7 @@ class Context(NamedTuple):
     agent: Agent
     episodes: Episodes
     sections: Mapping[str, Any]
-    written: Mapping[str, str | None]
+    written: Mapping[str, Set[str]]
 
 
 def evaluator_key(key: jax.Array, position: int) -> jax.Array:

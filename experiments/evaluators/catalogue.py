@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from experiments.evaluators.base import Evaluator
+from envs.kinds import Kind
+from envs.ranges import ONE_UP
 from experiments.evaluators.episodes import episodes
 from experiments.evaluators.exact import exact
 from experiments.evaluators.stock_objectives import stock_objectives
 
 # By kind: a factory ``(context, **section) -> Evaluator``.
-EVALUATORS: dict[str, Callable[..., Evaluator]] = {
-    "episodes": episodes,
-    "stock_objectives": stock_objectives,
-    "exact": exact,
+EVALUATORS: dict[str, Kind] = {
+    "episodes": Kind(episodes, {"count": ONE_UP, "cut": ONE_UP}),
+    "stock_objectives": Kind(stock_objectives, {"count": ONE_UP, "candidates": ONE_UP}),
+    "exact": Kind(exact, {"candidates": ONE_UP}),
 }

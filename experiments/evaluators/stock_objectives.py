@@ -117,7 +117,7 @@ def build_objectives(context: Context, sections: Mapping[str, Mapping[str, Any]]
         raise ValueError("the agent predicts no return distribution; expected agent.family='value_based'")
     functionals = {name: _functional(name, section) for name, section in sections.items()}
     rewards = context.sections["rewards"]
-    changes = {name: rewards[name] for name, written in context.written.items() if written == channel}
+    changes = {name: rewards[name] for name, written in context.written.items() if channel in written}
     require_units_of_stock(context.sections["agent"], channel, changes)
     points = jnp.linspace(stock["low"], stock["high"], candidates)
     use_stock = context.sections["agent"]["use_stock"]

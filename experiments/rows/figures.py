@@ -6,6 +6,7 @@ import io
 import itertools
 import math
 import re
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -267,10 +268,13 @@ def experiments_of(paper: str, package: str = registry.PACKAGE) -> list[str]:
     if paper in known:
         return [paper]
     word = re.compile(rf"(?<!\w){re.escape(paper)}(?!\w)", re.IGNORECASE)
+    modules, broken = registry.whole_modules(package)
+    for line in broken:
+        print(line, file=sys.stderr)
     found = [
         name
         for name in known
-        if name.startswith(f"{paper}_") or word.search(registry.module_of(name, package).REPRODUCES)
+        if name.startswith(f"{paper}_") or (name in modules and word.search(str(modules[name].REPRODUCES)))
     ]
     if not found:
         raise unknown("paper or experiment", paper, known)

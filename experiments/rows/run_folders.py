@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.assembly.registry import DEFAULT_VARIANT as DEFAULT_VARIANT
+from experiments.assembly.registry import SWEEP_MARK as SWEEP_MARK
 from experiments.disk import read_json_object
 from experiments.errors import UserError
 
@@ -25,15 +27,12 @@ CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
-DEFAULT_VARIANT = "default"
 RUNS_FOLDER = "runs"
 RESULTS_FOLDER = "results"
 # What the configuration of every experiment has.
 SECTIONS = ("environment", "data", "network", "agent", "rewards", "evaluators", "evaluation")
 # Some room is left for what is written beside it under the same name.
 LONGEST_NAME = 200
-# In the variant of a sweep's point: a run and a point with the same values have rows of their own.
-SWEEP_MARK = "sweep"
 
 
 def run_folder(root: str | os.PathLike, name: str, variant: str = "") -> Path:

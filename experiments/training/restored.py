@@ -18,8 +18,10 @@ from envs.base import ObservationRangeError
 from envs.choices import nearest
 from experiments.assembly import registry
 from experiments.assembly.build import TEST_SEED, EnvironmentSource, build_environment
-from experiments.assembly.members import Member
+from experiments.assembly.kinds import require_trusted
+from experiments.assembly.members import Member, variant_name
 from experiments.assembly.ranges import validate
+from experiments.assembly.sections import imported_kinds
 from experiments.errors import UserError
 from experiments.rows import run_folders
 from experiments.training.checkpoint import Checkpoints, Restored
@@ -42,9 +44,10 @@ def find_folder(run: str, runs: str | os.PathLike) -> Path:
     if (folder / run_folders.CONFIG_FILE).is_file():
         return folder
     name, _, variant = run.partition(":")
-    # A variant with overrides is no variant of the experiment's; it is looked up as it is.
+    # What is no variant of the experiment's now may be one of a run that is there; it is looked up as it is.
     with contextlib.suppress(UserError):
-        variant = registry.load(run).variant
+        loaded = registry.load(run)
+        variant = variant_name(loaded.variant, loaded.overrides, loaded.config)
     folder = run_folders.run_folder(runs, name, variant)
     if (folder / run_folders.CONFIG_FILE).is_file():
         return folder
@@ -59,11 +62,13 @@ def read_run(folder: Path) -> tuple[ConfigDict, list[Member]]:
     """The configuration and the members of a run folder.
 
     Raises:
-      UserError: if its description cannot be read.
+      UserError: if its description cannot be read, or it names a part by an import path that is not trusted.
     """
     found = run_folders.read_description(folder)
     members = [Member(one["seed"], one["variant"], one["values"]) for one in found["members"]]
-    return registry.from_json_dict(found["config"]), members
+    config = registry.from_json_dict(found["config"])
+    require_trusted(imported_kinds(config), folder)
+    return config, members
 
 
 def read_single_run(folder: Path) -> tuple[ConfigDict, list[Member]]:
@@ -121,18 +126,11 @@ def changed_config(
     if "warm_start" in changed:
         changed.warm_start.demonstrations = 0
     if kind is not None:
-        given = [key.removeprefix("environment.") for key in overrides if key.startswith("environment.")]
         with changed.unlocked():
-            # Empty fields take values of any type.
-            changed.environment = {"kind": kind} | dict.fromkeys(given)
+            changed.environment = {"kind": kind}
     if evaluators:
-        chosen = {}
-        for name in evaluators:
-            prefix = f"evaluators.{name}."
-            given = [key.removeprefix(prefix) for key in overrides if key.startswith(prefix)]
-            chosen[name] = changed.evaluators.get(name, {"kind": name} | dict.fromkeys(given))
         with changed.unlocked():
-            changed.evaluators = chosen
+            changed.evaluators = {name: changed.evaluators.get(name, {"kind": name}) for name in evaluators}
     changed = registry.apply_overrides(changed, overrides)
     validate(changed)
     return changed

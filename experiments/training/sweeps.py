@@ -102,6 +102,9 @@ def plan(
     """
     if not grid:
         raise UserError(f"experiment {loaded.name!r} sweeps nothing: give {PREFIX}KEY=V1,V2")
+    if not grid.keys() <= registry.keys(base).keys():
+        # Keys that the configuration does not spell out, or that a swept kind brings, are there from the first point.
+        base = registry.apply_overrides(base, {key: values[0] for key, values in grid.items()})
     # Every value is read as the configuration's type, so that a wrong one is refused before anything starts.
     typed = {
         key: list(dict.fromkeys(registry.keys(registry.apply_overrides(base, {key: value}))[key] for value in values))

@@ -130,6 +130,17 @@ class _Model(NamedTuple):
     metrics: Callable[[Any], Metrics]
 
 
+def question(model: str = "retrieval", capacity: int = 2048, **others: Any) -> tuple[int, int]:
+    """Of ``language_feedback`` with these arguments: messages per question, and how many labels it remembers.
+
+    Raises:
+      ValueError: an unknown ``model``.
+    """
+    del others
+    require_known("model", model, QUESTION_SIZES, "of language_feedback")
+    return QUESTION_SIZES[model], capacity
+
+
 def language_feedback(
     spec: EnvironmentSpec,
     *,

@@ -402,15 +402,15 @@ def test_unknown_choices_are_refused_with_the_nearest(build, message):
 
 
 def test_estimators_that_need_whole_episodes_declare_it():
-    grouped = {name for name, factory in ESTIMATORS.items() if factory().grouped}
+    grouped = {name for name, kind in ESTIMATORS.items() if kind.factory().grouped}
     groups = {"group_outcome", "group_steps", "leave_one_out_return_to_go", "other_steps", "anchor_group"}
     # Without a critic nothing is known of what follows the last row, so that these need whole episodes as well.
     assert grouped == groups | {"plain_return", "whitened_return"}
-    assert {name for name, factory in ESTIMATORS.items() if factory().critic} == {"gae"}
+    assert {name for name, kind in ESTIMATORS.items() if kind.factory().critic} == {"gae"}
 
 
 def test_estimators_that_compare_rollouts_need_two_of_them():
-    compare = {name for name, factory in ESTIMATORS.items() if factory().smallest_group > 1}
+    compare = {name for name, kind in ESTIMATORS.items() if kind.factory().smallest_group > 1}
     assert compare == {"group_outcome", "leave_one_out_return_to_go"}
     assert group_outcome("none", "std").smallest_group == group_outcome("leave_one_out", "none").smallest_group == 2
     assert group_outcome("none", "none").smallest_group == 1

@@ -16,8 +16,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from envs.base import EnvironmentSpec, TimeStep
+from envs.catalogue import ENVIRONMENTS
 from envs.hosts.jax import JaxHost
-from experiments.assembly import build, registry
+from experiments.assembly import registry
 from experiments.assembly.members import Member
 from experiments.configs._common import entry, policy_gradient_config, value_based_config
 from experiments.configs.oprl_sokoban import process_reward
@@ -67,10 +68,8 @@ class Corridor:
 def register(patch) -> None:
     """Makes the environments ``corridor`` and ``corridor_host`` known; ``patch`` is pytest's ``monkeypatch`` or
     alike."""
-    patch.setitem(build.PURE_ENVIRONMENTS, "corridor", Corridor)
-    patch.setitem(
-        build.HOST_ENVIRONMENTS, "corridor_host", lambda num_envs, **arguments: JaxHost(Corridor(**arguments), num_envs)
-    )
+    patch.setitem(ENVIRONMENTS, "corridor", Corridor)
+    patch.setitem(ENVIRONMENTS, "corridor_host", lambda num_envs, **arguments: JaxHost(Corridor(**arguments), num_envs))
 
 
 def base() -> ConfigDict:

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from ml_collections import ConfigDict
 
 from envs.base import EnvironmentSpec, TimeStep
-from experiments.assembly import build
+from envs.catalogue import ENVIRONMENTS
 from experiments.configs._common import entry
 from tests.experiments import corridor
 
@@ -86,7 +86,7 @@ def read(annotations) -> dict:
 
 def register(patch) -> None:
     """Makes the environment ``talking`` known; ``patch`` is pytest's ``monkeypatch``."""
-    patch.setitem(build.HOST_ENVIRONMENTS, "talking", TalkingHost)
+    patch.setitem(ENVIRONMENTS, "talking", TalkingHost)
 
 
 def config_of(model: str = "retrieval", **annotator) -> ConfigDict:

@@ -332,7 +332,7 @@ def test_a_pure_environment_with_messages_has_nobody_to_ask():
     config = talking.config_of("retrieval")
     source = build_environment(config)
     with pytest.raises(
-        UserError, match=r"rewards.language: a pure environment has nobody to ask; expected a host environment"
+        UserError, match=r"rewards.language: a pure environment has no messages; expected a host environment"
     ):
         build_annotation(config, source._replace(pure=corridor.Corridor()))
 

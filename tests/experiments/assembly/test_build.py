@@ -8,12 +8,12 @@ from ml_collections import ConfigDict
 
 from envs.native.maze import SETTINGS, Maze
 from envs.native.tabular import TabularEnvironment
-from experiments.assembly import build as build_module
 from experiments.assembly import registry
-from experiments.assembly.build import INTRINSIC_CREDIT, build_environment, build_parts
+from experiments.assembly.build import build_environment, build_parts
 from experiments.configs._common import choose_curiosity, entry, policy_gradient_config
 from experiments.errors import UserError
 from rewards.base import stateless
+from rewards.catalogue import INTRINSIC_CREDIT, REWARDS, Kind
 
 
 def build(**environment):
@@ -48,7 +48,7 @@ def test_minigrid_by_name():
 
 
 def test_a_transform_without_a_channel_is_built(monkeypatch):
-    monkeypatch.setitem(build_module.REWARDS, "nothing", lambda: stateless(lambda trajectory: trajectory))
+    monkeypatch.setitem(REWARDS, "nothing", Kind(lambda: stateless(lambda trajectory: trajectory)))
     loaded = registry.load("ppo_pendulum:smoke").config.copy_and_resolve_references()
     with loaded.unlocked():
         loaded.rewards.env = {"kind": "nothing"}
@@ -63,7 +63,10 @@ def test_a_transform_without_a_channel_is_built(monkeypatch):
         (dict(kind="maze", time_limit=0), "section 'environment': time_limit=0: expected an integer, at least 1"),
         (dict(kind="maze", time_limit="long"), "section 'environment': time_limit='long': expected an integer"),
         (dict(kind="gymnasium_table", environment_id="CliffWalking-v1", time_limit=0), "time_limit=0: expected an int"),
-        (dict(kind="maze"), "^configuration section 'environment' lacks 'time_limit'$"),
+        (
+            dict(kind="maze"),
+            "^configuration section 'environment' lacks 'time_limit': .* no limit of its own; expected a",
+        ),
         (
             dict(kind="maze", time_limit=9, height=8),
             r"^configuration section 'environment': unknown key 'height', did you mean '\w+'\? \(known: noise, ",

@@ -1,68 +1,99 @@
 """The ranges of numbers: every one declared is refused beyond its ends, and no number of a factory was forgotten."""
 
 import inspect
+import math
 
 import jax
 import pytest
 from ml_collections import ConfigDict
 
+from agents.catalogue import FAMILIES
 from agents.estimators import ESTIMATORS
-from agents.policy_gradient import policy_gradient
-from agents.value_based import value_based
+from envs.ranges import Range
 from experiments.assembly import registry
-from experiments.assembly.build import REWARDS
-from experiments.assembly.ranges import RANGES, Range, range_of, validate
+from experiments.assembly.ranges import RANGES, ranges_of, validate
 from experiments.configs import _common
 from experiments.errors import UserError
+from experiments.evaluators.catalogue import EVALUATORS
+from rewards.catalogue import REWARDS
 
-# Section, what its numbers must be, and per last part of the key values on the wrong side of every end it has.
-REFUSED = [
-    ("", "at least 1", {"iterations": [0], "evaluate_every": [0], "seeds": [-1]}),
-    ("rollout", "at least 1", {"start_states": [0]}),
-    ("warm_start", "at least 0", {"demonstrations": [-1], "learning_rate": [-1e-3]}),
-    ("evaluators.NAME", "at least 1", {"count": [0], "cut": [0], "candidates": [0, -3]}),
-    ("agent", "at least 0", {"learning_rate": [-1e-9], "weight_decay": [-1.0], "critic_learning_rate": [-1.0]}),
-    ("agent", "at least 0", {"clip": [-0.1], "clip_high": [-0.1], "value_clip": [-0.1], "value_weight": [-0.5]}),
-    ("agent", "at least 0", {"huber": [-1.0], "learning_starts": [-5], "priority_exponent": [-1.0]}),
-    ("agent", "at least 0", {"epsilon_steps": [-5.0]}),
-    ("agent", "above 0", {"adam_epsilon": [0.0, -1.0], "max_gradient_norm": [0.0], "return_scale": [0.0, -1.0]}),
-    ("agent", "above 1", {"dual_clip": [1.0]}),
-    ("agent", "from 0 to 1", {"discount": [1.5, -0.5], "target_rate": [5.0, -1.0], "importance_exponent": [-0.1, 2]}),
-    ("agent", "from 0 to 1", {"epsilon_start": [-1.0, 1.01], "epsilon_end": [2.0, -0.01]}),
-    ("credit.NAME", "from 0 to 1", {"discount": [1.7, -0.1], "gae_lambda": [1.001, -1.0]}),
-    ("rewards.NAME", "at least 0", {"learning_rate": [-1.0], "critic_learning_rate": [-1.0], "weight_decay": [-1.0]}),
-    ("rewards.NAME", "at least 0", {"beta": [-3.0], "fading": [-1.0], "tolerance": [-1e-5], "small": [-1]}),
-    ("rewards.NAME", "at least 0", {"reconstruction_weight": [-10.0]}),
-    ("rewards.NAME", "above 0", {"adam_epsilon": [0.0], "max_gradient_norm": [0.0], "limit": [0.0, -5.0]}),
-    ("rewards.NAME", "above 0", {"minimum_std": [0.0]}),
-    ("rewards.NAME", "from 0 to 1", {"discount": [1.1], "target_decay": [1.5, -3.0], "threshold": [-0.1, 1.1]}),
-    ("rewards.NAME", "from 0 to 1", {"forward_share": [1.2, -0.2]}),
-    ("rewards.NAME", "from 0 to below 1", {"scale_decay": [1.0, -0.1], "calibration_smoothing": [1.0, -0.1]}),
+# Section, the key that names its kind, and what it may name.
+CATALOGUES = [
+    ("agent", "family", FAMILIES),
+    ("credit.NAME", "estimator", ESTIMATORS),
+    ("rewards.NAME", "kind", REWARDS),
+    ("evaluators.NAME", "kind", EVALUATORS),
 ]
-CASES = [
-    (f"{section}.{leaf}".removeprefix("."), value, expected)
-    for section, expected, leaves in REFUSED
-    for leaf, values in leaves.items()
-    for value in values
+KINDS = [(section, selector, name, kind) for section, selector, table in CATALOGUES for name, kind in table.items()]
+
+
+def config_of(values):
+    """A configuration from dotted keys."""
+    config = ConfigDict()
+    for key, value in values.items():
+        *path, leaf = key.split(".")
+        section = config
+        for part in path:
+            if part not in section:
+                section[part] = ConfigDict()
+            section = section[part]
+        section[leaf] = value
+    return config
+
+
+def beyond(allowed):
+    """Numbers on the wrong side of every end of a range, the open ends themselves included."""
+    below = allowed.low if allowed.low_open else allowed.low - 0.5
+    above = allowed.high if allowed.high_open else allowed.high + 0.5
+    return [below] if allowed.high == math.inf else [below, above]
+
+
+DECLARED = [
+    (f"{section}.{leaf}".removeprefix("."), {}, one) for section, all_ in RANGES.items() for leaf, one in all_.items()
+]
+DECLARED += [
+    (f"{section}.{leaf}", {f"{section}.{selector}": name}, one)
+    for section, selector, name, kind in KINDS
+    for leaf, one in kind.ranges.items()
 ]
 
 
-def config_of(key, value):
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return ConfigDict(value)
+@pytest.mark.parametrize(("key", "named", "allowed"), DECLARED, ids=[f"{key}-{named}" for key, named, _ in DECLARED])
+def test_a_number_out_of_its_range_is_one_line(key, named, allowed):
+    for value in beyond(allowed):
+        with pytest.raises(UserError) as refusal:
+            validate(config_of(named | {key: value}))
+        assert str(refusal.value) == f"configuration key '{key}' got {value}, expected {allowed}"
+    validate(config_of(named | {key: allowed.low + 0.25}))
 
 
-@pytest.mark.parametrize(("key", "value", "expected"), CASES)
-def test_a_number_out_of_its_range_is_one_line(key, value, expected):
-    with pytest.raises(UserError) as refusal:
-        validate(config_of(key, value))
-    assert str(refusal.value) == f"configuration key '{key}' got {value}, expected {expected}"
-
-
-def test_every_declared_range_is_among_the_cases():
-    declared = {(section.replace("*", "NAME"), leaf) for section, leaves in RANGES.items() for leaf in leaves}
-    assert declared == {(key.rpartition(".")[0], key.rpartition(".")[2]) for key, _, _ in CASES}
+# A few by hand, so that a range that is declared wrongly is seen.
+@pytest.mark.parametrize(
+    ("key", "named", "refused", "accepted"),
+    [
+        ("iterations", {}, [0], [1]),
+        ("evaluators.NAME.count", {"evaluators.NAME.kind": "episodes"}, [0], [1]),
+        ("evaluators.NAME.candidates", {"evaluators.NAME.kind": "exact"}, [0, -3], [1]),
+        ("agent.learning_rate", {"agent.family": "policy_gradient"}, [-1e-9], [0, 1e-3]),
+        ("agent.dual_clip", {"agent.family": "policy_gradient"}, [1.0], [1.1]),
+        ("agent.max_gradient_norm", {"agent.family": "value_based"}, [0.0], [0.5]),
+        ("agent.discount", {"agent.family": "value_based"}, [-0.5, 1.5], [0, 1]),
+        ("agent.return_scale", {"agent.family": "value_based"}, [0.0, -1.0], [20.0]),
+        ("agent.epsilon_end", {"agent.family": "value_based"}, [-0.01, 2.0], [0.05]),
+        ("credit.NAME.gae_lambda", {"credit.NAME.estimator": "gae"}, [1.001, -1.0], [0.95]),
+        ("rewards.NAME.limit", {"rewards.NAME.kind": "normalise"}, [0.0, -5.0], [10.0]),
+        ("rewards.NAME.target_decay", {"rewards.NAME.kind": "byol_explore"}, [1.5, -3.0], [1.0]),
+        ("rewards.NAME.scale_decay", {"rewards.NAME.kind": "byol_hindsight"}, [1.0], [0.0, 0.99]),
+        ("rewards.NAME.threshold", {"rewards.NAME.kind": "language_feedback"}, [-0.1, 1.1], [0.5]),
+        ("rewards.NAME.beta", {"rewards.NAME.kind": "implicit_prm"}, [-3.0], [0.0, 20.0]),
+    ],
+)
+def test_ranges_by_hand(key, named, refused, accepted):
+    for value in refused:
+        with pytest.raises(UserError, match=key.replace(".", r"\.")):
+            validate(config_of(named | {key: value}))
+    for value in accepted:
+        validate(config_of(named | {key: value}))
 
 
 def test_the_ends_belong_to_a_range_unless_they_are_open():
@@ -74,23 +105,34 @@ def test_the_ends_belong_to_a_range_unless_they_are_open():
     assert str(Range(0, 1, low_open=True, high_open=True)) == "above 0 and below 1"
 
 
+NORMALISE = {"rewards.NAME.kind": "normalise"}
+
+
 @pytest.mark.parametrize("value", [True, None, "max", (-1, -2)])
 def test_what_is_no_number_has_no_range(value):
-    validate(config_of("rewards.NAME.limit", value))
+    validate(config_of(NORMALISE | {"rewards.NAME.limit": value}))
 
 
 def test_a_traced_number_passes():
     def traced(number):
-        validate(config_of("agent.discount", number))
+        validate(config_of({"agent.family": "value_based", "agent.discount": number}))
         return number
 
     jax.eval_shape(traced, 5.0)
 
 
-def test_a_range_is_of_its_section_alone():
-    assert range_of("credit.env.discount") == range_of("agent.discount") == Range(0, 1)
-    # A channel's weight, and a channel that has the name of a number.
-    assert range_of("credit.env.weight") is range_of("agent.channels.discount") is range_of("environment.limit") is None
+def test_a_range_belongs_to_the_kind_that_declares_it():
+    # The same name is a share for language feedback, any number for a transform of somebody else's, and no range is
+    # anybody's before the section names a kind.
+    named = {"rewards.own.kind": "tests.experiments.assembly.parts:threshold", "rewards.own.threshold": 7.0}
+    validate(config_of(named))
+    validate(config_of({"rewards.own.threshold": 7.0}))
+    ranges = ranges_of(config_of(named | {"agent.family": "value_based", "agent.channels.discount": 5.0}))
+    assert ranges["agent.discount"] == Range(0, 1)
+    assert not ranges.keys() & {"rewards.own.threshold", "agent.channels.discount", "environment.limit"}
+    declared = {"rewards.own.kind": "tests.experiments.assembly.parts:THRESHOLD", "rewards.own.threshold": -1.0}
+    with pytest.raises(UserError, match=r"'rewards\.own\.threshold' got -1\.0, expected at least 0"):
+        validate(config_of(declared))
 
 
 def test_the_lowest_value_of_c51_is_below_the_highest():
@@ -105,24 +147,17 @@ def test_the_lowest_value_of_c51_is_below_the_highest():
 # two of them their factory checks.
 FREE = {"weight", "entropy_weight", "factor", "scale", "cutoff", "outcome_threshold", "low", "high"}
 FREE |= {"value_low", "value_high"}
-FACTORIES = {
-    "agent": [policy_gradient, value_based],
-    "credit.*": list(ESTIMATORS.values()),
-    "rewards.*": list(REWARDS.values()),
-}
 
 
-@pytest.mark.parametrize("section", FACTORIES)
-def test_every_real_number_of_a_factory_has_a_range_or_needs_none(section):
-    parameters = {}
-    for factory in FACTORIES[section]:
-        parameters |= inspect.signature(factory).parameters
-    real = {name for name, one in parameters.items() if str(one.annotation).split(" | ")[0] == "float"}
-    assert real, "annotations are read as text"
-    assert not real - RANGES[section].keys() - FREE
-    # What is declared is taken by some factory: no name was misspelt. The optimiser's are declared together.
-    optimiser = {"learning_rate", "critic_learning_rate", "adam_epsilon", "max_gradient_norm", "weight_decay"}
-    assert not RANGES[section].keys() - parameters.keys() - optimiser
+@pytest.mark.parametrize(("section", "selector", "name", "kind"), KINDS)
+def test_every_real_number_of_a_factory_has_a_range_or_needs_none(section, selector, name, kind):
+    parameters = inspect.signature(kind.factory).parameters
+    real = {key for key, one in parameters.items() if str(one.annotation).split(" | ")[0] == "float"}
+    assert not real - kind.ranges.keys() - FREE
+    # Nothing is declared of a parameter that the factory does not take.
+    assert kind.ranges.keys() <= parameters.keys()
+    for key, others in kind.needs.items():
+        assert {key, *others} <= parameters.keys()
 
 
 def test_every_range_of_the_loop_is_of_a_key_that_there_is():
@@ -133,5 +168,5 @@ def test_every_range_of_the_loop_is_of_a_key_that_there_is():
         registry.load("eta_gridworld").config,
     ):
         known |= registry.keys(config).keys()
-    for section in ("", "rollout", "warm_start"):
-        assert {f"{section}.{leaf}".removeprefix(".") for leaf in RANGES[section]} <= known
+    for section, ranges in RANGES.items():
+        assert {f"{section}.{leaf}".removeprefix(".") for leaf in ranges} <= known

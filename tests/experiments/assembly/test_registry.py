@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict, config_dict
 
 from experiments.assembly import registry
+from experiments.assembly.members import variant_name
 from experiments.errors import BROKEN_PIPE_EXIT, INTERRUPT_EXIT, USAGE_EXIT, UserError, command
 
 MODULE = '''
@@ -41,6 +42,9 @@ def package(tmp_path, monkeypatch):
     (folder / "oprl_sokoban.py").write_text(MODULE)
     (folder / "ppo_cartpole.py").write_text(MODULE)
     (folder / "broken.py").write_text(textwrap.dedent("VARIANTS = {}"))
+    (folder / "half_raises.py").write_text('"""Card."""\nimport no_such_library\n')
+    (folder / "half_syntax.py").write_text("def get_config(:\n")
+    (folder / "half_config.py").write_text(MODULE.replace("config = ConfigDict", "config = NoSuchName"))
     monkeypatch.syspath_prepend(tmp_path)
     return name
 
@@ -62,7 +66,8 @@ def config():
 
 
 def test_names_lists_experiments_and_not_shared_modules(package):
-    assert registry.names(package) == ["broken", "oprl_sokoban", "ppo_cartpole"]
+    halves = ["half_config", "half_raises", "half_syntax"]
+    assert registry.names(package) == ["broken", *halves, "oprl_sokoban", "ppo_cartpole"]
 
 
 def test_load_gives_a_locked_config_of_the_canonical_variant(package):
@@ -80,7 +85,7 @@ def test_load_gives_a_locked_config_of_the_canonical_variant(package):
     ("name", "message"),
     [
         ("oprl_sokobann", r"unknown experiment 'oprl_sokobann', did you mean 'oprl_sokoban'\?"),
-        ("zzz", r"unknown experiment 'zzz'.*known: broken, oprl_sokoban, ppo_cartpole"),
+        ("zzz", r"unknown experiment 'zzz'.*known: broken, half_config, .*, oprl_sokoban, ppo_cartpole"),
         ("_shared", "unknown experiment '_shared'"),
         (
             "oprl_sokoban:gpro",
@@ -89,11 +94,60 @@ def test_load_gives_a_locked_config_of_the_canonical_variant(package):
         ("oprl_sokoban:grpo,,warm", "unknown variant ''"),
         ("oprl_sokoban:oprl,grpo", "no variant 'oprl,grpo': choose one of oprl, grpo"),
         ("broken", "'broken' is incomplete: its module lacks get_config, get_sweep, REPRODUCES"),
+        (
+            "half_raises",
+            r"'half_raises' is broken: ModuleNotFoundError: No module named .* \(.*half_raises\.py, line 2\)",
+        ),
+        ("half_syntax", r"'half_syntax' is broken: SyntaxError: .* \(.*half_syntax\.py, line 1\)"),
+        ("half_config", r"'half_config' is broken: NameError: name 'NoSuchName' .* \(.*half_config\.py, line 13\)"),
     ],
 )
 def test_load_refuses(package, name, message):
     with pytest.raises(UserError, match=message):
         registry.load(name, package)
+
+
+def test_a_half_written_experiment_is_left_out_in_one_line(package):
+    modules, lines = registry.whole_modules(package)
+    # ``half_config`` is whole until its configuration is asked for.
+    assert list(modules) == ["half_config", "oprl_sokoban", "ppo_cartpole"]
+    assert [line.split("'")[1] for line in lines] == ["broken", "half_raises", "half_syntax"]
+    assert all(line.startswith("left out: experiment ") and "\n" not in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("printed", "variant", "overrides"),
+    [
+        ("grpo+credit.weight=0.25", "grpo", {"credit.weight": "0.25"}),
+        ("+credit.weight=1e+20", "", {"credit.weight": "1e+20"}),
+        ("grpo+sweep+credit.weight=0.25+steps=7", "grpo", {"credit.weight": "0.25", "steps": "7"}),
+        ("warm,grpo+sweep+steps=7", "grpo,warm", {"steps": "7"}),
+        ("grpo", "grpo", {}),
+        ("default", "", {}),
+        ("default+sweep+steps=7", "", {"steps": "7"}),
+    ],
+)
+def test_a_variant_is_read_as_tables_print_it(package, printed, variant, overrides):
+    loaded = registry.load(f"oprl_sokoban:{printed}", package)
+    assert (loaded.variant, loaded.overrides) == (variant, overrides)
+    plain = registry.load(f"oprl_sokoban:{variant}", package)
+    assert loaded.config.to_dict() == registry.apply_overrides(plain.config, overrides).to_dict()
+    # A run of it is filed under the same name again.
+    if "sweep" not in printed and printed != registry.DEFAULT_VARIANT:
+        assert variant_name(loaded.variant, loaded.overrides, loaded.config) == printed
+
+
+def test_what_the_name_sets_goes_together_with_what_the_arguments_set(package):
+    loaded = registry.load("oprl_sokoban:grpo+credit.weight=0.25", package)
+    both = registry.with_overrides(loaded, {"steps": "7"})
+    assert (both.config.credit.weight, both.config.steps) == (0.25, 7)
+    assert both.overrides == {"credit.weight": "0.25", "steps": "7"}
+    with pytest.raises(UserError, match=r"'credit\.weight' is given twice: '0\.25' and '1'"):
+        registry.with_overrides(loaded, {"credit.weight": "1"})
+    with pytest.raises(UserError, match="unknown variant 'gpro'"):
+        registry.load("oprl_sokoban:gpro+credit.weight=0.25", package)
+    with pytest.raises(UserError, match="unknown configuration key 'stepz', did you mean 'steps'"):
+        registry.load("oprl_sokoban:grpo+stepz=3", package)
 
 
 def test_parse_overrides():

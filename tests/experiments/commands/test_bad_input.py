@@ -12,8 +12,8 @@ import gymnasium
 import numpy as np
 import pytest
 
+from envs.catalogue import ENVIRONMENTS
 from experiments import disk
-from experiments.assembly import build
 from experiments.commands.run import main
 from experiments.rows import reading, run_folders
 from experiments.training import train
@@ -110,7 +110,7 @@ MISTAKES = {
         ["'agent.learning_rat'", "did you mean 'agent.learning_rate'"],
     ),
     "a section": ([SOKOBAN, "--config.data=1"], ["'data' is a section", "data.batch"]),
-    "an option": ([SOKOBAN, "--seed=3"], ["unknown argument '--seed', did you mean '--seeds'", "--first-seed"]),
+    "an option": ([SOKOBAN, "--seed=3"], ["unknown argument '--seed', did you mean '--seeds' or '--first-seed'?"]),
     "a prefix": ([SOKOBAN, "--confg.seeds=3"], ["argument '--confg.seeds', did you mean", "or '--config.KEY=VALUE'?"]),
     "a word": ([SOKOBAN, "stray"], ["unknown argument 'stray'"]),
     "no value": ([SOKOBAN, "--config.seeds"], ["has no value"]),
@@ -135,11 +135,11 @@ MISTAKES = {
     ),
     "the other family": (
         [SOKOBAN, "--config.agent.family=value_based"],
-        ["agent.family='value_based' needs agent.channels, agent.functional", "expected 'policy_gradient'"],
+        ["rewards.implicit_prm: nothing reads its channel", "expected its weight in agent.channels.implicit_prm"],
     ),
     "the other family of a value-based agent": (
         ["dqn_cartpole:smoke", "--config.agent.family=policy_gradient"],
-        ["agent.family='policy_gradient' needs agent.anneal, agent.whiten", "expected 'value_based'"],
+        ["section credit has no entry: nothing would be learned; expected one, such as credit.env"],
     ),
     "a channel that nothing has written": (
         ["ppo_pendulum:smoke", "--config.rewards.env.channel=evn"],
@@ -166,9 +166,13 @@ MISTAKES = {
         [CARTPOLE, "--config.agent.epochs=1000000000"],
         ["agent.epochs=1000000000", "gradient steps, expected at most 2,147,483,647"],
     ),
-    "another kind of environment with its arguments": (
+    "another kind of environment with a choice of the former": (
         [SOKOBAN, "--config.environment.kind=maze"],
-        ["configuration section 'environment': unknown key 'height', did you mean", "known: noise, "],
+        ["configuration section 'environment': unknown reward 'sparse', did you mean 'trackers'?"],
+    ),
+    "another kind of environment with a key of the former": (
+        [SOKOBAN, "--config.environment.kind=breakout", "--config.environment.height=7"],
+        ["'environment.height'", "(known to 'breakout': environment.kind, environment.sticky, environment.time_limit"],
     ),
     "a whitening": ([SOKOBAN, "--config.agent.whiten=bach"], ["'agent': unknown whiten 'bach', did you mean 'batch'"]),
     "a functional that needs a level": (
@@ -177,7 +181,7 @@ MISTAKES = {
     ),
     "a functional with another's level": (
         ["eta_gridworld:target,smoke", "--config.agent.functional.kind=cvar"],
-        ["configuration section 'agent.functional'", "known: level"],
+        ["configuration section 'agent.functional' lacks 'level'"],
     ),
     "a form": (
         [SOKOBAN, "--config.rewards.implicit_prm.form=polcy"],
@@ -223,7 +227,10 @@ MISTAKES = {
         [SOKOBAN, "--config.warm_start.demonstrations=-1"],
         ["'warm_start.demonstrations' got -1", "at least 0"],
     ),
-    "no start states": ([CARTPOLE, "--config.rollout.start_states=0"], ["rollout.start_states", "at least 1"]),
+    "no start states": (
+        ["ppo_cartpole:native,smoke", "--config.rollout.start_states=0"],
+        ["rollout.start_states", "at least 1"],
+    ),
     "uphill": ([SOKOBAN, "--config.agent.learning_rate=-1"], ["agent.learning_rate", "at least 0"]),
     "a discount": ([DQN, "--config.agent.discount=1.5"], ["'agent.discount' got 1.5", "from 0 to 1"]),
     "no chance": ([DQN, "--config.agent.epsilon_end=-0.1"], ["'agent.epsilon_end' got -0.1", "from 0 to 1"]),
@@ -502,7 +509,7 @@ def test_a_host_environment_that_is_not_finite(tmp_path, capsys):
 
 
 def test_a_pure_environment_that_is_not_finite(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(build.PURE_ENVIRONMENTS, "functional", lambda name: Corridor(poison=1))
+    monkeypatch.setitem(ENVIRONMENTS, "functional", lambda name: Corridor(poison=1))
     assert main([*NATIVE, "--seeds=2", f"--runs={tmp_path}"]) == 2
     message, _ = last_message(capsys)
     assert "NaN or infinity" in message and "seeds [0, 1]" in message and "there is no checkpoint yet" in message

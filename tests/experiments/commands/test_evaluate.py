@@ -6,8 +6,8 @@ import re
 import jax.numpy as jnp
 import pytest
 
+from envs.catalogue import ENVIRONMENTS
 from envs.native.functional import make_functional
-from experiments.assembly import build
 from experiments.assembly.build import EVALUATION_SEED, TEST_SEED
 from experiments.commands import evaluate, run, sweep
 from experiments.disk import read_json, write_json_atomic
@@ -71,7 +71,10 @@ def test_an_iteration_an_environment_and_a_number_of_episodes_can_be_chosen(trai
         (["--evaluators=exact", "--episodes=3"], "--episodes: none of the evaluators exact has a key 'count'"),
         (["--evaluators=exact"], "section 'evaluators.exact': the environment's model is not known"),
         (["--environment=sokobn"], "unknown environment kind 'sokobn', did you mean 'sokoban'"),
-        (["--config.environment.hight=7"], "unknown configuration key 'environment.hight', did you mean"),
+        (
+            ["--config.environment.hight=7"],
+            "unknown configuration key 'environment.hight', did you mean 'environment.height'",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(trained, arguments, message, capsys):
@@ -163,7 +166,7 @@ class Broken:
 
 
 def test_an_environment_that_is_not_finite_is_one_line(swept, capsys, monkeypatch):
-    monkeypatch.setitem(build.PURE_ENVIRONMENTS, "broken", lambda: Broken(make_functional("CartPole-v1")))
+    monkeypatch.setitem(ENVIRONMENTS, "broken", lambda: Broken(make_functional("CartPole-v1")))
     assert evaluate.main([str(swept), "--environment=broken"]) == 2
     captured = capsys.readouterr()
     assert "'return' of [nan, nan, nan]: expected finite rewards" in captured.err and captured.err.count("\n") == 1

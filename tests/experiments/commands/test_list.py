@@ -24,7 +24,7 @@ def get_sweep():
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    name = "configs_to_list"
+    name = f"configs_to_list_{abs(hash(str(tmp_path)))}"
     (tmp_path / name).mkdir()
     (tmp_path / name / "oprl_sokoban.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
@@ -62,6 +62,29 @@ def test_without_a_name_each_experiment_is_one_line(package, capsys, monkeypatch
     assert lines[0].split() == ["oprl_sokoban", "A", "paper,", "figure", "1"] and not any(
         "grpo" in line for line in lines
     )
+
+
+HALF_WRITTEN = {
+    "half_raises": "raise RuntimeError('not yet')\n",
+    "half_syntax": "def get_sweep(:\n",
+    "half_lacks": "VARIANTS = {}\n",
+    "half_sweep": MODULE.replace('return {"credit.weight": (0.1, 0.3)}', "return NoSuchName"),
+}
+
+
+def test_a_half_written_experiment_breaks_no_other(package, tmp_path, capsys):
+    for name, source in HALF_WRITTEN.items():
+        (tmp_path / package / f"{name}.py").write_text(source)
+    assert list_command.main(["--json"], package) == 0
+    captured = capsys.readouterr()
+    assert [one["name"] for one in json.loads(captured.out)["experiments"]] == ["oprl_sokoban"]
+    lines = captured.err.splitlines()
+    assert sorted(line.split("'")[1] for line in lines) == sorted(HALF_WRITTEN)
+    assert all(line.startswith("left out: experiment ") for line in lines)
+    assert list_command.main(["half_sweep"], package) == 2
+    assert "error: experiment 'half_sweep' is broken: NameError" in capsys.readouterr().err
+    assert list_command.main(["oprl_sokoban"], package) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_an_unknown_experiment_is_refused_with_the_nearest(package, capsys):

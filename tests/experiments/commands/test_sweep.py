@@ -162,6 +162,26 @@ def test_every_combination_of_untraced_keys_is_a_job(tmp_path):
         assert all(f"agent.epochs={job.config.agent.epochs}" in member.variant for member in job.members)
 
 
+def test_a_sweep_over_keys_that_the_configuration_does_not_spell_out(tmp_path, monkeypatch):
+    corridor.register(monkeypatch)
+    loaded = corridor.loaded(corridor.with_critic())
+    grid = {
+        "rewards.env.kind": ["clip", "normalise"],
+        "rewards.env.limit": ["3"],
+        "credit.env.episodic": ["true", "false"],
+    }
+    with pytest.raises(UserError, match=r"unknown configuration key 'rewards\.env\.limit' of 'clip'"):
+        sweeps.plan(loaded, loaded.config, {}, grid, seeds=1, first_seed=0, runs=str(tmp_path))
+    grid = {"rewards.env.kind": ["scale"], "rewards.env.factor": ["0.5", "2"], "credit.env.episodic": ["true", "false"]}
+    made = sweeps.plan(loaded, loaded.config, {}, grid, seeds=1, first_seed=0, runs=str(tmp_path))
+    # A factor is traced, so that its two values are members of one program; the other keys make a job each.
+    assert [[member.values for member in job.members] for job in made.jobs] == [
+        [{"rewards.env.factor": 0.5}, {"rewards.env.factor": 2.0}]
+    ] * 2
+    assert [job.config.credit.env.episodic for job in made.jobs] == [True, False]
+    assert next(iter(made.commands)) == "+sweep+credit.env.episodic=True+rewards.env.factor=0.5+rewards.env.kind=scale"
+
+
 def test_a_discount_that_the_environment_is_built_from_is_a_job_of_its_own(tmp_path):
     """A stock grows by the agent's discount: one environment for both points would pursue another return than the
     agent."""

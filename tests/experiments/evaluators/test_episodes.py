@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from envs.base import EnvironmentSpec, Transition
+from envs.catalogue import ENVIRONMENTS
 from envs.native.tabular import TabularEnvironment, gridworld
-from experiments.assembly import build, registry
+from experiments.assembly import registry
 from experiments.assembly.build import build_environment
 from experiments.assembly.checks import checked_environment
 from experiments.assembly.evaluators import evaluation_metrics
@@ -82,9 +83,9 @@ def test_episodes_without_a_bound_are_refused_with_what_to_set():
     with pytest.raises(ValueError, match=r"cut=None: .* no bound; expected cut=STEPS"):
         episode_length(EnvironmentSpec(None, None, None))
     config = registry.load("ppo_cartpole:native,smoke").config.copy_and_resolve_references().unlock()
-    config.environment, config.evaluators.episodes.cut = {"kind": "unbounded"}, None
+    config.environment, config.evaluators.episodes.cut = {"kind": "unbounded", "time_limit": None}, None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(build.PURE_ENVIRONMENTS, "unbounded", lambda: TabularEnvironment(gridworld("open")))
+        patch.setitem(ENVIRONMENTS, "unbounded", lambda: TabularEnvironment(gridworld("open")))
         with pytest.raises(UserError, match=r"section 'evaluators.episodes': cut=None: .*expected cut=STEPS"):
             checked_environment(config)
         config.evaluators.episodes.cut = 7

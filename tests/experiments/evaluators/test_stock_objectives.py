@@ -11,10 +11,12 @@ import pytest
 from agents.functionals import cvar, optimistic_cvar, target_return
 from agents.networks import NetworkConfig
 from agents.return_networks import return_network
+from envs.catalogue import ENVIRONMENTS
 from envs.hosts.jax import JaxHost
 from envs.native.probes import ObservationActionReward
 from envs.stock import StockAugmented
-from experiments.assembly import build, registry
+from envs.wrappers import TimeLimit
+from experiments.assembly import registry
 from experiments.assembly.build import build_environment, build_parts
 from experiments.assembly.evaluators import build_evaluators, evaluation_metrics
 from experiments.assembly.members import Member
@@ -173,10 +175,10 @@ def test_an_agent_whose_returns_are_zero_misses_every_target_by_its_size(smoke):
 
 
 def test_both_drivers_find_the_same_in_an_environment_without_chance(smoke, monkeypatch):
-    def host(num_envs, **arguments):
-        return JaxHost(build.PURE_ENVIRONMENTS["gridworld"](**arguments), num_envs)
+    def host(num_envs, time_limit, **arguments):
+        return JaxHost(TimeLimit(ENVIRONMENTS["gridworld"](**arguments), time_limit), num_envs)
 
-    monkeypatch.setitem(build.HOST_ENVIRONMENTS, "gridworld_host", host)
+    monkeypatch.setitem(ENVIRONMENTS, "gridworld_host", host)
     config = smoke[0].copy_and_resolve_references().unlock()
     objectives = {"target_1": {"kind": "target_return", "target": 1.0}, "tau_50": {"kind": "cvar", "level": 0.5}}
     config.evaluators.objectives = stock_evaluator(objectives, candidates=7, count=3)

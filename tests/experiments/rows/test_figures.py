@@ -119,6 +119,15 @@ def test_a_paper_stands_for_its_experiments(home, capsys):
     assert capsys.readouterr().out == "oprl.png: success of oprl_sokoban, rows of runs/oprl_sokoban\n"
 
 
+def test_a_half_written_experiment_breaks_no_figure(home, tmp_path, capsys):
+    (tmp_path / home / "half.py").write_text("raise RuntimeError('not yet')\n")
+    assert figures_command.main(["oprl"], home) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "oprl.png: success of oprl_sokoban, rows of runs/oprl_sokoban\n"
+    assert captured.err.startswith("left out: experiment 'half' is broken: RuntimeError: not yet (")
+    assert captured.err.count("\n") == 1
+
+
 def test_an_experiment_of_a_paper_without_the_metric_is_left_out_and_named(home, tmp_path, capsys):
     rows = [{**row, "experiment": "rnd", "trackers": row["success"]} for row in rows_of("", TABLE)]
     for row in rows:

@@ -17,7 +17,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.assembly import build, registry
+from envs.catalogue import ENVIRONMENTS
+from experiments.assembly import registry
 from experiments.assembly.build import build_environment
 from experiments.commands import run
 from experiments.training.host_driver import HostDriver
@@ -29,7 +30,7 @@ from tests.experiments import corridor
 def train(config, folder: Path, seeds: int, devices: int | None = None) -> None:
     """``sagax run corridor`` on the first ``devices``, all if ``None``."""
     with contextlib.ExitStack() as patches:
-        patches.enter_context(mock.patch.dict(build.PURE_ENVIRONMENTS, corridor=corridor.Corridor))
+        patches.enter_context(mock.patch.dict(ENVIRONMENTS, corridor=corridor.Corridor))
         patches.enter_context(mock.patch.object(registry, "load", lambda name: corridor.loaded(config)))
         if devices is not None:
             # Not before: of several processes, the run asks for devices when they have found each other.
@@ -58,7 +59,7 @@ def environments_of_one_seed() -> dict[str, float]:
     """One seed, whose environments are shared by four devices: the largest difference from one device."""
     config = corridor.with_critic()
     states = []
-    with mock.patch.dict(build.PURE_ENVIRONMENTS, corridor=corridor.Corridor):
+    with mock.patch.dict(ENVIRONMENTS, corridor=corridor.Corridor):
         source = build_environment(config)
         for devices in (1, 4):
             driver = ScanDriver(config, source, corridor.members(0), devices=jax.devices()[:devices])
@@ -89,7 +90,7 @@ def meshes() -> dict[str, list[list[int]]]:
 def shards() -> list[int]:
     """How many members each device holds of a state of four members."""
     config = corridor.without_critic()
-    with mock.patch.dict(build.PURE_ENVIRONMENTS, corridor=corridor.Corridor):
+    with mock.patch.dict(ENVIRONMENTS, corridor=corridor.Corridor):
         driver = ScanDriver(config, build_environment(config), corridor.members(0, 1, 2, 3))
         leaves = jax.tree.leaves(driver.start().agent.params)
     return [len(shard.data) for shard in leaves[0].addressable_shards]

@@ -158,9 +158,9 @@ def _bar(console: Console, tracker: _Tracker, description: str) -> Iterator[Repo
     name = TextColumn(
         "{task.description}",
         markup=False,
-        table_column=Column(no_wrap=True, overflow="ellipsis", max_width=max(12, console.width // 4)),
+        table_column=Column(no_wrap=True, overflow="ellipsis", max_width=max(12, console.width // 5)),
     )
-    columns = (name, BarColumn(bar_width=max(4, console.width // 10)), TaskProgressColumn(), Words())
+    columns = (name, BarColumn(bar_width=max(4, console.width // 16)), TaskProgressColumn(), Words())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(description, total=tracker.total)
 
@@ -250,7 +250,7 @@ def result_table(
     steps: dict[int, int] = {}
     for row in rows:
         steps[row["seed"]] = max(row["env_steps"], steps.get(row["seed"], 0))
-    seeds = "1 seed" if len(steps) == 1 else f"all {len(steps)} seeds together"
+    seeds = "1 seed" if len(steps) == 1 else f"{len(steps)} seeds together"
     title = f"after {sum(steps.values()):,} environment steps of {seeds}"
     table = Table("metric", title=title, title_justify="left")
     for column in ("interquartile mean", f"{100 * statistics.CONFIDENCE:g} % interval", "lowest", "highest"):

@@ -24,6 +24,7 @@ from experiments.training.keys import seed_key
 
 # A run that needs more than this share of memory is warned about.
 WARNED_SHARE = 0.5
+EVALUATION_PARTS = ("run state", "evaluation")
 # Per member beside its arrays: its description, its rows in hand, its writer of events.
 MEMBER_BYTES = 2**10
 # Where a container's limit is, in the second and in the first version of control groups.
@@ -49,6 +50,10 @@ class Requirements(NamedTuple):
     def memory(self) -> int:
         """Bytes in all. A lower bound: gradients and what a compiler keeps in between are not in it."""
         return sum(self.parts.values())
+
+    def of_evaluation(self) -> Requirements:
+        """The requirements of an evaluation alone, without training."""
+        return self._replace(parts={name: self.parts[name] for name in EVALUATION_PARTS if name in self.parts})
 
 
 class Memory(NamedTuple):

@@ -167,7 +167,7 @@ def evaluate_run(
             f"the changed environment has observations {wanted} and actions {changed_source.spec.action_space}; "
             f"the run was trained on {described} and {source.spec.action_space}"
         )
-    require_memory(requirements(changed, changed_source, len(members)), memory())
+    require_memory(requirements(changed, changed_source, len(members)).of_evaluation(), memory())
     rows: list[dict[str, Any]] = []
     for own, found in restored_programs(folder, config, source, members, checkpoint):
         state = found.state

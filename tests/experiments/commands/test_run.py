@@ -151,7 +151,7 @@ def test_a_finished_run_is_only_reported(again, monkeypatch):
     status, out, _ = command(*ARGUMENTS, f"--runs={runs}")
     assert status == 0
     assert "continued from iteration 4" in out and "return" in out
-    assert "after 256 environment steps of all 2 seeds together" in out
+    assert "after 256 environment steps of 2 seeds together" in out
     assert contents(folder) == before
 
 

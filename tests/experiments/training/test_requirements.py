@@ -50,6 +50,7 @@ def test_the_run_state_is_that_of_the_driver_and_the_rest_is_counted_by_hand():
     # Ends, mask, return, length and reward of every evaluated step, four in an episode.
     assert needs.parts["evaluation"] == 2 * 3 * 4 * (1 + 1 + 4 + 4 + 4 + 4)
     assert needs.memory == sum(needs.parts.values())
+    assert needs.of_evaluation().memory == needs.parts["run state"] + needs.parts["evaluation"]
 
 
 def test_members_count_as_far_as_they_are_trained_side_by_side():

@@ -199,10 +199,11 @@ def size_of(tree: PyTree) -> int:
 def memory() -> Memory | None:
     """The memory that programs may use: of all devices together, or of this machine where they have none of their own;
     ``None`` where it is not known."""
-    devices = jax.devices()
+    # A process is told of its own devices alone; the others have as many.
+    devices = jax.local_devices()
     counted = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
     if jax.default_backend() != "cpu" and all(counted):
-        return Memory(sum(counted), f"{len(devices)} x {devices[0].device_kind}")
+        return Memory(jax.process_count() * sum(counted), f"{jax.device_count()} x {devices[0].device_kind}")
     try:
         sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     except (AttributeError, OSError, ValueError):

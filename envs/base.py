@@ -18,6 +18,8 @@ import gymnasium
 import jax
 import numpy as np
 
+from envs.snapshots import Snapshot
+
 PyTree = Any
 Array: TypeAlias = jax.Array | np.ndarray
 EnvState = PyTree
@@ -164,11 +166,15 @@ class VectorHost(Protocol):
     def step(self, action: Action) -> TimeStep:
         """Steps every environment; arrays ``[B]`` (numpy)."""
 
-    def snapshot(self) -> bytes | None:
+    def snapshot(self) -> Snapshot | None:
         """The whole state of the batch, or ``None`` where the environments cannot be saved."""
 
-    def restore(self, snapshot: bytes) -> Observation:
-        """Continues from ``snapshot``; returns the observation the policy sees next."""
+    def restore(self, snapshot: Snapshot) -> Observation:
+        """Continues from ``snapshot``; returns the observation the policy sees next.
+
+        Raises:
+          SnapshotError: it is of other environments, damaged, or lacks the pickle that these environments need.
+        """
 
     def close(self) -> None: ...
 

@@ -15,7 +15,6 @@ of an episode that started with the stock ``c_0'``.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,6 +29,7 @@ from gymnasium import spaces
 from envs.base import Action, Array, Environment, EnvironmentSpec, EnvState, Observation, TimeStep, VectorHost
 from envs.choices import require_known
 from envs.rollout import channels as reward_channels
+from envs.snapshots import Snapshot, SnapshotError, array_like, generator_from, generator_state, unwrap, wrap
 from envs.spaces import environment_seeds
 
 # Parts of the observation that no network sees.
@@ -355,17 +355,30 @@ class StockHost:
             truncated=truncated,
         )
 
-    def snapshot(self) -> bytes | None:
+    def snapshot(self) -> Snapshot | None:
         """The host's snapshot with the stocks and their generators; ``None`` where the host has none."""
         inside = self._host.snapshot()
         if inside is None:
             return None
-        return pickle.dumps((inside, self._generators, self._stock, self._start, self._steps))
+        generators = {"generators": [generator_state(each) for each in self._generators]}
+        return wrap(inside, generators, {"stock": self._stock, "start": self._start, "steps": self._steps})
 
-    def restore(self, snapshot: bytes) -> Observation:
-        """Continues from ``snapshot``, a pickle: restore only what your own runs saved."""
-        inside, self._generators, self._stock, self._start, self._steps = pickle.loads(snapshot)
-        return self._observe(self._host.restore(inside))
+    def restore(self, snapshot: Snapshot) -> Observation:
+        """Continues from ``snapshot``; returns the observation the policy sees next.
+
+        Raises:
+          SnapshotError: it is not of these environments.
+        """
+        inside, own, arrays = unwrap(snapshot)
+        states = own.get("generators")
+        if inside is None or not isinstance(states, list) or len(states) != self.num_envs:
+            raise SnapshotError(f"the snapshot is not of {self.num_envs} environments with a stock")
+        generators = [generator_from(state) for state in states]
+        kept = {"stock": self._stock, "start": self._start, "steps": self._steps}
+        stock, start, steps = (array_like(arrays, name, array) for name, array in kept.items())
+        observation = self._host.restore(inside)
+        self._generators, self._stock, self._start, self._steps = generators, stock, start, steps
+        return self._observe(observation)
 
     def close(self) -> None:
         self._host.close()

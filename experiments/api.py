@@ -24,6 +24,7 @@ import numpy as np
 
 from agents.base import Agent
 from envs.base import EnvironmentSpec, PyTree
+from envs.keys import seed_key
 from experiments.assembly import registry
 from experiments.assembly.build import build_environment, build_parts
 from experiments.assembly.checks import checked_environment
@@ -128,9 +129,7 @@ class TrainedPolicy:
         batch = 1 if single else shapes[0][0]
         observation = jax.tree.map(lambda x, leaf: jnp.asarray(x, leaf.dtype), observation, template)
         carry = self.agent.initial_carry(batch) if carry is None else carry
-        action, carry = self._act(
-            self.params, carry, observation, jax.random.key(0, impl="threefry2x32") if key is None else key, greedy
-        )
+        action, carry = self._act(self.params, carry, observation, seed_key(0) if key is None else key, greedy)
         action = jax.device_get(action)
         return (jax.tree.map(lambda x: x[0], action) if single else action), carry
 

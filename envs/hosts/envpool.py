@@ -23,6 +23,7 @@ import numpy as np
 
 from envs.base import Action, EnvironmentSpec, Observation, TimeStep, UnsupportedSpaceError
 from envs.choices import nearest
+from envs.snapshots import Snapshot, SnapshotError
 from envs.spaces import (
     as_batch,
     check_finite,
@@ -201,13 +202,13 @@ class EnvPoolHost:
         """``None``: envpool cannot save its environments."""
         return None
 
-    def restore(self, snapshot: bytes) -> Observation:
+    def restore(self, snapshot: Snapshot) -> Observation:
         """Refused: there are no snapshots.
 
         Raises:
-          ValueError: always.
+          SnapshotError: always.
         """
-        raise ValueError(f"{self._id}: envpool cannot restore its environments")
+        raise SnapshotError(f"{self._id}: envpool cannot restore its environments")
 
     def close(self) -> None:
         if self._pool is not None:

@@ -20,6 +20,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from envs.base import Action, Array, EnvironmentSpec, Observation, ObservationRangeError, PyTree, TimeStep
 from envs.choices import nearest
+from envs.snapshots import Snapshot, SnapshotError
 from envs.spaces import (
     as_batch,
     check_finite,
@@ -333,7 +334,7 @@ class GymnasiumHost:
             values[ended] = final_info[name][ended]
         return values
 
-    def snapshot(self) -> bytes | None:
+    def snapshot(self) -> Snapshot | None:
         """The whole state of every environment, random generators and time limits included.
 
         Returns ``None`` where an environment cannot be saved: in another process, not picklable, or pickled by
@@ -346,30 +347,41 @@ class GymnasiumHost:
             raise RuntimeError("snapshot before the first reset: there is no state to save")
         if not isinstance(self._vector, SyncVectorEnv):
             return None
-        environments = _pickled_with_state((self._vector.envs, self._observation, self._steps))
-        return None if environments is None else pickle.dumps((self._id, self._num_envs, environments))
+        pickled = _pickled_with_state((self._vector.envs, self._observation, self._steps))
+        described = {"environment_id": self._id, "num_envs": self._num_envs}
+        return None if pickled is None else Snapshot(described, {}, pickled)
 
-    def restore(self, snapshot: bytes) -> Observation:
+    def restore(self, snapshot: Snapshot) -> Observation:
         """Continues from ``snapshot``; returns the observation the policy sees next.
 
-        A snapshot is a pickle: restore only what your own runs saved.
+        The environments are somebody else's objects, which nothing but pickle can save. Unpickling runs code: restore
+        only what your own runs saved.
 
         Raises:
-          ValueError: the snapshot is of another environment or another number of environments.
+          SnapshotError: the snapshot is of another environment or another number of environments, has no pickle, or one
+            that cannot be read, such as that of a class that was moved since.
         """
         if not isinstance(self._vector, SyncVectorEnv):
-            raise ValueError(f"{self._id}: asynchronous environments cannot be restored")
-        environment_id, num_envs, environments = pickle.loads(snapshot)
+            raise SnapshotError(f"{self._id}: asynchronous environments cannot be restored")
+        environment_id, num_envs = (snapshot.values.get(name) for name in ("environment_id", "num_envs"))
         if (environment_id, num_envs) != (self._id, self._num_envs):
-            raise ValueError(
+            raise SnapshotError(
                 f"the snapshot is of {num_envs} environments of {environment_id}, expected {self._num_envs} of "
                 f"{self._id}"
             )
+        if snapshot.pickled is None:
+            raise SnapshotError(f"{self._id}: the snapshot has no pickle, which these environments need")
+        try:
+            environments, observation, steps = pickle.loads(snapshot.pickled)
+        # A foreign object's own reconstruction may raise anything; whichever it is, the object cannot be restored.
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise SnapshotError(f"{self._id}: the saved environments cannot be read ({reason})") from error
         replaced = self._vector.envs
-        self._vector.envs, self._observation, self._steps = pickle.loads(environments)
+        self._vector.envs, self._observation, self._steps = environments, observation, steps
         for environment in replaced:
             environment.close()
-        return self._observation
+        return observation
 
     def close(self) -> None:
         self._vector.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs.base import Action, Environment, EnvironmentSpec, EnvState, Observation, TimeStep
+from envs.keys import seed_key
+from envs.snapshots import Snapshot, SnapshotError, array_like
 from envs.spaces import check_finite, environment_seeds, must_be_narrowed, narrowed
 
 
@@ -36,16 +37,13 @@ def _is_key(leaf) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _packed(leaf: jax.Array) -> tuple[str | None, np.ndarray]:
-    if _is_key(leaf):
-        return str(jax.random.key_impl(leaf)), np.asarray(jax.random.key_data(leaf))
-    return None, np.asarray(leaf)
+def _data(leaf: jax.Array) -> jax.Array:
+    """A leaf as plain numbers: of a typed key, its data."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
-def _unpacked(key_implementation: str | None, array: np.ndarray) -> jax.Array:
-    if key_implementation is None:
-        return jnp.asarray(array)
-    return jax.random.wrap_key_data(jnp.asarray(array), impl=key_implementation)
+def _described(leaves) -> list[str]:
+    return [f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves]
 
 
 def _where(condition, on_true, on_false):
@@ -127,7 +125,7 @@ class JaxHost:
     def reset(self, seed: int | Sequence[int]) -> Observation:
         """Starts every environment; an integer seeds environment i with ``seed + i``, a sequence seeds each."""
         seeds = environment_seeds(seed, self._num_envs)
-        self._state = self._reset(jnp.stack([jax.random.key(each) for each in seeds]))
+        self._state = self._reset(jnp.stack([seed_key(each) for each in seeds]))
         self._steps = 0
         return self._checked(jax.device_get(self._state.observation))
 
@@ -147,33 +145,35 @@ class JaxHost:
             final_observation=self._checked(time_step.final_observation),
         )
 
-    def snapshot(self) -> bytes:
+    def snapshot(self) -> Snapshot:
         """The whole state of every environment, with their keys.
 
         Raises:
           RuntimeError: before the first ``reset``.
         """
-        return pickle.dumps((self._steps, [_packed(leaf) for leaf in jax.tree.leaves(self._started())]))
+        leaves = jax.tree.leaves(self._started())
+        arrays = {str(index): np.asarray(_data(leaf)) for index, leaf in enumerate(leaves)}
+        return Snapshot({"steps": self._steps, "leaves": _described(leaves)}, arrays)
 
-    def restore(self, snapshot: bytes) -> Observation:
+    def restore(self, snapshot: Snapshot) -> Observation:
         """Continues from ``snapshot``; returns the observation the policy sees next.
 
-        A snapshot is a pickle: restore only what your own runs saved.
-
         Raises:
-          ValueError: the snapshot is of another environment or another number of environments.
+          SnapshotError: the snapshot is of another environment or another number of environments.
         """
-        steps, packed = pickle.loads(snapshot)
-        # Structure and types come from the environment itself, so that only arrays are read from the snapshot.
-        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self._num_envs))
+        # Structure and types come from the environment itself, so that only numbers are read from the snapshot.
+        keys = jax.eval_shape(lambda: jax.random.split(seed_key(0), self._num_envs))
         templates, structure = jax.tree.flatten(jax.eval_shape(self._reset, keys))
-        restored = [_unpacked(*each) for each in packed]
-        found, expected = ([f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves] for leaves in (restored, templates))
-        if found != expected:
-            raise ValueError(
+        steps, found, expected = snapshot.values.get("steps"), snapshot.values.get("leaves"), _described(templates)
+        if found != expected or type(steps) is not int:
+            raise SnapshotError(
                 f"the snapshot is not of {self._num_envs} environments of {self._environment!r}: it holds {found}, "
                 f"expected {expected}"
             )
+        restored = []
+        for index, template in enumerate(templates):
+            data = jnp.asarray(array_like(snapshot.arrays, str(index), jax.eval_shape(_data, template)))
+            restored.append(jax.random.wrap_key_data(data, dtype=template.dtype) if _is_key(template) else data)
         self._state, self._steps = jax.tree.unflatten(structure, restored), steps
         return jax.device_get(self._state.observation)
 

@@ -22,6 +22,7 @@ from gymnasium import spaces
 from envs.base import Action, Array, EnvironmentSpec, Observation, TimeStep
 from envs.choices import require_known
 from envs.hosts.gymnasium import GymnasiumHost
+from envs.snapshots import Snapshot
 
 TASKS = {
     "KeyCorridorS3R3": "MiniGrid-KeyCorridorS3R3-v0",
@@ -355,7 +356,7 @@ class MiniGridHost:
             image = np.concatenate([image, batch["noise"][..., None]], axis=-1)
         return {"image": image, "direction": batch["direction"]}
 
-    def snapshot(self) -> bytes | None:
+    def snapshot(self) -> Snapshot | None:
         """The whole state of every environment, random generators and time limits included.
 
         Raises:
@@ -363,11 +364,11 @@ class MiniGridHost:
         """
         return self._environments.snapshot()
 
-    def restore(self, snapshot: bytes) -> Observation:
+    def restore(self, snapshot: Snapshot) -> Observation:
         """Continues from ``snapshot``; returns the observation the policy sees next.
 
         Raises:
-          ValueError: the snapshot is of another task or another number of environments.
+          SnapshotError: the snapshot is of another task or another number of environments.
         """
         return self._observe(self._environments.restore(snapshot))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.annotation.service import Question, as_text
-from experiments.disk import require_writable
+from experiments.disk import parse_json, require_writable
 from experiments.errors import cannot_read
 
 
@@ -61,16 +61,15 @@ class Cache:
             *lines, rest = file.read().split(b"\n")
         self._position += sum(len(line) + 1 for line in lines)
         for line in lines:
-            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, OverflowError):
-                entry = json.loads(line)
-                if entry.get("writer") != self._writer:
-                    self._read(entry)
+            entry = _entry(line)
+            if entry is not None and entry.get("writer") != self._writer:
+                self._read(entry)
         return rest
 
     def _read(self, entry: dict[str, Any]) -> None:
         if "cost" in entry:
-            self.requests, self.cost = self.requests + 1, self.cost + float(entry["cost"])
-        elif entry["label"] in (0, 0.5, 1):
+            self.requests, self.cost = self.requests + 1, self.cost + entry["cost"]
+        else:
             self._labels[entry["key"]] = float(entry["label"])
 
     def get(self, key: str) -> float | None:
@@ -101,3 +100,19 @@ class Cache:
         except OSError:
             # A full disk does not stop the labels; a run says elsewhere that it cannot write its rows.
             self.unsaved += 1
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """A request that was paid for or a label that was given; ``None`` for what a line holds otherwise."""
+    try:
+        entry = parse_json(line)
+    except ValueError:
+        return None
+    if not isinstance(entry, dict):
+        return None
+    number: Any = entry.get("cost" if "cost" in entry else "label")
+    if not isinstance(number, int | float) or isinstance(number, bool):
+        return None
+    if "cost" in entry:
+        return entry if number >= 0 else None
+    return entry if number in (0, 0.5, 1) and isinstance(entry.get("key"), str) else None

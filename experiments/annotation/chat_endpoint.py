@@ -131,9 +131,17 @@ class GarbageReplyError(Exception):
     """A reply that is none."""
 
 
-def one_line(reason: Any) -> str:
-    """One short line of what may be a stranger's words."""
-    return "".join(c for c in " ".join(str(reason).split()) if c.isprintable())[:100]
+def phrase(status: int) -> str:
+    """What a status means, in the standard's words: the server's own could repeat the key that it was sent."""
+    return http.client.responses.get(status, "no standard status")
+
+
+def why_unreachable(error: Exception) -> str:
+    """Why there is no reply, in the words of this machine: an exception about a reply may quote the server."""
+    cause = getattr(error, "reason", error)
+    if isinstance(cause, OSError) and not isinstance(cause, http.client.HTTPException):
+        return cause.strerror or type(cause).__name__
+    return type(cause).__name__ if isinstance(cause, Exception) else type(error).__name__
 
 
 def may_pass(error: urllib.error.HTTPError) -> bool:

@@ -26,10 +26,20 @@ from experiments.annotation.chat_endpoint import (
     chat,
     endpoint,
     may_pass,
-    one_line,
+    phrase,
     retry_after,
+    why_unreachable,
 )
-from experiments.annotation.service import Answer, Question, as_text
+from experiments.annotation.service import (
+    Answer,
+    Question,
+    as_text,
+    as_values,
+    labelled,
+    listed,
+    numbered,
+    question_from,
+)
 from experiments.errors import UserError
 
 CACHE_FILE = "annotations.jsonl"
@@ -37,6 +47,8 @@ CACHE_FILE = "annotations.jsonl"
 _GONE = (401, 403, 404)
 _LABELS = {1: {"1": 1.0, "0": 0.0}, 2: {"1": 1.0, "2": 0.0, "tie": 0.5}}
 _LONGEST_LINE = 100
+# What the state of an annotator holds.
+_STATE = ("happened", "strikes", "alone", "answers", "dropped", "queue")
 _LINE = re.compile(r"\W*(\d+)\s*[:.)]\s*\W*(\w+)\W*")
 _EXAMPLES = ((b"You picked up the red key",), (b"You picked up the red key", b"The red door closes"))
 _MEANINGS = {
@@ -185,14 +197,26 @@ class Http:
         self._endpoint = endpoint()
         self._cache.open()
         if state is not None:
-            self._happened = Counter(state["happened"])
-            self._strikes, self._alone = Counter(state["strikes"]), set(state["alone"])
-            self._answers = [Answer(*each) for each in state["answers"]]
-            self._dropped = list(state["dropped"])
-            for number, question in state["queue"]:
-                self._receive(question, number)
+            self._restore(state)
         self._knock()
         threading.Thread(target=self._work, name="annotator", daemon=True).start()
+
+    def require(self) -> None:
+        """Raises ``UserError`` for what the environment lacks."""
+        endpoint()
+
+    def _restore(self, state: Any) -> None:
+        parts = {name: state.get(name) for name in _STATE} if isinstance(state, dict) else {}
+        happened = parts.get("happened")
+        if not isinstance(happened, dict):
+            raise ValueError("the state of the annotator is no object with an object 'happened'")
+        self._happened = Counter({name: numbered(count) for name, count in happened.items()})
+        self._strikes = Counter({question_from(q): numbered(count) for q, count in listed(parts["strikes"], 2)})
+        self._alone = {question_from(each) for each in listed(parts["alone"])}
+        self._answers = [Answer(question_from(q), labelled(label)) for q, label in listed(parts["answers"], 2)]
+        self._dropped = [question_from(each) for each in listed(parts["dropped"])]
+        for number, question in listed(parts["queue"], 2):
+            self._receive(question_from(question), numbered(number))
 
     def _knock(self) -> None:
         [example] = [each for each in _EXAMPLES if len(each) == self._size]
@@ -204,16 +228,16 @@ class Http:
             if not may_pass(error):
                 hint = f"a key that it knows in {KEY}" if error.code in (401, 403) else f"another {URL} or {MODEL}"
                 raise UserError(
-                    f"the annotator at {self._endpoint.shown} answers {error.code} ({one_line(error.reason)}): "
+                    f"the annotator at {self._endpoint.shown} answers {error.code} ({phrase(error.code)}): "
                     f"expected {hint}"
                 ) from None
         except (TimeoutError, GarbageReplyError):
             # It may still answer later, and the rows count it.
             pass
         except (OSError, http.client.HTTPException) as error:
-            reason = one_line(getattr(error, "reason", error))
+            why = why_unreachable(error)
             raise UserError(
-                f"nobody answers at {self._endpoint.shown} ({reason}): expected the annotator that {URL} names"
+                f"nobody answers at {self._endpoint.shown} ({why}): expected the annotator that {URL} names"
             ) from None
 
     def ask(self, question: Question, number: int) -> Sequence[Question]:
@@ -263,11 +287,11 @@ class Http:
         with self._changed:
             return {
                 "happened": dict(self._happened),
-                "strikes": dict(self._strikes),
-                "alone": sorted(self._alone),
-                "answers": [tuple(answer) for answer in self._answers],
-                "dropped": list(self._dropped),
-                "queue": [tuple(asked) for asked in sorted(self._queue + self._in_flight)],
+                "strikes": [[as_values(question), count] for question, count in self._strikes.items()],
+                "alone": [as_values(question) for question in sorted(self._alone)],
+                "answers": [[as_values(question), label] for question, label in self._answers],
+                "dropped": [as_values(question) for question in self._dropped],
+                "queue": [[n, as_values(question)] for n, question in sorted(self._queue + self._in_flight)],
             }
 
     def close(self) -> None:

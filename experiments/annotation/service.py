@@ -40,6 +40,14 @@ class Annotator(Protocol):
 
         Raises:
           UserError: if it cannot be reached as it is configured.
+          ValueError: ``state`` is none of an annotator of this kind.
+        """
+
+    def require(self) -> None:
+        """Checks, before anything is written, what ``start`` needs of this machine; asks nobody.
+
+        Raises:
+          UserError: if something is missing.
         """
 
     def ask(self, question: Question, number: int) -> Sequence[Question]:
@@ -52,7 +60,7 @@ class Annotator(Protocol):
         """What happened so far, by name, for the rows."""
 
     def state(self) -> Any:
-        """All that ``start`` needs to go on; plain Python values."""
+        """All that ``start`` needs to go on, in JSON values."""
 
     def close(self) -> None: ...
 
@@ -100,7 +108,10 @@ class Scripted:
         self._line: deque[tuple[int, Question]] = deque()
 
     def start(self, state: Any = None) -> None:
-        self._line = deque(state or ())
+        self._line = deque((numbered(each[0]), question_from(each[1])) for each in listed(state or [], 2))
+
+    def require(self) -> None:
+        pass
 
     def ask(self, question: Question, number: int) -> Sequence[Question]:
         self._line.append((number + self._delay, question))
@@ -137,7 +148,7 @@ class Scripted:
         return {"queue": float(len(self._line))}
 
     def state(self) -> Any:
-        return list(self._line)
+        return [[number, as_values(question)] for number, question in self._line]
 
     def close(self) -> None:
         pass
@@ -156,6 +167,59 @@ def _compiled(phrases: Sequence[str]) -> list[re.Pattern[str]]:
         except re.error as error:
             raise ValueError(f"phrase {phrase!r} is no regular expression: {error}") from error
     return compiled
+
+
+def as_values(question: Question) -> list[str]:
+    """A question in JSON values. Messages are any bytes, and Latin-1 has a letter for every byte."""
+    return [message.decode("latin-1") for message in question]
+
+
+def question_from(values: Any) -> Question:
+    """The inverse of ``as_values``.
+
+    Raises:
+      ValueError: ``values`` is no question.
+    """
+    if not isinstance(values, list) or len(values) not in (1, 2) or not all(isinstance(each, str) for each in values):
+        raise ValueError(f"{str(values)[:40]} is no question of one message or two")
+    # Text beyond Latin-1 raises a ValueError, too.
+    return tuple(each.encode("latin-1") for each in values)
+
+
+def numbered(value: Any) -> int:
+    """``value``, a count.
+
+    Raises:
+      ValueError: it is none.
+    """
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{str(value)[:40]} is no count")
+    return value
+
+
+def labelled(value: Any) -> float | None:
+    """``value``, a label or none.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    if value is not None and (isinstance(value, bool) or value not in (0, 0.5, 1)):
+        raise ValueError(f"{str(value)[:40]} is no label: expected 0, 0.5, 1 or none")
+    return None if value is None else float(value)
+
+
+def listed(values: Any, size: int | None = None) -> list[Any]:
+    """``values``, a list, of lists of ``size`` values each where there is one.
+
+    Raises:
+      ValueError: it is none.
+    """
+    if not isinstance(values, list):
+        raise ValueError(f"{str(values)[:40]} is no list")
+    for each in values if size is not None else ():
+        if not isinstance(each, list) or len(each) != size:
+            raise ValueError(f"{str(each)[:40]} is no list of {size} values")
+    return values
 
 
 def as_text(message: bytes) -> str:
@@ -216,13 +280,40 @@ class AnnotationService:
         """Starts the annotator; goes on from ``state()`` of an earlier run.
 
         Raises:
+          UserError: see ``Annotator``, or ``state`` is none of a service with questions of this size.
+        """
+        try:
+            if state is not None:
+                self._restore(state)
+            self._annotator.start(None if state is None else state.get("annotator"))
+        except ValueError as error:
+            raise UserError(f"the checkpoint's annotations cannot be read: {error}") from error
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        totals = [numbered(each) for each in listed(state.get("totals"))]
+        if len(totals) != 3:
+            raise ValueError(f"{totals} are no three totals")
+        self._messages, self._rollouts, self._delivered = totals
+        known, pending = ([self._own(each) for each in listed(state.get(name))] for name in ("known", "pending"))
+        recent = [question_from([each])[0] for each in listed(state.get("recent"))]
+        self._recent, self._known, self._pending = dict.fromkeys(recent), dict.fromkeys(known), set(pending)
+        outbox = listed(state.get("outbox"), 2)
+        self._outbox = deque(Answer(self._own(question), labelled(label)) for question, label in outbox)
+
+    def _own(self, values: Any) -> Question:
+        """A question that this service may have asked."""
+        question = question_from(values)
+        if len(question) != self._size or any(len(message) > self._length for message in question):
+            raise ValueError(f"a question is not of {self._size} messages of at most {self._length} bytes")
+        return question
+
+    def require(self) -> None:
+        """Checks, before anything is written, what ``start`` needs of this machine.
+
+        Raises:
           UserError: see ``Annotator``.
         """
-        if state is not None:
-            self._messages, self._rollouts, self._delivered = state["totals"]
-            self._recent, self._known = dict.fromkeys(state["recent"]), dict.fromkeys(state["known"])
-            self._pending, self._outbox = set(state["pending"]), deque(Answer(*each) for each in state["outbox"])
-        self._annotator.start(None if state is None else state["annotator"])
+        self._annotator.require()
 
     def exchange(self, trajectory: Trajectory) -> Annotations:
         """Asks about the messages of a rollout; the labels for its learn step, as many as there are and room for.
@@ -316,14 +407,14 @@ class AnnotationService:
         return self._annotator.counts() | {name: float(value) for name, value in own.items()}
 
     def state(self) -> dict[str, Any]:
-        """All that ``start`` needs to go on."""
+        """All that ``start`` needs to go on, in JSON values."""
         self._settle()
         return {
-            "totals": (self._messages, self._rollouts, self._delivered),
-            "recent": list(self._recent),
-            "known": list(self._known),
-            "pending": sorted(self._pending),
-            "outbox": [tuple(answer) for answer in self._outbox],
+            "totals": [self._messages, self._rollouts, self._delivered],
+            "recent": as_values(tuple(self._recent)),
+            "known": [as_values(question) for question in self._known],
+            "pending": [as_values(question) for question in sorted(self._pending)],
+            "outbox": [[as_values(question), label] for question, label in self._outbox],
             "annotator": self._annotator.state(),
         }
 
@@ -332,9 +423,17 @@ class AnnotationService:
 
 
 def remembered_messages(state: dict[str, Any]) -> list[bytes]:
-    """Every message that the saved state of a service knows of, sorted."""
-    questions = [*state["known"], *state["pending"]]
-    return sorted({*state["recent"], *(message for question in questions for message in question)})
+    """Every message that the saved state of a service knows of, sorted.
+
+    Raises:
+      UserError: ``state`` is none of a service.
+    """
+    try:
+        questions = [question_from(each) for name in ("known", "pending") for each in listed(state.get(name))]
+        questions += [question_from([each]) for each in listed(state.get("recent"))]
+    except ValueError as error:
+        raise UserError(f"the checkpoint's annotations cannot be read: {error}") from error
+    return sorted({message for question in questions for message in question})
 
 
 def _forget(remembered: dict[Any, None], most: int) -> None:

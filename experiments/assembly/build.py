@@ -28,6 +28,7 @@ from agents.functionals import FUNCTIONALS, Functional, expectation
 from agents.networks import NetworkConfig
 from envs.base import Environment, EnvironmentSpec, VectorHost
 from envs.catalogue import ENVIRONMENTS
+from envs.keys import seed_key
 from envs.stock import StockAugmented, StockHost
 from envs.wrappers import TimeLimit, demonstrator
 from experiments.annotation.catalogue import ANNOTATORS
@@ -413,7 +414,7 @@ def expert_demonstrations(config: ConfigDict, source: EnvironmentSource) -> Demo
     expert, wanted = demonstrator(source.pure), _demonstrations(config)
     if expert is None or wanted == 0:
         return None
-    observation, action = expert.demonstrations(jax.random.split(jax.random.key(DEMONSTRATION_SEED), wanted))
+    observation, action = expert.demonstrations(jax.random.split(seed_key(DEMONSTRATION_SEED), wanted))
     return Demonstrations(jnp.asarray(observation), jnp.asarray(action, jnp.int32))
 
 

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 
 from agents.replay import replay_add, replay_init, replay_prioritise, replay_sample
 from envs.base import Trajectory
+from envs.keys import seed_key
 from experiments.assembly.build import build_environment, build_parts
 from experiments.benchmarks.sides import Options, loaded
 from experiments.benchmarks.timing import Comparison, Side, compared, in_turns, timed
 from experiments.errors import UserError
 from experiments.training import learn
-from experiments.training.keys import seed_key
 from rewards.base import chain
 
 SEGMENT = 3
@@ -160,14 +160,14 @@ def _drawing(made: Buffer, config: Any, calls: int) -> Side:
 
     rows = config.agent.capacity // (config.data.batch * config.data.length)
     state, _ = jax.jit(lambda state, key: jax.lax.scan(call, state, jax.random.split(key, rows + 1)))(
-        empty, jax.random.key(0)
+        empty, seed_key(0)
     )
     advance = jax.jit(run, donate_argnums=0)
     keys = iter(range(1, 10**6))
 
     def piece() -> int:
         nonlocal state
-        state, total = advance(state, jax.random.key(next(keys)))
+        state, total = advance(state, seed_key(next(keys)))
         jax.block_until_ready((state, total))
         return calls * config.agent.updates * config.agent.batch_size
 

@@ -26,6 +26,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from ml_collections import ConfigDict
 
 from envs.hosts.gymnasium import GymnasiumHost
+from envs.keys import seed_key
 from experiments.assembly.build import build_environment
 from experiments.assembly.members import Member
 from experiments.benchmarks.baseline_sides import baseline, baseline_job
@@ -39,7 +40,6 @@ from experiments.benchmarks.value_cases import planner, replay
 from experiments.errors import UserError
 from experiments.training.compilation_cache import VARIABLE, enable_compilation_cache
 from experiments.training.host_driver import HostDriver
-from experiments.training.keys import seed_key
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -192,7 +192,7 @@ def random_steps(config: ConfigDict, steps: int) -> Callable[[], int]:
         return jax.lax.scan(step, start_unroll(environment, key, batch, ()), jax.numpy.arange(steps // batch // length))
 
     def piece() -> int:
-        jax.block_until_ready(run(jax.random.key(0)))
+        jax.block_until_ready(run(seed_key(0)))
         return steps
 
     return piece

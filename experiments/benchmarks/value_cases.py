@@ -16,6 +16,7 @@ from agents.functionals import cvar
 from agents.planning import distributional
 from agents.planning.return_distributions import Representation, StockGrid, categorical, lattice, stock_points
 from agents.replay import replay_add
+from envs.keys import seed_key
 from envs.native.tabular import from_gymnasium
 from experiments.assembly.build import build_environment, build_parts
 from experiments.benchmarks import numpy_planner
@@ -23,7 +24,6 @@ from experiments.benchmarks.baseline_sides import baseline, replay_job
 from experiments.benchmarks.sides import SEEDS, Options, has_baselines, loaded, slots_of
 from experiments.benchmarks.timing import Comparison, Side, compared, in_turns, rates, timed
 from experiments.training import learn
-from experiments.training.keys import seed_key
 from rewards.base import chain
 
 
@@ -115,7 +115,7 @@ def gradient_steps(config: ConfigDict, steps: int, stored: int, seeds: int = 1) 
 
     def piece() -> int:
         nonlocal states
-        states = advance(states, trajectories, jax.random.key(next(keys)))
+        states = advance(states, trajectories, seed_key(next(keys)))
         jax.block_until_ready(states)
         return seeds * calls * config.agent.updates
 

@@ -19,7 +19,7 @@ from experiments.assembly.checks import checked_environment
 from experiments.assembly.members import members_of, variant_name
 from experiments.commands.command_parser import CommandParser
 from experiments.commands.options import add_runs_option
-from experiments.errors import SIGNAL_EXIT, command
+from experiments.errors import SIGNAL_EXIT, UserError, command, say
 from experiments.rows import figures, reading, run_folders
 from experiments.training.compilation_cache import enable_compilation_cache
 from experiments.training.processes import SharedStop, join_processes, writer_first, writes
@@ -31,6 +31,7 @@ from experiments.training.train import (
     Outcome,
     devices,
     prepare_folder,
+    require_annotator,
     train,
 )
 
@@ -51,6 +52,10 @@ def parser() -> CommandParser:
     made.add_argument("--first-seed", type=int, default=0, help="the first seed (default: 0)")
     add_runs_option(made)
     made.add_argument("--fresh", action="store_true", help="delete what an earlier run left and start over")
+    made.add_argument("--members-per-program", type=int, help="seeds in one program at most (default: all); 1 is exact")
+    made.add_argument(
+        "--unpickle-environments", action="store_true", help="load saved environments that run code, whoever wrote them"
+    )
     made.add_argument("--figure", type=Path, help="also draw the learning curve, to a .pdf, .png or .svg file")
     made.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return made
@@ -73,13 +78,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     loaded = registry.with_overrides(loaded, overrides)
     config = loaded.config
     source = checked_environment(config)
-    require_memory(requirements(config, source, arguments.seeds), memory())
+    size = arguments.members_per_program
+    if size is not None and size < 1:
+        raise UserError(f"--members-per-program={size}: expected at least 1")
+    require_memory(requirements(config, source, arguments.seeds, size), memory())
     members = members_of(config, loaded.variant, arguments.seeds, arguments.first_seed)
     variant = variant_name(loaded.variant, loaded.overrides.keys() - set(PROLONGABLE), config)
     members = [member._replace(variant=variant) for member in members]
     folder = run_folders.run_folder(arguments.runs, loaded.name, variant)
+    require_annotator(config, source, folder)
     enable_compilation_cache()
-    programs = writer_first(lambda: prepare_folder(folder, config, members, fresh=arguments.fresh and writes()))
+    programs = writer_first(
+        lambda: prepare_folder(folder, config, members, fresh=arguments.fresh and writes(), members_per_program=size)
+    )
     title = f"{loaded.name}:{variant}" if variant else loaded.name
     total = config.iterations * len(members)
     with contextlib.ExitStack() as stack:
@@ -89,7 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{title}: {seeds} on {devices()}, in {folder}", file=told)
         stop = SharedStop(stack.enter_context(stop_on_signals()))
         reporter = stack.enter_context(progress(total, title, metric=config.evaluation.metric, stream=told))
-        outcome = train(config, loaded.name, programs, folder, reporter, stop, source)
+        outcome = train(
+            config, loaded.name, programs, folder, reporter, stop, source, unpickle=arguments.unpickle_environments
+        )
     if not writes():
         return 0 if outcome.finished else SIGNAL_EXIT + (outcome.signal or 0)
     return _report(outcome, loaded.name, config, folder, arguments)
@@ -125,6 +138,6 @@ def _report(outcome: Outcome, loaded_name: str, config, folder: Path, arguments:
         if arguments.figure and outcome.rows:
             print(f"learning curve: {arguments.figure}")
     if not outcome.finished:
-        print(f"stopped by signal {outcome.signal}; the same command continues", file=sys.stderr)
+        say(f"stopped by signal {outcome.signal}; the same command continues")
         return SIGNAL_EXIT + (outcome.signal or 0)
     return 0

@@ -18,6 +18,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from experiments.assembly import registry
 from experiments.commands.command_parser import CommandParser
@@ -58,6 +59,9 @@ def parser() -> CommandParser:
     made.add_argument("--launcher", choices=sorted(LAUNCHERS), default="local", help="what starts the jobs")
     made.add_argument("--jobs", type=int, default=1, help="processes at a time (launchers local and submitit)")
     made.add_argument("--members-per-program", type=int, help="at most so many seeds and points side by side")
+    made.add_argument(
+        "--unpickle-environments", action="store_true", help="load saved environments that run code, whoever wrote them"
+    )
     add_runs_option(made)
     made.add_argument("--fresh", action="store_true", help="delete what an earlier sweep left and start over")
     made.add_argument("--metric", help="the metric to rank by (default: the configuration's evaluation.metric)")
@@ -102,12 +106,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = made.jobs if arguments.job is None else made.jobs[arguments.job : arguments.job + 1]
     for job in chosen:
         require_job_memory(job, arguments.members_per_program)
+
+    def train_job(index: int) -> int:
+        return run_job(
+            made, index, arguments.members_per_program, arguments.fresh, unpickle=arguments.unpickle_environments
+        )
+
     if arguments.job is not None:
         if not 0 <= arguments.job < len(made.jobs):
             raise UserError(f"--job={arguments.job}: expected 0 to {len(made.jobs) - 1}")
-        return run_job(made, arguments.job, arguments.members_per_program, arguments.fresh)
+        return train_job(arguments.job)
     if len(made.jobs) == 1 and arguments.launcher == "local" and arguments.jobs == 1:
-        statuses = [run_job(made, 0, arguments.members_per_program, arguments.fresh)]
+        statuses = [train_job(0)]
     else:
         command_line = [sys.executable, "-m", "experiments", "sweep", *argv]
         folder = Path(arguments.runs) / loaded.name
@@ -147,6 +157,6 @@ def _report(made: Plan, points: list[dict[str, Any]], arguments: argparse.Namesp
     for point in points:
         ends = "one seed" if point["low"] is None else f"{point['low']:.4g} to {point['high']:.4g}"
         numbers = [str(point[name]) for name in ("seeds", *stopped)]
-        table.add_row(point["variant"], *numbers, "none" if point["iqm"] is None else f"{point['iqm']:.4g}", ends)
+        table.add_row(Text(point["variant"]), *numbers, "none" if point["iqm"] is None else f"{point['iqm']:.4g}", ends)
     Console().print(table)
     print(f"best: {best or 'none, every point stopped'}")

@@ -11,7 +11,7 @@ from typing import Any
 from experiments.assembly import registry
 from experiments.disk import read_json_object, write_atomic
 from experiments.errors import UserError, unknown
-from experiments.rows.environment_report import EVALUATION_EPISODES, changed_sessions
+from experiments.rows.environment_report import EVALUATION_EPISODES, changed_sessions, read_environment
 from experiments.rows.reading import (
     IDENTITY,
     Row,
@@ -148,7 +148,7 @@ def run_section(folder: Path) -> Section:
     if lacking:
         raise UserError(f"{folder / METRICS_FILE}: a row lacks {', '.join(lacking)}")
     header: dict[str, Any] = {"experiment": rows[0]["experiment"], "variant": rows[0]["variant"]}
-    environment = read_json_object(folder / ENVIRONMENT_FILE)
+    environment = read_environment(folder / ENVIRONMENT_FILE)
     sources = ("commit", "dirty", "versions", "device", "device_count", "platform", EVALUATION_EPISODES)
     for key in ("command", *sources):
         header[key] = environment.get(key)

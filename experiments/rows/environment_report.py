@@ -13,11 +13,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from experiments.disk import read_json, write_json_atomic
+from experiments.disk import read_json_object, write_json_atomic
+from experiments.errors import UserError
 
 # The field that says on which episodes the seeds of a run are evaluated: each on its own. Rows without it were made
 # when all seeds shared one draw, which an interval over seeds leaves out.
 EVALUATION_EPISODES, PER_SEED = "evaluation_episodes", "per_seed"
+# Settings of JAX that change numbers: the generator of random numbers, how it is split over devices, 64 bits, and how
+# exact products of matrices are.
+SETTINGS = (
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "gymnasium")
 
 
@@ -28,14 +37,18 @@ def environment_report(command: Sequence[str] | None = None) -> dict[str, Any]:
       command: the command line as words; ``sys.argv`` if none.
 
     Returns:
-      ``commit`` (None outside a git checkout), ``dirty`` (tracked files differ from the commit), ``versions``,
-      ``device`` (kind), ``device_count``, ``platform``, ``evaluation_episodes``, ``command``, ``started`` (UTC).
+      ``commit`` (None unless sagax is a git checkout of its own), ``dirty`` (tracked files differ from the commit),
+      ``versions``, ``device`` (kind), ``device_count``, ``platform``, ``evaluation_episodes``, ``settings`` (of JAX:
+      see ``SETTINGS``), ``command``, ``started`` (UTC).
     """
     import jax
 
     root = Path(__file__).resolve().parents[2]
-    commit = _git(root, "rev-parse", "HEAD")
-    status = _git(root, "status", "--porcelain", "--untracked-files=no")
+    # A copy inside another repository would be told that one's commit.
+    top = _git(root, "rev-parse", "--show-toplevel")
+    own = top is not None and Path(top).resolve() == root
+    commit = _git(root, "rev-parse", "HEAD") if own else None
+    status = _git(root, "status", "--porcelain", "--untracked-files=no") if own else None
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -50,6 +63,7 @@ def environment_report(command: Sequence[str] | None = None) -> dict[str, Any]:
         "platform": device.platform,
         "system": platform.platform(),
         EVALUATION_EPISODES: PER_SEED,
+        "settings": settings(),
         "command": shlex.join(command if command is not None else command_line()),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -68,10 +82,62 @@ def note_session(path: Path, first_row: int, facts: Mapping[str, Any] | None = N
     """
     report = environment_report() | dict(facts or {})
     if first_row and path.exists():
-        earlier = read_json(path)
+        earlier = read_environment(path)
         kept = [session for session in earlier.get("continued", []) if session["first_row"] < first_row]
         report = earlier | {"continued": [*kept, {"first_row": first_row} | report]}
     write_json_atomic(path, report)
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """What ``note_session`` wrote.
+
+    Raises:
+      UserError: if it cannot be read, or is no such file.
+    """
+    report = read_json_object(path)
+    sessions = report.get("continued", [])
+    good = isinstance(sessions, list) and all(
+        isinstance(session, dict) and type(session.get("first_row")) is int for session in sessions
+    )
+    if not good:
+        raise UserError(
+            f"{path} describes no sessions: its 'continued' is no list of objects with an integer first_row"
+        )
+    for session in (report, *sessions):
+        if not isinstance(session.get("settings", {}), dict):
+            raise UserError(f"{path} describes no sessions: its 'settings' are no object")
+    return report
+
+
+def settings() -> dict[str, Any]:
+    """The settings of JAX that change the numbers of a run, by name."""
+    import jax
+
+    return {name: jax.config.values[name] for name in SETTINGS}
+
+
+def require_same_settings(path: Path) -> None:
+    """Refuses to continue a run with other settings of JAX than it was made with.
+
+    Args:
+      path: the file of ``note_session``; where there is none, and in one without settings, nothing is known of them.
+
+    Raises:
+      UserError: with the settings that differ.
+    """
+    if not path.exists():
+        return
+    report = read_environment(path)
+    made = [report, *report.get("continued", [])][-1].get("settings", {})
+    now = settings()
+    differing = [
+        f"{name}={made[name]}, and now {now[name]}" for name in SETTINGS if name in made and made[name] != now[name]
+    ]
+    if differing:
+        raise UserError(
+            f"{path.parent} was made with other settings of JAX: {'; '.join(differing)}: set them as they were (the "
+            "environment variables have these names in capitals), or give --fresh to start over"
+        )
 
 
 def changed_sessions(report: Mapping[str, Any], keys: Sequence[str]) -> list[dict[str, Any]]:

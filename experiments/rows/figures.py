@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import math
 import re
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib import ticker
+from matplotlib import rc_context, style, ticker
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -33,6 +34,14 @@ LARGEST_SIZE = 100.0
 # In inches: a panel with its legend, and what a panel needs beside a legend that is larger than usual.
 PANEL = (8.5, 3.9)
 WIDTH, HEIGHT = 6.0, 1.0
+
+
+@contextlib.contextmanager
+def _own_style() -> Iterator[None]:
+    """Matplotlib's defaults in place of a user's ``matplotlibrc``, whose LaTeX may be missing; names of variants and
+    metrics are shown as they are, dollar signs included."""
+    with style.context("default"), rc_context({"text.parse_math": False}):
+        yield
 
 
 def plot_curves(
@@ -132,6 +141,7 @@ def looks_of(variants: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {variant: by_method[variant.partition(",")[0]] for variant in variants}
 
 
+@_own_style()
 def draw(
     experiments: Mapping[str, Sequence[reading.Row]],
     metric: str,
@@ -197,6 +207,7 @@ def require_destination(path: str | Path) -> None:
     require_writable(path)
 
 
+@_own_style()
 def save(figure: Figure, path: str | Path) -> None:
     """Writes a figure whole or not at all, as PDF, PNG or SVG by the path's suffix.
 

@@ -9,21 +9,31 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from experiments.assembly import registry
-from experiments.disk import read_json_object
+from experiments.disk import JSON_DECODER, parse_json, read_json_object
 from experiments.errors import UserError, cannot_read, unknown
 from experiments.rows.environment_report import EVALUATION_EPISODES, PER_SEED
-from experiments.rows.run_folders import DEFAULT_VARIANT, ENVIRONMENT_FILE, METRICS_FILE, RUNS_FOLDER, committed_file
+from experiments.rows.run_folders import (
+    DEFAULT_VARIANT,
+    ENVIRONMENT_FILE,
+    METRICS_FILE,
+    RUNS_FOLDER,
+    committed_file,
+    run_folders,
+)
 
 TEXTS, INTEGERS = ("experiment", "variant"), ("seed", "env_steps")
 IDENTITY = (*TEXTS, *INTEGERS)
 NOT_METRICS = (*IDENTITY, "iteration")
 # How metrics of learning are named, which are no evaluation's.
 LEARNING_METRICS = ("agent/", "reward/", "annotator/", "time/")
+# Where rows are looked for in a damaged line.
+LONGEST_DAMAGED_LINE, MOST_STARTS = 2**20, 1000
+
 Row = dict[str, Any]
 
 
@@ -38,6 +48,31 @@ class Section(NamedTuple):
     rows: list[Row]
 
 
+class Damage(NamedTuple):
+    """A line of a file of rows that is not as it was written.
+
+    Attributes:
+      line: its number.
+      kept: how many whole rows it still held: a newline that was damaged joins two of them.
+      ends: whether it is the end of the file, without a newline, as a killed process leaves it.
+    """
+
+    line: int
+    kept: int
+    ends: bool
+
+
+class Parsed(NamedTuple):
+    """The rows and headers of a file, in order, each with the number of its line, and what was damaged."""
+
+    lines: list[tuple[int, Row]]
+    damage: list[Damage]
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for _, row in self.lines]
+
+
 def read_sections(path: str | os.PathLike) -> list[Section]:
     """The headers of a file, each with the rows it applies to; a torn last line is left out.
 
@@ -48,34 +83,74 @@ def read_sections(path: str | os.PathLike) -> list[Section]:
 
 
 def read_whole_sections(path: str | os.PathLike) -> tuple[list[Section], bool]:
-    """The sections of a file, and whether they are all that it holds."""
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise cannot_read(path, error) from error
-    lines, size = parse_lines(Path(path), content)
+    """The sections of a file, and whether they are all that it holds.
+
+    Raises:
+      UserError: as ``read_sections``.
+    """
+    parsed = _parsed(path)
+    last = max((number for number, _ in parsed.lines), default=0)
+    for damage in parsed.damage:
+        # What follows the last row is the end of a run that was killed, or no file of rows at all.
+        if damage.line <= last:
+            raise UserError(
+                f"{os.fspath(path)}, line {damage.line}: expected a JSON object; the file was damaged from outside"
+            )
     sections: list[Section] = []
-    for number, line in enumerate(lines, start=1):
-        header = line.get("header") is True
-        _check_identity(line, INTEGERS if not header else (), f"{os.fspath(path)}, line {number}")
-        if header:
+    for number, line in parsed.lines:
+        place = f"{os.fspath(path)}, line {number}"
+        if line.get("header") is True:
+            _check_texts(line, place)
             sections.append(Section({key: value for key, value in line.items() if key != "header"}, []))
             continue
+        _check_row(line, place)
         if not sections:
             sections.append(Section({}, []))
         sections[-1].rows.append(line)
-    return sections, size == len(content)
+    return sections, not parsed.damage
 
 
-def _check_identity(line: Row, integers: Sequence[str], place: str) -> None:
-    """Refuses a line that does not say whose it is; a row may leave out experiment and variant, a header anything."""
-    for key in integers:
-        if type(line.get(key)) is not int:
-            held = f"{key}={_short(line[key])}" if key in line else f"no {key}"
+def _parsed(path: str | os.PathLike) -> Parsed:
+    try:
+        return parse_lines(Path(path).read_bytes())
+    except OSError as error:
+        raise cannot_read(path, error) from error
+
+
+def _check_row(row: Row, place: str) -> None:
+    """Refuses a row that does not say whose it is; it may leave out experiment and variant."""
+    for key in INTEGERS:
+        if type(row.get(key)) is not int:
+            held = f"{key}={short(row[key])}" if key in row else f"no {key}"
             raise UserError(f"{place}: a row with {held}, expected an integer")
+    if type(row.get("iteration", 0)) is not int:
+        raise UserError(f"{place}: a row with iteration={short(row['iteration'])}, expected an integer")
+    _check_texts(row, place)
+
+
+def _check_texts(line: Row, place: str) -> None:
+    """Refuses names that are no text of printable characters: they are shown, and name folders."""
     for key in TEXTS:
         if not isinstance(line.get(key, ""), str):
-            raise UserError(f"{place}: {key}={_short(line[key])}, expected text")
+            raise UserError(f"{place}: {key}={short(line[key])}, expected text")
+    for text in (*(line.get(key, "") for key in TEXTS), *line):
+        if not text.isprintable():
+            raise UserError(f"{place}: the name {short(text)} has characters that cannot be printed")
+
+
+def require_rows(rows: Any, place: str) -> None:
+    """Refuses what are no rows of a run.
+
+    Raises:
+      UserError: if ``rows`` is no list of objects that say whose they are, and of which iteration.
+    """
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "iteration" in row for row in rows):
+        raise UserError(f"{place} holds no list of rows: {short(rows)}")
+    for row in rows:
+        _check_row(row, place)
+        for key, value in row.items():
+            if isinstance(value, list | dict):
+                raise UserError(f"{place}: {key}={short(value)}, expected a number, text, truth value or none")
 
 
 def read_rows(path: str | os.PathLike) -> list[Row]:
@@ -96,7 +171,7 @@ def read_runs(root: str | os.PathLike, name: str) -> list[Row]:
     Raises:
       UserError: as ``read_rows``.
     """
-    rows = [row for path in sorted((Path(root) / name).glob(f"*/{METRICS_FILE}")) for row in read_rows(path)]
+    rows = [row for folder in run_folders(root, name) for row in read_rows(folder / METRICS_FILE)]
     _check_rows(rows, Path(root) / name)
     return rows
 
@@ -226,10 +301,11 @@ def _check_rows(rows: Sequence[Row], path: str | os.PathLike) -> None:
         for key in numbers & row.keys():
             if not isinstance(row[key], int | float | None):
                 shown = ", ".join(f"{name}={row.get(name)!r}" for name in IDENTITY)
-                raise UserError(f"{os.fspath(path)}: {key}={_short(row[key])}, {shown}: expected a number as elsewhere")
+                raise UserError(f"{os.fspath(path)}: {key}={short(row[key])}, {shown}: expected a number as elsewhere")
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value from a file as a message shows it."""
     shown = repr(value)
     return shown if len(shown) < 40 else f"{shown[:36]} ..."
 
@@ -249,27 +325,56 @@ def encode_line(row: Mapping[str, Any]) -> bytes:
     return (json.dumps(row, allow_nan=False, separators=(",", ":")) + "\n").encode()
 
 
-def parse_lines(path: Path, content: bytes) -> tuple[list[Row], int]:
-    """The rows of the whole lines, and the bytes they take, without a damaged end (torn, or zeros after a crash)."""
-    rows: list[Row] = []
-    size = 0
-    damaged: int | None = None
-    for number, line in enumerate(_whole_lines(content), start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            damaged = damaged or number
+def parse_lines(content: bytes) -> Parsed:
+    """What can be read of a file of rows, whatever became of it.
+
+    A line that is no row is searched for rows: where a newline was damaged it holds two. The end of a file may be torn,
+    or zeros after a crash.
+    """
+    lines: list[tuple[int, Row]] = []
+    damage: list[Damage] = []
+    # Only newlines end a line: a carriage return is a damaged one.
+    parts = content.split(b"\n")
+    for number, line in enumerate(parts, start=1):
+        last = number == len(parts)
+        if last and not line:
+            break
+        row = None if last else _row(line)
+        if row is not None:
+            lines.append((number, row))
             continue
-        if damaged is not None:
-            raise UserError(f"{path}, line {damaged}: expected a JSON object; the file was damaged from outside")
-        rows.append(row)
-        size += len(line)
-    return rows, size
+        # The end without its newline may be cut in the middle of a number, and still be JSON.
+        found = [] if last and b"\r" not in line else _rows_within(line)
+        lines += [(number, row) for row in found]
+        damage.append(Damage(number, len(found), last and not found))
+    return Parsed(lines, damage)
 
 
-def _whole_lines(content: bytes) -> Iterator[bytes]:
-    for line in content.splitlines(keepends=True):
-        if line.endswith(b"\n"):
-            yield line
+def _row(line: bytes) -> Row | None:
+    try:
+        value = parse_json(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _rows_within(line: bytes) -> list[Row]:
+    """The rows and headers in a damaged line."""
+    found: list[Row] = []
+    if len(line) > LONGEST_DAMAGED_LINE:
+        return found
+    text, position = line.decode(errors="replace"), 0
+    for _ in range(MOST_STARTS):
+        position = text.find('{"', position)
+        if position < 0:
+            break
+        try:
+            value, end = JSON_DECODER.raw_decode(text, position)
+            parse_json(text[position:end])
+        except (ValueError, RecursionError):
+            position += 1
+            continue
+        position = end
+        if value.get("header") is True or all(type(value.get(key)) is int for key in INTEGERS):
+            found.append(value)
+    return found

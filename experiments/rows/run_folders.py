@@ -36,17 +36,30 @@ LONGEST_NAME = 200
 
 
 def run_folder(root: str | os.PathLike, name: str, variant: str = "") -> Path:
-    """``root/NAME/VARIANT``; the default variant has the folder ``default``.
+    """``root/NAME/VARIANT``; the default variant has the folder ``default``. See ``path_part``."""
+    return Path(root) / path_part(name) / path_part(variant or DEFAULT_VARIANT)
 
-    File systems take names of 255 bytes. Where many overrides make a longer one, its end is replaced by a digest of the
-    whole; the rows inside keep the variant in full.
+
+def path_part(text: str) -> str:
+    """``text`` as the name of one file or folder, which stays in the folder that it is put in.
+
+    What separates folders, is hidden or cannot be printed is replaced. File systems take names of 255 bytes. Where
+    something was replaced, or many overrides make a longer name, it ends in a digest of the whole ``text``, so that two
+    texts never have one name; the rows inside keep the variant in full.
     """
-    folder = variant or DEFAULT_VARIANT
-    encoded = folder.encode()
-    if len(encoded) > LONGEST_NAME:
-        digest = hashlib.sha256(encoded).hexdigest()[:16]
-        folder = f"{encoded[: LONGEST_NAME - len(digest) - 1].decode(errors='ignore')}~{digest}"
-    return Path(root) / name / folder
+    safe = "".join(letter if letter.isprintable() and letter not in "/\\" else "_" for letter in text)
+    safe = f"_{safe[1:]}" if safe.startswith(".") else safe
+    encoded = safe.encode()
+    if safe == text and 0 < len(encoded) <= LONGEST_NAME:
+        return safe
+    digest = hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:16]
+    return f"{encoded[: LONGEST_NAME - len(digest) - 1].decode(errors='ignore')}~{digest}"
+
+
+def run_folders(root: str | os.PathLike, name: str = "*", file: str = METRICS_FILE) -> list[Path]:
+    """The run folders ``root/NAME/*`` that hold ``file``, sorted; what is hidden is none."""
+    found = (path.parent for path in Path(root).glob(f"{name}/*/{file}"))
+    return sorted(path for path in found if not path.name.startswith(".") and not path.parent.name.startswith("."))
 
 
 def read_description(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from experiments.evaluators.base import PureEpisodes
 from experiments.evaluators.ratings import paid_for
 from experiments.evaluators.visits import visits
 from experiments.rows import collecting, reading, run_folders
+from experiments.training.host_driver import annotation_state
 from experiments.training.keys import evaluation_key
 from experiments.training.restored import read_single_run, restored_programs
 from rewards.feedback.language_feedback import language_feedback
@@ -101,7 +101,7 @@ def rate(folder: Path, checkpoint: str = "latest") -> reading.Section:
     length, batch = source.spec.message_length, config.data.batch
     rows = []
     for [member], found in restored_programs(folder, config, source, members, checkpoint):
-        messages = remembered_messages(_annotated(found.host))
+        messages = remembered_messages(annotation_state(found.host) or {})
         paid = paid_for(reward, found.state.reward, channel, messages, length=length, batch=batch)
         rows.append(
             start(member, found.iteration)
@@ -124,8 +124,3 @@ def _channel(config: ConfigDict) -> str:
 def _script(config: ConfigDict) -> Scripted:
     taken = inspect.signature(Scripted).parameters
     return Scripted(**{name: value for name, value in config.annotator.items() if name in taken})
-
-
-def _annotated(host: Any) -> dict[str, Any]:
-    """The state of the annotation service in the bytes that a driver of host environments saved of itself."""
-    return pickle.loads(host)[1]

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from envs.snapshots import Snapshot
 from experiments.assembly.build import (
     EVALUATION_SEED,
     EnvironmentSource,
@@ -33,12 +34,12 @@ class Driver(Protocol):
 
     Attributes:
       members: what it trains.
-      resumed_exactly: whether the last ``resume`` goes on where the run was, and not with new episodes.
+      new_episodes: why the last ``resume`` began new episodes; ``None`` if it goes on where the run was.
       compiles_ahead: whether ``compile`` can do so: shapes may be known only in the first chunk.
     """
 
     members: Sequence[Member]
-    resumed_exactly: bool
+    new_episodes: str | None
     compiles_ahead: bool
 
     def template(self) -> RunState:
@@ -58,11 +59,11 @@ class Driver(Protocol):
         """The metrics of ``config.evaluators``; what they draw is each member's own, from ``evaluation_key(member's
         seed, stream)``."""
 
-    def snapshot(self) -> bytes | None:
-        """The host's state, ``None`` where there is nothing beside the run state (or it cannot be saved)."""
+    def snapshot(self) -> Snapshot | None:
+        """The state beside the run state: of host environments and of an annotation service."""
 
-    def resume(self, state: RunState, snapshot: bytes | None, iteration: int) -> RunState:
-        """Continues after a restore."""
+    def resume(self, state: RunState, snapshot: Snapshot | None, iteration: int) -> RunState:
+        """Continues after a restore; a pickle in ``snapshot`` is loaded."""
 
     def close(self) -> None: ...
 

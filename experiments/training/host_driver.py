@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from ml_collections import ConfigDict
 
 from envs.base import VectorHost
 from envs.host_rollout import episodes_host, start_host, unroll_host
+from envs.keys import seed_key
+from envs.snapshots import Snapshot, SnapshotError, unwrap, wrap
 from experiments.annotation.service import AnnotationService
 from experiments.assembly.build import (
     EVALUATION_SEED,
@@ -29,7 +30,7 @@ from experiments.errors import UserError
 from experiments.evaluators.base import HostEpisodes
 from experiments.evaluators.base import evaluate as evaluate_all
 from experiments.training import learn
-from experiments.training.keys import evaluation_key, seed_key
+from experiments.training.keys import evaluation_key
 from experiments.training.learn import RunState
 
 
@@ -88,6 +89,21 @@ class HostPrograms:
         self.evaluators = build_evaluators(config, source, agent, self.episodes, traced)
 
 
+def annotation_state(snapshot: Snapshot | None) -> dict[str, Any] | None:
+    """What ``HostDriver.snapshot`` holds of its annotation service, ``None`` where there was none.
+
+    Raises:
+      UserError: it is no state of one.
+    """
+    try:
+        state = None if snapshot is None else unwrap(snapshot)[1].get("annotation")
+    except SnapshotError as error:
+        raise UserError(f"cannot read what the checkpoint holds of its host environments: {error}") from error
+    if not isinstance(state, dict | None):
+        raise UserError("the checkpoint holds no state of an annotation service: expected an object")
+    return state
+
+
 class HostDriver:
     """Trains one member on host environments.
 
@@ -125,7 +141,7 @@ class HostDriver:
         make_host: Any = source.host
         self._make_host: Callable[[int], VectorHost] = make_host
         self._host = make_host(self._agent.data.batch)
-        self.resumed_exactly = True
+        self.new_episodes: str | None = None
 
     def template(self) -> RunState:
         shapes = jax.eval_shape(self._programs.start, self._seed)
@@ -226,21 +242,27 @@ class HostDriver:
 
     def snapshot(self):
         environments = self._host.snapshot() if self._agent.data.kind != "episodes" else None
-        if "annotator" not in self._config:
-            return environments
-        return pickle.dumps((environments, self._annotated if self._annotation is None else self._annotation.state()))
+        annotated = self._annotated if self._annotation is None else self._annotation.state()
+        if environments is None and annotated is None:
+            return None
+        return wrap(environments, {"annotation": annotated}, {})
 
     def resume(self, state, snapshot, iteration):
         self._close_annotation()
-        if "annotator" in self._config and snapshot is not None:
-            snapshot, self._annotated = pickle.loads(snapshot)
-        self.resumed_exactly = self._agent.data.kind == "episodes" or snapshot is not None
+        self.new_episodes = None
+        environments = None
+        if snapshot is not None:
+            environments, self._annotated = unwrap(snapshot)[0], annotation_state(snapshot)
         if self._agent.data.kind == "episodes":
             return state
-        if snapshot is None:
-            # These environments cannot be saved.
+        try:
+            if environments is None:
+                raise SnapshotError("these environments cannot be saved")
+            observation = self._host.restore(environments)
+        except SnapshotError as error:
+            self.new_episodes = str(error)
             return self._with_environments(state, iteration)
-        return state._replace(rollout=state.rollout._replace(observation=self._host.restore(snapshot)))
+        return state._replace(rollout=state.rollout._replace(observation=observation))
 
     def close(self):
         self._close_annotation()

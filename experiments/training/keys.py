@@ -1,15 +1,11 @@
-"""The keys of a run: of a training seed, and of an evaluation."""
+"""The keys of evaluations."""
 
 from __future__ import annotations
 
 import jax
 
+from envs.keys import seed_key
 from experiments.assembly.build import EVALUATION_SEED
-
-
-def seed_key(seed: int | jax.Array) -> jax.Array:
-    """The typed key of a seed, from which everything random in its training derives."""
-    return jax.random.key(seed)
 
 
 def evaluation_key(seed: int | jax.Array, stream: int = EVALUATION_SEED) -> jax.Array:
@@ -24,4 +20,4 @@ def evaluation_key(seed: int | jax.Array, stream: int = EVALUATION_SEED) -> jax.
       seed: of the training.
       stream: ``EVALUATION_SEED``, which chooses the best checkpoint, or ``TEST_SEED``, which judges it.
     """
-    return jax.random.fold_in(jax.random.key(stream), seed)
+    return jax.random.fold_in(seed_key(stream), seed)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -22,6 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from experiments.errors import UserError
+from experiments.rows.reading import Row, parse_lines
 
 COORDINATOR, PROCESSES, PROCESS = "SAGAX_COORDINATOR", "SAGAX_PROCESSES", "SAGAX_PROCESS"
 VARIABLES = (COORDINATOR, PROCESSES, PROCESS)
@@ -126,7 +128,7 @@ class UnwrittenRows:
       path: of the file that process 0 writes.
     """
 
-    def __init__(self, path: Any):
+    def __init__(self, path: Path):
         self.path = path
 
     def append(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,6 +136,10 @@ class UnwrittenRows:
 
     def flush(self) -> None:
         pass
+
+    def rows(self) -> list[Row]:
+        """The rows that the file holds, which process 0 replaces as a whole."""
+        return parse_lines(self.path.read_bytes()).rows if self.path.exists() else []
 
     def rewind(self, to_iteration: int, members: Any = None) -> int:
         del to_iteration, members

@@ -261,5 +261,5 @@ def result_table(
             continue
         interval = statistics.stratified_bootstrap(values, repetitions=2000)
         ends = "one seed" if math.isnan(interval.low) else f"{interval.low:.4g} to {interval.high:.4g}"
-        table.add_row(metric, f"{interval.estimate:.4g}", ends, f"{values.min():.4g}", f"{values.max():.4g}")
+        table.add_row(Text(metric), f"{interval.estimate:.4g}", ends, f"{values.min():.4g}", f"{values.max():.4g}")
     (console or Console()).print(table)

@@ -22,6 +22,7 @@ from experiments.assembly.kinds import require_trusted
 from experiments.assembly.members import Member, variant_name
 from experiments.assembly.ranges import validate
 from experiments.assembly.sections import imported_kinds
+from experiments.configs._common import policy_gradient_config, value_based_config
 from experiments.errors import UserError
 from experiments.rows import run_folders
 from experiments.training.checkpoint import Checkpoints, Restored
@@ -32,6 +33,7 @@ from experiments.training.train import CHECKPOINT_FOLDER, program_name, restore
 
 CHOICES = ("best", "latest")
 CHANGEABLE = ("environment.", "evaluators.")
+FAMILIES = {"policy_gradient": policy_gradient_config, "value_based": value_based_config}
 
 
 def find_folder(run: str, runs: str | os.PathLike) -> Path:
@@ -51,7 +53,7 @@ def find_folder(run: str, runs: str | os.PathLike) -> Path:
     folder = run_folders.run_folder(runs, name, variant)
     if (folder / run_folders.CONFIG_FILE).is_file():
         return folder
-    known = [path.parent for path in sorted(Path(runs).glob(f"*/*/{run_folders.CONFIG_FILE}"))]
+    known = run_folders.run_folders(runs, file=run_folders.CONFIG_FILE)
     named = [f"{path.parent.name}:{path.name}" for path in known]
     raise UserError(
         f"no run {run!r}: neither {run} nor {folder} holds a {run_folders.CONFIG_FILE}{nearest(run, named)}"
@@ -67,8 +69,39 @@ def read_run(folder: Path) -> tuple[ConfigDict, list[Member]]:
     found = run_folders.read_description(folder)
     members = [Member(one["seed"], one["variant"], one["values"]) for one in found["members"]]
     config = registry.from_json_dict(found["config"])
+    require_complete(config, folder / run_folders.CONFIG_FILE)
     require_trusted(imported_kinds(config), folder)
     return config, members
+
+
+def require_complete(config: ConfigDict, path: Path) -> None:
+    """Checks that a configuration from a file has what every experiment of its family has, of the same types.
+
+    Raises:
+      UserError: with the first key that is missing or has another type.
+    """
+    family = config.agent.get("family")
+    if isinstance(family, str) and ":" in family:
+        # A family of the user's own, by its import path.
+        return
+    if family not in FAMILIES:
+        raise UserError(
+            f"{path} describes no run: its agent.family is {str(family)[:40]!r}, expected one of {[*FAMILIES]}"
+        )
+    values = registry.keys(config)
+    for key, expected in registry.keys(FAMILIES[family]()).items():
+        # Some sections are the experiment's own, and some keys of others may be empty.
+        if key.startswith(("environment", "evaluators", "credit", "rewards", "agent.channels", "agent.functional")):
+            continue
+        if key not in values:
+            raise UserError(f"{path} describes no run: its configuration lacks {key!r}")
+        value = values[key]
+        numbers = isinstance(value, int | float) and isinstance(expected, float)
+        same = type(value) is type(expected) or (numbers and not isinstance(value, bool))
+        if not same and value is not None and expected is not None:
+            raise UserError(
+                f"{path} describes no run: its {key} is {str(value)[:40]!r}, expected one like {expected!r}"
+            )
 
 
 def read_single_run(folder: Path) -> tuple[ConfigDict, list[Member]]:

@@ -8,19 +8,20 @@ import io
 import math
 import os
 import shutil
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import scalar
 
 from experiments.disk import write_atomic
-from experiments.errors import UserError, cannot_read, cannot_write
-from experiments.rows.reading import NOT_METRICS, Row, encode_line, parse_lines
+from experiments.errors import UserError, cannot_read, cannot_write, reason, say
+from experiments.rows.reading import NOT_METRICS, Row, encode_line, parse_lines, require_rows
 from experiments.rows.run_folders import run_folder
 
 PROGRESS = ("seed", "env_steps", "iteration")
@@ -29,9 +30,12 @@ PROGRESS = ("seed", "env_steps", "iteration")
 class RowWriter:
     """Appends rows to a ``metrics.jsonl`` and, as a sink of the same rows, to TensorBoard event files.
 
-    A row is one line. A last line that a killed run left torn is dropped when the file is opened; a failed write
-    leaves whole lines only. The file is locked while it is open: a second writer is refused. After restoring a
-    checkpoint, ``rewind(iteration)`` drops the rows that are newer than it, so that the resumed run writes them once.
+    A row is one line. When the file is opened, what is damaged in it is taken out, whole rows in damaged lines are
+    kept, and one line says so; the file as it was stays beside it (``metrics.jsonl.damaged``), unless it only ended in
+    a line that a killed run left torn. A failed write leaves whole lines only. The file is locked while it is open: a
+    second writer is refused. After restoring a checkpoint, ``rewind(iteration)`` drops the rows that are newer than it,
+    so that the resumed run writes them once. Events that cannot be written are dropped, with one line, and the rows go
+    on.
 
     Args:
       path: the file; made, with its folder, where there is none.
@@ -40,8 +44,8 @@ class RowWriter:
       by_variant: give each variant a folder of its own in ``tensorboard``: the points of a sweep have the same seeds.
 
     Raises:
-      UserError: if the disk is full, read-only or not writable, a line before the last is damaged, or
-        another writer has the file open.
+      UserError: if the disk is full, read-only or not writable, a row does not say whose it is, or another writer has
+        the file open.
     """
 
     def __init__(
@@ -56,9 +60,7 @@ class RowWriter:
         self._events = None if tensorboard is None else _EventSink(Path(tensorboard), by_variant)
         self._file = self._open()
         self._size = os.fstat(self._file.fileno()).st_size
-        rows, size = parse_lines(self.path, self._read())
-        if size < self._size:
-            self._truncate(size)
+        rows = self._mend()
         if self._events is not None:
             self._events.rebuild(rows)
 
@@ -82,8 +84,6 @@ class RowWriter:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise cannot_write(self.path, error) from error
-        if self._events is not None:
-            self._events.flush()
 
     def rewind(self, to_iteration: int, members: Iterable[tuple[str, int]] | None = None) -> int:
         """Drops the rows of iterations after ``to_iteration``, all or none of them; returns how many.
@@ -92,7 +92,7 @@ class RowWriter:
           to_iteration: the restored checkpoint's.
           members: drop only rows of these pairs of variant and seed; of all if none.
         """
-        rows, _ = parse_lines(self.path, self._read())
+        rows = self.rows()
         chosen = None if members is None else set(members)
 
         def stays(row):
@@ -101,10 +101,7 @@ class RowWriter:
 
         kept = [row for row in rows if stays(row)]
         if len(kept) < len(rows):
-            write_atomic(self.path, b"".join(encode_line(row) for row in kept))
-            self._file.close()
-            self._file = self._open()
-            self._size = os.fstat(self._file.fileno()).st_size
+            self._replace(kept)
             if self._events is not None:
                 self._events.rebuild(kept)
         return len(rows) - len(kept)
@@ -117,8 +114,6 @@ class RowWriter:
             self.flush()
         finally:
             self._file.close()
-            if self._events is not None:
-                self._events.close()
 
     def __enter__(self) -> RowWriter:
         return self
@@ -141,12 +136,34 @@ class RowWriter:
         except OSError as error:
             raise cannot_read(self.path, error) from error
 
-    def _truncate(self, size: int) -> None:
-        try:
-            self._file.truncate(size)
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
-        self._size = size
+    def _mend(self) -> list[Row]:
+        content = self._read()
+        parsed = parse_lines(content)
+        require_rows(parsed.rows, os.fspath(self.path))
+        if parsed.damage:
+            message = f"{self.path}: its last line was torn, and is left out"
+            if not parsed.damage[-1].ends or len(parsed.damage) > 1:
+                aside = self.path.with_name(f"{self.path.name}.damaged")
+                write_atomic(aside, content)
+                shown = ", ".join(str(damage.line) for damage in parsed.damage[:5])
+                saved = sum(damage.kept for damage in parsed.damage)
+                message = (
+                    f"{self.path} was damaged in {len(parsed.damage)} lines ({shown}): the {len(parsed.rows)} rows "
+                    f"that can be read are kept, {saved} of them from these lines; the file as it was is {aside}"
+                )
+            say(message)
+            self._replace(parsed.rows)
+        return parsed.rows
+
+    def rows(self) -> list[Row]:
+        """The rows that the file holds."""
+        return parse_lines(self._read()).rows
+
+    def _replace(self, rows: Iterable[Row]) -> None:
+        write_atomic(self.path, b"".join(encode_line(row) for row in rows))
+        self._file.close()
+        self._file = self._open()
+        self._size = os.fstat(self._file.fileno()).st_size
 
     def _write_line(self, line: bytes) -> None:
         rest = memoryview(line)
@@ -189,20 +206,21 @@ def _lock(file: io.FileIO, path: Path) -> None:
 class _EventSink:
     """TensorBoard events of rows: a folder per seed (and variant), a scalar per metric, over environment steps.
 
-    Written synchronously: tensorboardX's queue never returns once its thread has died of a full disk.
+    Every record is appended and its file closed: the seeds of a run may be more than the files that a process may have
+    open. Once a file cannot be written, the sink is dropped with one line.
     """
 
     def __init__(self, folder: Path, by_variant: bool):
         self._folder, self._by_variant = folder, by_variant
-        self._writers: dict[Path, EventsWriter] = {}
+        self._files: set[Path] = set()
+        self._dropped = False
 
     def rebuild(self, rows: Iterable[Row]) -> None:
-        self.close()
-        try:
+        """Starts anew, with these rows."""
+        self._files = set()
+        with self._dropping():
             if self._folder.exists():
                 shutil.rmtree(self._folder)
-        except OSError as error:
-            raise cannot_write(self._folder, error) from error
         for row in rows:
             self.append(row)
 
@@ -211,37 +229,43 @@ class _EventSink:
         for key, value in row.items():
             if key not in NOT_METRICS and isinstance(value, int | float):
                 values.extend(scalar(key, value).value)
-        event = event_pb2.Event(step=row["env_steps"], wall_time=datetime.now(UTC).timestamp())
+        now = datetime.now(UTC).timestamp()
+        event = event_pb2.Event(step=row["env_steps"], wall_time=now)
         event.summary.value.extend(values)
-        try:
-            self._writer(row).write_event(event)
-        except OSError as error:
-            raise cannot_write(self._folder, error) from error
+        with self._dropping():
+            if not self._dropped:
+                self._write(self._file_of(row), event, now)
 
-    def flush(self) -> None:
-        try:
-            for writer in self._writers.values():
-                writer.flush()
-        except OSError as error:
-            raise cannot_write(self._folder, error) from error
+    def _write(self, path: Path, event: event_pb2.Event, now: float) -> None:
+        records = [event.SerializeToString()]
+        if path not in self._files:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            records.insert(0, event_pb2.Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+            self._files.add(path)
+        with open(path, "ab") as file:
+            file.write(b"".join(map(_record, records)))
 
-    def close(self) -> None:
-        writers, self._writers = self._writers, {}
-        try:
-            for writer in writers.values():
-                writer.close()
-        except OSError as error:
-            raise cannot_write(self._folder, error) from error
-
-    def _writer(self, row: Row) -> EventsWriter:
+    def _file_of(self, row: Row) -> Path:
         folder = self._folder
         if self._by_variant:
             folder = run_folder(folder.parent, folder.name, row.get("variant", ""))
-        folder = folder / f"seed_{row['seed']}"
-        if folder not in self._writers:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._writers[folder] = EventsWriter(os.fspath(folder / "events"))
-        return self._writers[folder]
+        # TensorBoard knows an events file by its name.
+        return folder / f"seed_{row['seed']}" / "events.out.tfevents.0"
+
+    @contextlib.contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._dropped:
+                say(f"TensorBoard events are no longer written to {self._folder}: {reason(error)}; the rows are")
+            self._dropped = True
+
+
+def _record(content: bytes) -> bytes:
+    """A record of a TensorFlow events file: its length and its bytes, each with a masked checksum."""
+    length = struct.pack("<Q", len(content))
+    return length + struct.pack("<I", masked_crc32c(length)) + content + struct.pack("<I", masked_crc32c(content))
 
 
 def _json_scalar(key: str, value: Any) -> Any:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from agents.behaviour_cloning import Demonstrations
 from envs.base import NonFiniteEnvironmentError
+from envs.keys import seed_key
 from experiments.assembly.build import (
     EVALUATION_SEED,
     EnvironmentSource,
@@ -25,7 +26,7 @@ from experiments.assembly.members import Member
 from experiments.evaluators.base import PureEpisodes
 from experiments.evaluators.base import evaluate as evaluate_all
 from experiments.training import learn
-from experiments.training.keys import evaluation_key, seed_key
+from experiments.training.keys import evaluation_key
 from experiments.training.learn import RunState
 from experiments.training.sharding import device_mesh, member_program, placed, split_environments, stored_sharding
 
@@ -42,7 +43,7 @@ class ScanDriver:
         ``None``.
     """
 
-    resumed_exactly = True
+    new_episodes = None
     compiles_ahead = True
 
     def __init__(

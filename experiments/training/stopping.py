@@ -17,6 +17,10 @@ GRACE_SECONDS = 2.0
 FINISHING = "finishing the chunk in hand, then saving and stopping; Ctrl-C once more interrupts at once"
 
 
+# SIGHUP: the terminal went away.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
 class StopRequested:
     """Whether a signal asked the run to stop.
 
@@ -33,7 +37,7 @@ class StopRequested:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequested]:
-    """Turns SIGTERM and the first SIGINT into a request; a second SIGINT interrupts at once.
+    """Turns SIGTERM, SIGHUP and the first SIGINT into a request; a second SIGINT interrupts at once.
 
     A line on the standard error stream acknowledges the first signal, even while a compiled program runs, which may
     take minutes in which no handler of Python is called: a thread reads the signals from a pipe. The second interrupt
@@ -43,7 +47,11 @@ def stop_on_signals() -> Iterator[StopRequested]:
     that.
     """
     stop = StopRequested()
-    taken = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN]
+    taken = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    ]
     if not taken:
         yield stop
         return

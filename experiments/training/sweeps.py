@@ -24,7 +24,7 @@ from experiments.training.progress import progress
 from experiments.training.requirements import memory, require_memory, requirements
 from experiments.training.scan_driver import ScanDriver
 from experiments.training.stopping import stop_on_signals
-from experiments.training.train import PROLONGABLE, prepare_folder, train
+from experiments.training.train import PROLONGABLE, prepare_folder, require_annotator, train
 
 PREFIX = "--sweep."
 TRACED_SECTIONS = ("agent.", "credit.", "rewards.")
@@ -145,9 +145,11 @@ def require_job_memory(job: Job, members_per_program: int | None) -> None:
     require_memory(needs, memory())
 
 
-def run_job(made: Plan, index: int, members_per_program: int | None, fresh: bool) -> int:
-    """Trains one job in this process; returns its exit status."""
+def run_job(made: Plan, index: int, members_per_program: int | None, fresh: bool, unpickle: bool = False) -> int:
+    """Trains one job in this process; returns its exit status. See ``train`` for ``unpickle``."""
     job = made.jobs[index]
+    source = build_environment(job.config)
+    require_annotator(job.config, source, job.folder)
     enable_compilation_cache()
     programs = prepare_folder(job.folder, job.config, job.members, fresh=fresh, members_per_program=members_per_program)
     title = f"{made.name} sweep, job {index + 1} of {len(made.jobs)}, {len(job.members)} members"
@@ -160,7 +162,9 @@ def run_job(made: Plan, index: int, members_per_program: int | None, fresh: bool
             job.folder,
             reporter,
             stop,
+            source,
             sweep=True,
+            unpickle=unpickle,
         )
     return 0 if outcome.finished else SIGNAL_EXIT + (outcome.signal or 0)
 

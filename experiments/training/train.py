@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,12 +17,12 @@ from ml_collections import ConfigDict
 from agents.channels import ChannelError
 from envs.base import ObservationRangeError
 from experiments.assembly import registry
-from experiments.assembly.build import EnvironmentSource, build_environment
+from experiments.assembly.build import EnvironmentSource, build_annotation, build_environment
 from experiments.assembly.members import Member
 from experiments.disk import write_json_atomic
-from experiments.errors import UserError, reason
+from experiments.errors import UserError, reason, say
 from experiments.rows import reading, run_folders
-from experiments.rows.environment_report import note_session
+from experiments.rows.environment_report import note_session, require_same_settings
 from experiments.training import learn
 from experiments.training.checkpoint import Checkpoints, Restored
 from experiments.training.drivers import Driver, drivers
@@ -37,6 +36,11 @@ from experiments.training.stopping import StopRequested
 # spend.
 PROLONGABLE = ("iterations", "seeds", "annotator.max_requests", "annotator.max_cost")
 CHECKPOINT_FOLDER = "checkpoints"
+# What is said where a pickle is not loaded.
+WITHHELD = (
+    "the saved environments are a pickle, which runs code as it is loaded, and this user has not signed it on this "
+    "machine (--unpickle-environments loads it all the same)"
+)
 
 
 class Outcome(NamedTuple):
@@ -77,8 +81,9 @@ def prepare_folder(
       The members of each program, in the order of their checkpoints.
 
     Raises:
-      UserError: if the folder holds a run of another configuration or of members that are not among ``members``, or
-        cannot be written, or with ``fresh`` if a process is writing it.
+      UserError: if the folder holds a run of another configuration, of members that are not among ``members``, or with
+        other settings of JAX, or cannot be written, or with ``fresh`` if a process is writing it. The folder is then as
+        it was.
     """
     path = folder / run_folders.CONFIG_FILE
     described: dict[str, Any] = {"config": registry.to_json_dict(config)}
@@ -100,6 +105,7 @@ def prepare_folder(
         if {_identity(member) for program in programs for member in program} - set(map(_identity, members)):
             seeds = sorted({member["seed"] for member in found["members"]})
             raise UserError(f"{folder} holds a run of other seeds or values: {len(seeds)} seeds {seeds}{hint}")
+        require_same_settings(folder / run_folders.ENVIRONMENT_FILE)
     kept = {_identity(member) for program in programs for member in program}
     new = [member for member in members if _identity(member) not in kept]
     size = members_per_program or max(len(new), 1)
@@ -120,16 +126,37 @@ def _identity(member: Member) -> tuple[Any, ...]:
 
 
 def _remove(folder: Path) -> None:
-    """Removes a run folder; killed on the way, it leaves nothing that looks like a run."""
-    # Two levels up: the folders beside this one are read as runs.
-    doomed = folder.parent.with_name(f".{folder.parent.name}.{folder.name}.removed")
+    """Empties a run folder; killed on the way, it leaves nothing that looks like a run.
+
+    Where the folder is a link, what it leads to is emptied, and the link stays.
+    """
+    real = folder.resolve()
+    # Beside it, so that it is on the same disk; hidden folders are not read as runs.
+    doomed = real.with_name(f".{real.name}.removed")
     try:
         if doomed.exists():
             shutil.rmtree(doomed)
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
+        real.rename(doomed)
+        real.mkdir()
     except OSError as error:
         raise UserError(f"cannot remove {folder}: {reason(error)}") from error
+    try:
+        shutil.rmtree(doomed)
+    except OSError as error:
+        say(f"cannot remove all of {doomed}: {reason(error)}")
+
+
+def require_annotator(config: ConfigDict, source: EnvironmentSource, folder: Path) -> None:
+    """Checks, before a run folder is made, what the annotator of the run needs of this machine; asks nobody.
+
+    A run that is there may have ended, and then needs no annotator.
+
+    Raises:
+      UserError: if something is missing, such as the address of a language model.
+    """
+    annotation = None if folder.exists() else build_annotation(config, source)
+    if annotation is not None:
+        annotation.require()
 
 
 def train(
@@ -141,6 +168,7 @@ def train(
     stop: StopRequested | SharedStop,
     source: EnvironmentSource | None = None,
     sweep: bool = False,
+    unpickle: bool = False,
 ) -> Outcome:
     """Trains ``programs`` in ``folder``, each from its last checkpoint where there is one.
 
@@ -155,6 +183,8 @@ def train(
       sweep: a member that diverges (``REJECTED_LIMIT`` updates in a row that are not finite, an evaluation or a pure
         environment that is not) stops alone: a line on the standard error stream says so, it learns nothing more, and
         its rows have ``train/stopped`` from then on. A program whose members have all stopped has ended.
+      unpickle: load saved environments that are a pickle, which runs code, whoever wrote it; otherwise only those that
+        this user pickled on this machine.
 
     Raises:
       UserError: for a configuration that cannot be built, a disk that cannot be written, and, unless ``sweep``, for an
@@ -173,7 +203,7 @@ def train(
             run = None
             try:
                 checkpoints = folder / CHECKPOINT_FOLDER / program_name(index)
-                run = _Run(config, driver, checkpoints, writer, sweep)
+                run = _Run(config, driver, checkpoints, writer, sweep, unpickle)
                 if run.iteration:
                     resumed_from = run.iteration
                 reporter.resume(done + run.done)
@@ -201,11 +231,9 @@ def train(
 
 def _note_session(folder: Path, run: _Run) -> None:
     """Says whose the rows are that ``run`` is about to make, and where it is not the run that it continues."""
-    if not run.resumed_exactly:
-        print(
-            f"these environments cannot be saved: they begin new episodes at iteration {run.iteration}", file=sys.stderr
-        )
-    facts = {} if run.resumed_exactly else {"resumed_exactly": False}
+    if run.new_episodes is not None:
+        say(f"{run.new_episodes}: they begin new episodes at iteration {run.iteration}")
+    facts = {} if run.new_episodes is None else {"resumed_exactly": False}
     rows = reading.read_rows(folder / run_folders.METRICS_FILE)
     note_session(folder / run_folders.ENVIRONMENT_FILE, len(rows), facts)
 
@@ -235,8 +263,15 @@ def restore(checkpoints: Checkpoints, config: ConfigDict, driver: Driver, iterat
         if found.meta.get(key) != expected:
             raise UserError(
                 f"the checkpoint {found.iteration} in {checkpoints.folder} is of another configuration: "
-                f"its {key} {found.meta.get(key)}, expected {expected}"
+                f"its {key} {str(found.meta.get(key))[:200]}, expected {expected}"
             )
+    steps, rows = found.meta.get("env_steps"), found.meta.get("rows", [])
+    if not isinstance(steps, list) or [type(count) for count in steps] != [int] * len(driver.members):
+        raise UserError(
+            f"the checkpoint {found.iteration} in {checkpoints.folder} has no count of steps per member: its env_steps "
+            f"are {str(steps)[:40]}"
+        )
+    reading.require_rows(rows, f"the checkpoint {found.iteration} in {checkpoints.folder}")
     return found
 
 
@@ -244,25 +279,84 @@ class _Run:
     """One driver's way through its iterations."""
 
     def __init__(
-        self, config: ConfigDict, driver: Driver, folder: Path, writer: RowWriter | UnwrittenRows, sweep: bool
+        self,
+        config: ConfigDict,
+        driver: Driver,
+        folder: Path,
+        writer: RowWriter | UnwrittenRows,
+        sweep: bool,
+        unpickle: bool,
     ):
         self._config, self._driver, self._writer, self._sweep = config, driver, writer, sweep
+        had_folder = folder.is_dir()
         self._checkpoints = Checkpoints(folder)
         self._identities = [(member.variant, member.seed) for member in driver.members]
         self._env_steps = [0] * len(driver.members)
-        self.iteration, self.resumed_exactly, self.prepared = 0, True, False
-        if self._checkpoints.latest() is None:
-            self._state = self._guarded(driver.start)
-        else:
-            found = restore(self._checkpoints, config, driver)
-            self._state = self._guarded(lambda: driver.resume(found.state, found.host, found.iteration))
-            self.iteration, self._env_steps = found.iteration, list(found.meta["env_steps"])
-            self.resumed_exactly = driver.resumed_exactly
-        # Only a sweep saves members that have stopped.
         self._stopped = np.zeros(len(driver.members), bool)
-        if self.iteration and sweep:
-            self._stopped = np.asarray(self._state.rejected).reshape(-1) >= REJECTED_LIMIT
-        writer.rewind(self.iteration, self._identities)
+        self._state: Any = None
+        self.iteration, self.prepared = 0, False
+        self.new_episodes: str | None = None
+        if self._checkpoints.latest() is not None:
+            self._resume(unpickle)
+        elif self._finished_without_checkpoint(had_folder):
+            self.iteration = config.iterations
+            say(f"{folder}: the checkpoints of this finished run are gone; its rows are there")
+        else:
+            self._state = self._guarded(driver.start)
+            writer.rewind(0, self._identities)
+
+    def _resume(self, unpickle: bool) -> None:
+        driver = self._driver
+        found = restore(self._checkpoints, self._config, driver)
+        self.iteration, self._env_steps = found.iteration, list(found.meta["env_steps"])
+        self._state = found.state
+        # Only a sweep saves members that have stopped.
+        if self._sweep:
+            self._stopped = np.asarray(found.state.rejected).reshape(-1) >= REJECTED_LIMIT
+        # A run that has ended needs no environments: nothing of theirs is loaded.
+        if not self.ended:
+            host = found.host
+            withheld = host is not None and host.pickled is not None and not (unpickle or found.ours)
+            if host is not None and withheld:
+                host = host._replace(pickled=None)
+            self._state = self._guarded(lambda: driver.resume(found.state, host, found.iteration))
+            self.new_episodes = WITHHELD if withheld and driver.new_episodes else driver.new_episodes
+        self._writer.rewind(self.iteration, self._identities)
+        self._write_lost_rows(found.meta.get("rows", []))
+
+    def _write_lost_rows(self, rows: Sequence[reading.Row]) -> None:
+        """Writes the last rows again, which the checkpoint holds, too, where the file has lost them."""
+        there = [row for row in self._writer.rows() if row["iteration"] == self.iteration]
+        saved = {(row.get("variant", ""), row["seed"]): row for row in rows}
+        for identity in set(self._identities) - {(row.get("variant", ""), row["seed"]) for row in there}:
+            found = saved.get(identity)
+            became = "and is in no checkpoint" if found is None else "and is written again from the checkpoint"
+            say(f"{self._writer.path}: the row of seed {identity[1]}, iteration {self.iteration} was lost, {became}")
+            if found is not None:
+                self._writer.append(found)
+
+    def _finished_without_checkpoint(self, had_folder: bool) -> bool:
+        """Whether the rows are those of a run that ended, whose checkpoints were removed since.
+
+        Raises:
+          UserError: if they are those of one that did not end: without a checkpoint it cannot go on, and its rows would
+            be lost.
+        """
+        last = dict.fromkeys(self._identities, 0)
+        for row in self._writer.rows():
+            identity = row.get("variant", ""), row["seed"]
+            if identity in last:
+                last[identity] = max(last[identity], row["iteration"])
+        reached = max(last.values())
+        # Killed before its first checkpoint, a run has the rows of one evaluation at most, and makes them anew.
+        if not reached or (had_folder and reached <= self._config.evaluate_every):
+            return False
+        if min(last.values()) >= self._config.iterations:
+            return True
+        raise UserError(
+            f"{self._writer.path} has rows up to iteration {reached}, and {self._checkpoints.folder} has no checkpoint "
+            "to go on from: give --fresh to start over without these rows, or --runs for another place"
+        )
 
     @property
     def done(self) -> Done:
@@ -328,7 +422,9 @@ class _Run:
         self._writer.flush()
         going = evaluated[config.evaluation.metric][~self._stopped]
         score = float(np.mean(going)) if len(going) else float(np.finfo(np.float32).min)
-        meta = {"env_steps": self._env_steps} | checkpoint_identity(config, driver.members)
+        # How long a session took is nothing that a run resumes.
+        lasting = [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
+        meta = {"env_steps": self._env_steps, "rows": lasting} | checkpoint_identity(config, driver.members)
         self._checkpoints.save(self.iteration, self._state, meta, score, driver.snapshot())
         numbers = [name for name, value in rows[0].items() if isinstance(value, float)]
         shown = {name: float(np.mean([row[name] for row in rows if row[name] is not None])) for name in numbers}
@@ -345,7 +441,7 @@ class _Run:
             raise UserError(f"{what}, seeds {seeds}{where}{cause(found[0])}; {self._last_good()}")
         for index in found:
             member = members[index]
-            print(f"stopped: {member.variant}, seed {member.seed}: {what}{where}{cause(index)}", file=sys.stderr)
+            say(f"stopped: {member.variant}, seed {member.seed}: {what}{where}{cause(index)}")
         self._stopped = self._stopped | failed
 
     def close(self) -> None:

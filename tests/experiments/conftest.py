@@ -1,13 +1,16 @@
 """What holds for all tests of the loop: their programs run for moments, and are compiled for that."""
 
 import itertools
+import os
 from functools import partial
+from unittest import mock
 
 import pytest
 
 from experiments.assembly import registry
 from experiments.training import train
 from experiments.training.host_driver import HostDriver, HostPrograms
+from experiments.training.pickle_signature import STATE_VARIABLE
 from experiments.training.scan_driver import ScanDriver
 from experiments.training.train import PROLONGABLE
 from tests.experiments import corridor
@@ -16,6 +19,13 @@ from tests.experiments import corridor
 @pytest.fixture(scope="package", autouse=True)
 def quick():
     with corridor.quick_compilation():
+        yield
+
+
+@pytest.fixture(scope="package", autouse=True)
+def own_state(tmp_path_factory):
+    """Keys that sign pickles are made here, and not among the user's."""
+    with mock.patch.dict(os.environ, {STATE_VARIABLE: str(tmp_path_factory.mktemp("state"))}):
         yield
 
 

@@ -3,7 +3,6 @@ messages."""
 
 from __future__ import annotations
 
-import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +11,7 @@ from ml_collections import ConfigDict
 
 from envs.base import EnvironmentSpec, TimeStep
 from envs.catalogue import ENVIRONMENTS
+from envs.snapshots import Snapshot, array_like
 from experiments.configs._common import entry
 from tests.experiments import corridor
 
@@ -48,10 +48,11 @@ class TalkingHost:
         return np.stack([self._position, self._clock], axis=-1).astype(np.float32)
 
     def snapshot(self):
-        return pickle.dumps((self._position, self._clock)) if self._saved else None
+        return Snapshot({}, {"position": self._position, "clock": self._clock}) if self._saved else None
 
     def restore(self, snapshot):
-        self._position, self._clock = pickle.loads(snapshot)
+        kept = {"position": self._position, "clock": self._clock}
+        self._position, self._clock = (array_like(snapshot.arrays, name, like) for name, like in kept.items())
         return self._observation()
 
     def close(self):

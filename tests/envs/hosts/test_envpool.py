@@ -8,6 +8,7 @@ import pytest
 
 from envs.base import UnsupportedSpaceError, VectorHost
 from envs.hosts.envpool import EnvPoolHost, boxoban_host, boxoban_levels, symbolic_observation
+from envs.snapshots import Snapshot
 
 
 def test_symbolic_observation_by_hand():
@@ -162,4 +163,4 @@ class TestWithEnvpool:
         with pytest.raises(ValueError, match=r"action has shape \(3,\), expected \(2,\)"):
             host.step(np.zeros(3, int))
         with pytest.raises(ValueError, match="cannot restore"):
-            host.restore(b"")
+            host.restore(Snapshot({}, {}))

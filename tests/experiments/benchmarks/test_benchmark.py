@@ -14,6 +14,7 @@ import pytest
 from agents.functionals import cvar
 from agents.planning.distributional import value_iteration
 from agents.planning.return_distributions import StockGrid, categorical, lattice
+from envs.keys import seed_key
 from envs.native.tabular import gridworld
 from experiments.benchmarks import numpy_planner
 from experiments.benchmarks.baseline_sides import baseline, baseline_job, replay_job
@@ -25,7 +26,6 @@ from experiments.benchmarks.timing import Comparison, Sample, compared, in_turns
 from experiments.benchmarks.value_cases import gradient_steps
 from experiments.commands import benchmark
 from experiments.errors import UserError
-from experiments.training.keys import seed_key
 
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 

@@ -178,7 +178,7 @@ def test_a_seed_alone_gives_the_rows_it_gives_beside_others(trained, tmp_path):
 
 
 def test_a_signal_before_the_first_chunk_ends_without_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "train", lambda *arguments: Outcome(False, 15, [], None))
+    monkeypatch.setattr(run_module, "train", lambda *arguments, **keywords: Outcome(False, 15, [], None))
     for flags in ([], ["--json"]):
         status, out, err = command(*ARGUMENTS, f"--runs={tmp_path}", *flags)
         assert status == 128 + 15
@@ -189,7 +189,7 @@ def test_a_signal_before_the_first_chunk_ends_without_rows(tmp_path, monkeypatch
 def test_a_range_of_stocks_that_is_too_narrow_at_the_end_is_shown(tmp_path, monkeypatch):
     row = {"variant": VARIANT, "seed": 3, "return": 1.0, "agent/stock_outside": 0.5, "edge/far": 1.0, "edge/near": 1.0}
     rows = [row | {"iteration": 2, "env_steps": 64}, row | {"iteration": 4, "env_steps": 128, "edge/near": 0.0}]
-    monkeypatch.setattr(run_module, "train", lambda *arguments: Outcome(True, None, rows, None))
+    monkeypatch.setattr(run_module, "train", lambda *arguments, **keywords: Outcome(True, None, rows, None))
     status, out, _ = command(*ARGUMENTS, f"--runs={tmp_path}")
     assert status == 0 and "agent/stock_outside" in out and "edge/far" in out and "edge/near" not in out
     status, out, _ = command(*ARGUMENTS, f"--runs={tmp_path}", "--json")

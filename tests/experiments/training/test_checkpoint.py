@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 
 import jax
@@ -11,9 +12,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from envs.snapshots import Snapshot
 from experiments.errors import UserError
 from experiments.training import checkpoint
 from experiments.training.checkpoint import Checkpoints
+from experiments.training.pickle_signature import STATE_VARIABLE
+from tests.experiments import corridor
 from tests.experiments.corridor import assert_same_arrays
 
 
@@ -49,9 +53,9 @@ def kept(checkpoints):
 
 
 def test_what_is_saved_is_restored_bit_for_bit(checkpoints):
-    save(checkpoints, 3, host=b"\x00snapshot\xff")
+    save(checkpoints, 3)
     found = checkpoints.restore(state_of(0))
-    assert (found.iteration, found.host, found.meta) == (3, b"\x00snapshot\xff", {"env_steps": [3]})
+    assert (found.iteration, found.host, found.ours, found.meta) == (3, None, False, {"env_steps": [3]})
     assert_same_arrays(found.state, state_of(3))
     # What a host owns stays numpy with its 64 bits; the rest goes to the device.
     assert isinstance(found.state["observation"], np.ndarray) and found.state["counter"].dtype == np.int64
@@ -136,13 +140,141 @@ def test_another_structure_is_refused(checkpoints, changes, message):
         checkpoints.restore(state_of(0) | changes)
 
 
-def test_a_damaged_checkpoint_is_a_message(checkpoints):
-    save(checkpoints, 2)
-    for path in (checkpoints.folder / "2" / "state").rglob("*"):
-        if path.is_file():
-            path.write_bytes(b"")
-    with pytest.raises(UserError, match="cannot read"):
+HOST = Snapshot(
+    {"inside": {"steps": 3}, "text": "\xff\u2028"},
+    {
+        "a/b": np.asarray([2**40, -1]),
+        "half": np.asarray([1.5, -2.0], jnp.bfloat16),
+        "flag": np.asarray(True),
+        "empty": np.zeros((0, 2), np.int8),
+        "transposed": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+    },
+    b"not unpickled here",
+)
+
+
+def test_a_host_comes_back_as_data_and_its_pickle_as_ours(checkpoints, monkeypatch, tmp_path):
+    save(checkpoints, 2, host=HOST)
+    found = checkpoints.restore(state_of(0))
+    assert found.ours and found.host.pickled == HOST.pickled and found.host.values == HOST.values
+    assert list(found.host.arrays) == list(HOST.arrays)
+    corridor.assert_same_arrays(found.host.arrays, HOST.arrays)
+    # For anybody else it is somebody's.
+    monkeypatch.setenv(STATE_VARIABLE, str(tmp_path / "another"))
+    assert not checkpoints.restore(state_of(0)).ours
+    save(checkpoints, 4, host=Snapshot({}, {}))
+    assert checkpoints.restore(state_of(0))[2:4] == (Snapshot({}, {}), False)
+
+
+HOSTILE = {
+    "a list": [],
+    "no arrays": {"values": {}, "pickled": False, "signature": None},
+    "objects": {"arrays": [["a", "object", [1]]]},
+    "a type that is none": {"arrays": [["a", "spam", [1]]]},
+    "a negative size": {"arrays": [["a", "int8", [-1]]]},
+    "too many bytes": {"arrays": [["a", "int64", [2**40]]]},
+    "a signature that is a number": {"signature": 3},
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_host_that_is_no_data_is_one_message(case, checkpoints):
+    save(checkpoints, 2, host=Snapshot({}, {}))
+    folder = checkpoints.folder / "2"
+    (folder / checkpoint.DIGEST_FILE).unlink()
+    path = folder / "meta" / "metadata"
+    changed = HOSTILE[case]
+    good = {"values": {}, "arrays": [], "pickled": False, "signature": None}
+    host = good | changed if isinstance(changed, dict) and case != "no arrays" else changed
+    path.write_text(json.dumps({"env_steps": [2], "host": host}))
+    with pytest.raises(UserError, match=r"cannot read the checkpoint 2 in .*: its host"):
+        checkpoints.restore(state_of(0), 2)
+
+
+def files_of(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_whatever_is_damaged_the_one_before_is_restored(tmp_path, capsys):
+    whole = Checkpoints(tmp_path / "whole")
+    save(whole, 1, 0.9)
+    save(whole, 2, 0.5)
+    whole.close()
+    names = [path.relative_to(whole.folder) for path in files_of(whole.folder / "2")]
+    assert len(names) > 8
+    rng = np.random.default_rng(0)
+    for index, name in enumerate(names):
+        folder = tmp_path / f"damaged_{index}"
+        shutil.copytree(whole.folder, folder)
+        content = bytearray((folder / name).read_bytes())
+        how = ("flip", "cut", "gone")[index % 3]
+        if how == "gone" or not content:
+            (folder / name).unlink()
+        elif how == "cut":
+            (folder / name).write_bytes(content[: len(content) // 2])
+        else:
+            content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+            (folder / name).write_bytes(content)
+        found = Checkpoints(folder)
+        restored = found.restore(state_of(0))
+        lines = capsys.readouterr().err.splitlines()
+        # Without its digests it cannot be told from one that is older than they are.
+        expected = 2 if name.name == checkpoint.DIGEST_FILE and how == "gone" else 1
+        assert restored.iteration == expected, name
+        assert_same_arrays(restored.state, state_of(expected))
+        if expected == 1:
+            [line] = lines
+            assert line.startswith(f"the checkpoint 2 in {folder} is damaged (") and "Traceback" not in line
+            assert (folder / checkpoint.DAMAGED_FOLDER / "2").is_dir()
+            save(found, 2, 0.5)
+            assert found.restore(state_of(0)).iteration == 2
+        found.close()
+
+
+def test_who_only_looks_is_told_which_is_damaged_and_leaves_it(tmp_path, capsys):
+    whole = Checkpoints(tmp_path)
+    save(whole, 1, 0.9)
+    save(whole, 2, 0.5)
+    whole.close()
+    path = max((tmp_path / "2" / "state").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    looking = Checkpoints(tmp_path, read_only=True)
+    with pytest.raises(UserError, match=r"the checkpoint 2 in .* is damaged \(state/.* is another\): .*checkpoint=1"):
+        looking.restore(state_of(0), 2)
+    assert looking.restore(state_of(0), 1).iteration == 1
+    looking.close()
+    assert kept(looking) == [1, 2] and capsys.readouterr().err == ""
+
+
+def test_one_without_digests_that_is_damaged_is_set_aside_too(checkpoints, capsys):
+    save(checkpoints, 1, 0.9)
+    save(checkpoints, 2, 0.5)
+    (checkpoints.folder / "2" / checkpoint.DIGEST_FILE).unlink()
+    for path in files_of(checkpoints.folder / "2" / "state"):
+        path.unlink()
+    assert checkpoints.restore(state_of(0)).iteration == 1
+    assert "the checkpoint 2 in" in capsys.readouterr().err
+    (checkpoints.folder / "1" / "meta" / "metadata").write_text("[" * 10**5)
+    with pytest.raises(UserError, match=r"there is no whole checkpoint in .*--fresh"):
         checkpoints.restore(state_of(0))
+
+
+def test_a_kill_while_an_old_one_is_deleted_leaves_nothing_listed(tmp_path, monkeypatch):
+    first = Checkpoints(tmp_path)
+    save(first, 1)
+
+    def killed(path, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(first, 2)
+    first.close()
+    assert kept(first) == [2] and (tmp_path / checkpoint.REMOVED_FOLDER / "1").is_dir()
+    second = Checkpoints(tmp_path)
+    assert second.latest() == second.best() == 2 and not (tmp_path / checkpoint.REMOVED_FOLDER).exists()
+    second.close()
 
 
 def test_a_disk_that_fills_up_leaves_what_was_there(checkpoints, monkeypatch):

@@ -7,7 +7,6 @@ import functools
 import itertools
 import json
 import os
-import pickle
 import random
 import re
 import signal
@@ -22,7 +21,7 @@ from experiments.annotation.chat_endpoint import MODEL, URL
 from experiments.assembly import registry
 from experiments.assembly.build import build_environment
 from experiments.commands import run
-from experiments.training.host_driver import HostDriver
+from experiments.training.host_driver import HostDriver, annotation_state
 from experiments.training.scan_driver import ScanDriver
 from tests.experiments import corridor, talking
 from tests.experiments.annotation.test_http import QUICK, fine, hangs
@@ -243,8 +242,8 @@ def test_a_kill_loses_no_question_and_no_answer(server, tmp_path):
         talking.register(patch)
         config = talkative()
         template = HostDriver(config, build_environment(config), corridor.members()[0]).template()
-    _, known = pickle.loads(corridor.checkpoint_of(folder, template).host)
-    queued = {question[0].decode() for question in known["pending"]} - set(answered)
+    known = annotation_state(corridor.checkpoint_of(folder, template).host)
+    queued = {question[0] for question in known["pending"]} - set(answered)
     assert open_question in queued
     second = Endpoint(fine)
     assert attempt(second) == 0, Path(f"{runs}.log").read_text()

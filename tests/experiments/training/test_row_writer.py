@@ -10,7 +10,7 @@ from tensorboardX.proto import event_pb2
 
 from experiments.disk import write_json_atomic
 from experiments.errors import UserError
-from experiments.rows.reading import read_rows
+from experiments.rows.reading import encode_line, read_rows
 from experiments.rows.run_folders import run_folder
 from experiments.training.row_writer import RowWriter
 
@@ -84,14 +84,88 @@ def test_a_line_torn_at_any_byte_is_dropped_and_the_next_row_is_whole(tmp_path):
     assert path.read_bytes() == whole
 
 
-def test_a_damaged_line_before_the_last_is_refused(tmp_path):
+def lines_of(*rows):
+    return [encode_line(one) for one in rows]
+
+
+@pytest.mark.parametrize(
+    ("damage", "kept", "saved"),
+    [
+        # A newline became a carriage return, another letter, or nothing.
+        (lambda a, b, c: [a[:-1] + b"\r", b, c], [1, 2, 3], 2),
+        (lambda a, b, c: [a[:-1] + b"J", b, c], [1, 2, 3], 2),
+        (lambda a, b, c: [a[:-1], b, c[:-1]], [1, 2], 2),
+        (lambda a, b, c: [a, b"\x00" * 9 + b, c], [1, 2, 3], 1),
+        (lambda a, b, c: [a, b[:20] + b"\n", c], [1, 3], 0),
+        (lambda a, b, c: [a, b.replace(b'"seed"', b'"se\xffd"'), c], [1, 3], 0),
+        (lambda a, b, c: [a, b"[" * 10**5 + b"\n", b"1" * 5000 + b"\n", b'{"seed":NaN}\n', b, c], [1, 2, 3], 0),
+        (lambda a, b, c: [a, b'{"' * 10**5 + b"\n", c], [1, 3], 0),
+        (lambda a, b, c: [a, b.replace(b"}", b',"x":1e999}'), c], [1, 3], 0),
+    ],
+)
+def test_of_a_damaged_file_every_row_that_can_be_read_is_kept(damage, kept, saved, tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"seed":0}\n{"se\n{"seed":1}\n')
-    with pytest.raises(UserError, match=r"metrics.jsonl, line 2: expected a JSON object"):
-        RowWriter(path)
-    with pytest.raises(UserError, match="line 2"):
+    content = b"".join(damage(*lines_of(row(1), row(2), row(3))))
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"metrics.jsonl, line \d: expected a JSON object"):
         read_rows(path)
-    assert path.read_text().count("\n") == 3
+    assert path.read_bytes() == content
+    RowWriter(path).close()
+    assert [one["iteration"] for one in read_rows(path)] == kept
+    assert path.with_name("metrics.jsonl.damaged").read_bytes() == content
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"the {len(kept)} rows that can be read are kept, {saved} of them from these lines" in line
+    # Mended once.
+    RowWriter(path).close()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "change", [{"iteration": None}, {"seed": "0"}, {"variant": "\x1b[31m"}, {"x": [1]}, {"\x07": 1}]
+)
+def test_rows_that_are_not_those_of_a_run_are_refused_and_stay(change, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    [content] = lines_of({key: value for key, value in (row(1) | change).items() if value is not None})
+    path.write_bytes(content)
+    with pytest.raises(UserError) as found:
+        RowWriter(path)
+    assert str(found.value).isprintable() and path.read_bytes() == content
+
+
+def test_a_variant_names_no_folder_outside_its_own(tmp_path):
+    folder = tmp_path / "run"
+    with RowWriter(folder / "metrics.jsonl", tensorboard=folder / "tensorboard", by_variant=True) as writer:
+        writer.append(row(1, variant="../../x", success=1.0))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    [events_folder] = (folder / "tensorboard").iterdir()
+    assert events_folder.name.startswith("_._.._x~") and events(events_folder / "seed_0") == [(10, "success", 1.0)]
+
+
+def test_more_seeds_than_files_may_be_open(tmp_path):
+    seeds = 80
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before + 10, hard))
+    try:
+        with RowWriter(tmp_path / "metrics.jsonl", tensorboard=tmp_path / "tensorboard") as writer:
+            for iteration in (1, 2):
+                for seed in range(seeds):
+                    writer.append(row(iteration, seed, success=0.5))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(read_rows(tmp_path / "metrics.jsonl")) == 2 * seeds
+    for seed in range(seeds):
+        assert events(tmp_path / "tensorboard" / f"seed_{seed}") == [(10, "success", 0.5), (20, "success", 0.5)]
+
+
+def test_events_that_cannot_be_written_are_dropped_with_one_line(tmp_path, capsys):
+    (tmp_path / "tensorboard").write_text("in the way")
+    with RowWriter(tmp_path / "metrics.jsonl", tensorboard=tmp_path / "tensorboard") as writer:
+        for iteration in (1, 2):
+            writer.append(row(iteration, success=0.5))
+    assert len(read_rows(tmp_path / "metrics.jsonl")) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("TensorBoard events are no longer written") and line.endswith("; the rows are")
 
 
 def test_rewind_drops_newer_rows_once_and_the_sink_follows(tmp_path):

@@ -1,11 +1,11 @@
-"""The types every environment speaks: one step, one transition, the two environment protocols.
+"""The types that all environments share: one step, one transition, and the two environment protocols.
 
 Two conventions hold everywhere in sagax:
 
-* ``terminated`` says that the environment ended the episode, ``truncated`` that a clock did. They are never
-  merged: a value is bootstrapped with mask ``1 - terminated``.
+* ``terminated`` means that the environment ended the episode, ``truncated`` that a time limit did. They are never
+  merged: values are bootstrapped with the mask ``1 - terminated``.
 * A pure ``Environment`` is written for *one* environment, without a batch axis; rollouts add the axis ``[B]``
-  with ``jax.vmap``. A ``VectorHost`` is a batch already.
+  with ``jax.vmap``. A ``VectorHost`` is a batch of environments.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Observation = PyTree
 Action = PyTree
 
 
-# Networks compute in 32 bits: a 64-bit observation reaches them as its 32-bit twin.
+# Networks compute in 32 bits: 64-bit observations are converted to these types.
 NARROW = {"int64": np.dtype(np.int32), "uint64": np.dtype(np.uint32), "float64": np.dtype(np.float32)}
 
 
@@ -38,12 +38,13 @@ class TimeStep(NamedTuple):
       observation: what the policy sees next; where an auto-resetting rollout or host ended an episode,
         the first observation of the next one.
       reward: ``float32``, becomes the reward channel ``env``.
-      costs: by name, become the channels ``cost/NAME``; ``{}`` if there are none.
-      objectives: by name, become the channels ``objective/NAME``; ``{}`` if there are none.
+      costs: ``float32`` by name, become the channels ``cost/NAME``; ``{}`` if there are none.
+      objectives: ``float32`` by name, become the channels ``objective/NAME``; ``{}`` if there are none.
       terminated: ``bool``, the environment ended the episode.
       truncated: ``bool``, a time limit ended the episode.
       final_observation: the observation before any reset; equals ``observation`` where no episode ended.
-      info: arrays by name with a fixed structure; ``success`` (``float32``) is reported by name if present.
+      info: arrays by name, the same names in every step; evaluations report those with one number per step, such as
+        ``success`` (``float32``).
     """
 
     observation: Observation
@@ -61,13 +62,13 @@ class Transition(NamedTuple):
 
     Attributes:
       observation: what the policy saw.
-      action: what it did.
+      action: the action that the policy chose.
       rewards: reward channels by name, each ``[T, B]``. The environment writes ``env``, ``cost/NAME`` and
         ``objective/NAME``; reward transforms add or rewrite channels.
       terminated, truncated: how the step ended, see ``TimeStep``.
       next_observation: the observation that followed, *before* any reset.
       mask: ``float32``, 1 for a real step, 0 for padding after an episode's end.
-      extras: what else the learner needs, each ``[T, B, ...]``: ``log_prob`` and ``distribution`` (parameters
+      extras: further data for the learner, each ``[T, B, ...]``: ``log_prob`` and ``distribution`` (parameters
         of the behaviour policy), ``value`` (by critic head), ``carry`` (recurrent state before the step),
         ``episode_start``, and ``info`` of the environment's step.
     """
@@ -87,13 +88,13 @@ Trajectory = Transition
 
 @dataclass(frozen=True, eq=False)
 class EnvironmentSpec:
-    """What a learner must know about an environment before the first step; static, compared and hashed by identity.
+    """What a learner must know about an environment before the first step. Static; compared and hashed by identity.
 
     Attributes:
       observation_space, action_space: gymnasium spaces of one environment (no batch axis).
-      max_episode_steps: a bound on the length of every episode, or ``None`` where there is none.
+      max_episode_steps: an upper bound on the length of an episode, or ``None`` if there is none.
       costs, objectives, info: names of the entries of ``TimeStep.costs``, ``objectives`` and ``info``.
-      message_length: bytes of ``TimeStep.info["message"]``; 0 for an environment that says nothing.
+      message_length: bytes of ``TimeStep.info["message"]``; 0 for an environment without messages.
     """
 
     observation_space: gymnasium.Space
@@ -120,10 +121,10 @@ def _template(space: gymnasium.Space) -> PyTree:
 
 @runtime_checkable
 class Environment(Protocol):
-    """A pure environment: the whole loop runs inside jit. Implementations are frozen dataclasses.
+    """A pure environment, which can be stepped inside jit. Implementations are frozen dataclasses.
 
-    ``reset`` depends on ``key`` alone, so that N rollouts of one start state are N resets with one key.
-    ``step`` never resets: a rollout does.
+    ``reset`` depends on ``key`` alone, so that N resets with the same key give N rollouts the same start state.
+    ``step`` never resets the environment; the rollout does.
     """
 
     @property
@@ -136,9 +137,9 @@ class Environment(Protocol):
 
 @runtime_checkable
 class Demonstrator(Protocol):
-    """What an ``Environment`` also offers where an expert for it is known, so that a policy can be cloned from it.
+    """An ``Environment`` with a known expert implements this too, so that a policy can be cloned from the expert.
 
-    ``envs.wrappers.demonstrator`` finds it inside time limits.
+    ``envs.wrappers.demonstrator`` finds such an environment inside time limits.
     """
 
     def demonstrations(self, keys: jax.Array) -> tuple[Array, Array]:
@@ -148,7 +149,7 @@ class Demonstrator(Protocol):
 
 @runtime_checkable
 class VectorHost(Protocol):
-    """A stateful batch of ``num_envs`` environments in numpy (gymnasium, text). It resets in the same step."""
+    """A stateful batch of ``num_envs`` environments in numpy; a step that ends an episode also resets it."""
 
     @property
     def spec(self) -> EnvironmentSpec: ...
@@ -159,8 +160,8 @@ class VectorHost(Protocol):
     def reset(self, seed: int | Sequence[int]) -> Observation:
         """Starts every environment; an integer seeds environment i with ``seed + i``, a sequence seeds each.
 
-        The seed is that of the start and of the chance in the steps after it: environments of one seed, the rollouts
-        of a group, draw alike as long as they do the same.
+        The seed determines the start and the random numbers of the steps after it: environments with the same seed,
+        such as the rollouts of a group, stay identical as long as their actions are.
         """
 
     def step(self, action: Action) -> TimeStep:
@@ -180,7 +181,7 @@ class VectorHost(Protocol):
 
 
 class UnsupportedSpaceError(TypeError):
-    """A space that no encoder or distribution of sagax can take."""
+    """No encoder or distribution of sagax supports a space."""
 
 
 class NonFiniteEnvironmentError(FloatingPointError):

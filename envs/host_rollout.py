@@ -28,9 +28,9 @@ def _select(condition: np.ndarray, on_true: PyTree, on_false: PyTree) -> PyTree:
 
 
 class _Rows:
-    """Pytrees of numpy arrays, one per time step, copied into arrays ``[length, ...]``.
+    """Collects one pytree of numpy arrays per time step in arrays ``[length, ...]``.
 
-    A row is copied when it is written, so that a host may use its arrays again in the next step.
+    A row is copied when it is added, because a host may write over its arrays in the next step.
     """
 
     def __init__(self, length: int):
@@ -39,7 +39,7 @@ class _Rows:
         self._structure: Any = None
 
     def append(self, row: PyTree) -> None:
-        """Copies ``row``, whose structure, shapes and types are those of the first row."""
+        """Copies ``row``, which must have the structure, shapes and types of the first row."""
         leaves, structure = jax.tree.flatten(row)
         if self._structure is None:
             self._structure = structure
@@ -57,12 +57,12 @@ class _Rows:
 
 
 def _trajectory(seen: _Rows, followed: _Rows) -> Trajectory:
-    """The trajectory of what was seen before each step, and of the rest of each transition."""
+    """Joins the observations before each step with the rest of each transition."""
     return followed.stacked()._replace(observation=seen.stacked())
 
 
 def start_host(host: VectorHost, seed: int, carry: PyTree) -> UnrollState:
-    """Starts every environment of ``host``; ``carry`` is the policy's initial one."""
+    """Starts every environment of ``host``; ``carry`` is the policy's initial carry, ``[B, ...]``."""
     observation = host.reset(seed)
     batch = host.num_envs
     return UnrollState(
@@ -80,7 +80,7 @@ def unroll_host(
     length: int,
     initial_carry: PyTree,
 ) -> tuple[UnrollState, Trajectory]:
-    """``length`` steps of every environment; see ``envs.rollout.unroll``."""
+    """Steps every environment ``length`` times; see ``envs.rollout.unroll``."""
     space, key = host.spec.action_space, act_key(key)
     recurrent = bool(jax.tree.leaves(initial_carry))
     seen, followed = _Rows(length), _Rows(length)
@@ -132,14 +132,17 @@ def episodes_host(
     initial_carry: PyTree,
     observations: bool = True,
 ) -> Trajectory:
-    """Whole episodes of at most ``length`` steps, ``group_size`` rollouts from each of ``seeds``; see
-    ``envs.rollout.episodes``. Stops early when every environment has ended; padding fills ``length``.
+    """Whole episodes of at most ``length`` steps, ``group_size`` rollouts from each of ``seeds``.
 
-    Rollouts of one seed share the chance of the environment's steps, too, see ``VectorHost.reset``. Baselines of a
-    group stay unbiased, but the rollouts of a nearly deterministic policy differ less than those of a pure environment.
+    The trajectory is as that of ``envs.rollout.episodes``. Stepping stops when every environment has ended its
+    episode, and padding fills the rest of ``length``.
 
-    Without ``observations`` the trajectory has ``()`` for observations, actions and carries: enough for statistics, and
-    thousands of steps of images need not be kept.
+    Rollouts of the same seed also share the random numbers of the environment's steps (see ``VectorHost.reset``). The
+    baseline of a group stays unbiased, but the rollouts of a nearly deterministic policy differ less than in a pure
+    environment.
+
+    Without ``observations`` the trajectory has ``()`` in place of observations, actions and carries. That is enough
+    for statistics, and saves keeping thousands of steps of images.
     """
     space, key = host.spec.action_space, act_key(key)
     batch = host.num_envs
@@ -174,7 +177,7 @@ def episodes_host(
         observation, carry = next_observation, next_carry
     stacked, missing = _trajectory(seen, followed), length - len(followed)
     padded = jax.tree.map(lambda x: _pad(x, x[-1:], missing), stacked._replace(observation=()))
-    # What the padding shows is what followed the last step.
+    # The padding's observation is the one that followed the last step.
     shown = jax.tree.map(lambda x, after: _pad(x, after[-1:], missing), stacked.observation, stacked.next_observation)
     alive_rows = (np.arange(length) < len(followed))[:, None]
     rewards = {name: value * alive_rows for name, value in padded.rewards.items()}
@@ -182,6 +185,6 @@ def episodes_host(
 
 
 def _pad(x: np.ndarray, row: np.ndarray, missing: int) -> np.ndarray:
-    """``x`` and ``missing`` times ``row``; booleans are padded with ``False``: no episode ends in the padding."""
+    """Appends ``row`` to ``x`` ``missing`` times, but ``False`` to booleans: no episode ends in the padding."""
     row = np.zeros_like(row) if x.dtype == bool else row
     return np.concatenate([x, np.repeat(row, missing, axis=0)]) if missing else x

@@ -1,7 +1,7 @@
-"""Rollouts of pure environments: fixed unrolls with auto-reset, and whole episodes in groups.
+"""Rollouts of pure environments: unrolls of fixed length with auto-reset, and whole episodes in groups.
 
-A rollout takes a *policy function* ``(carry, observation [B, ...], key) -> (action [B, ...], carry, extras)``,
-not an agent, and writes the axis ``[B]`` that a pure environment does not have.
+A rollout takes a *policy function* ``(carry, observation [B, ...], key) -> (action [B, ...], carry, extras)``
+instead of an agent, and adds the axis ``[B]``, which a pure environment does not have.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ RESET, ACT, STEP = range(3)
 
 
 class UnrollState(NamedTuple):
-    """What an unroll hands to the next one; every leaf has the leading axis ``[B]``.
+    """What an unroll passes on to the next one; every leaf has the leading axis ``[B]``.
 
     Attributes:
-      environment: the environments' states.
+      environment: the states of the environments.
       observation: what the policy sees next.
       carry: the policy's recurrent state.
       episode_start: whether ``observation`` is the first of an episode.
-      episode_return, episode_length: of the running episode, before the next step.
+      episode_return, episode_length: return and length of the running episode so far.
     """
 
     environment: EnvState
@@ -50,7 +50,7 @@ def select(condition: jax.Array, on_true: PyTree, on_false: PyTree) -> PyTree:
 
 
 def bounded_action(space: gymnasium.Space, action: PyTree) -> PyTree:
-    """The action the environment gets: Box parts clipped to their bounds, everything else as it is; jax or numpy."""
+    """The action that the environment receives: Box parts are clipped to their bounds; jax or numpy arrays."""
     spaces = gymnasium.spaces
     if isinstance(space, spaces.Box):
         return action.clip(space.low, space.high)
@@ -69,7 +69,7 @@ def channels(time_step: TimeStep) -> dict[str, jax.Array]:
 
 
 def start_unroll(environment: Environment, key: jax.Array, batch: int, carry: PyTree) -> UnrollState:
-    """Fresh episodes in ``batch`` environments; ``carry`` is the policy's initial one."""
+    """Starts episodes in ``batch`` environments; ``carry`` is the policy's initial carry, ``[B, ...]``."""
     state, observation = jax.vmap(environment.reset)(jax.random.split(key, batch))
     return UnrollState(
         state, observation, carry, jnp.ones(batch, bool), jnp.zeros(batch, jnp.float32), jnp.zeros(batch, jnp.int32)
@@ -86,27 +86,27 @@ def unroll(
     initial_carry: PyTree,
     start_states: int | None = None,
 ) -> tuple[UnrollState, Trajectory]:
-    """``length`` steps of every environment, auto-resetting.
+    """Steps every environment ``length`` times; an environment whose episode ended starts the next one.
 
     Args:
       environment: one pure environment.
-      policy: acts on the batch.
+      policy: chooses the actions of the whole batch.
       state: from ``start_unroll`` or the previous unroll.
-      key: of this unroll.
+      key: the random key of this unroll.
       length: ``T``.
-      initial_carry: the carry at an episode's start, ``[B, ...]``.
-      start_states: ``None`` draws a start state for every step of every environment and uses those that are needed:
-        right where a reset is cheap. An integer draws that many per environment, and uses
-        them in turn (the last one again if an environment ends more episodes than that): right where a reset is
-        expensive, as generating a room is.
+      initial_carry: the policy's carry at the start of an episode, ``[B, ...]``.
+      start_states: how many start states to draw. ``None`` draws one for every step of every environment and uses
+        those that are needed: best where a reset is cheap. An integer draws that many per environment and uses them
+        in turn, and the last one again if an environment ends more episodes than that: best where a reset is
+        expensive, such as one that generates a room.
 
     Returns:
-      The next state and a trajectory ``[T, B]``.
+      The state for the next unroll and a trajectory ``[T, B]``.
     """
     batch = state.episode_start.shape[0]
     spec = environment.spec
     reset_key, act_key, step_key = (jax.random.fold_in(key, stream) for stream in (RESET, ACT, STEP))
-    # All before the first step: one large draw costs less than many small ones.
+    # All start states are drawn before the first step: one large draw costs less than many small ones.
     if start_states is None:
         reset_keys = jax.vmap(lambda t: jax.random.split(jax.random.fold_in(reset_key, t), batch))(jnp.arange(length))
     else:
@@ -167,17 +167,17 @@ def episodes(
     initial_carry: PyTree,
     start_keys: jax.Array | None = None,
 ) -> Trajectory:
-    """Whole episodes of at most ``length`` steps, ``group_size`` rollouts of each of ``batch / group_size`` starts.
+    """Whole episodes of at most ``length`` steps: ``group_size`` rollouts from each of ``batch / group_size`` starts.
 
-    Rollouts of a group are neighbours in the batch axis. Steps after an episode's end have mask 0, zero
-    rewards, and repeat the final observation. An episode that ``length`` cuts is marked truncated.
+    The rollouts of a group are neighbours on the batch axis. Steps after the end of an episode have mask 0, reward 0
+    and the final observation. An episode that is still running after ``length`` steps is marked truncated.
 
     Args:
       environment, policy: as in ``unroll``.
-      key: of this rollout.
+      key: the random key of this rollout.
       length, batch, group_size: ``T``, ``B``, ``N``.
-      initial_carry: ``[B, ...]``.
-      start_keys: ``[B / N]`` typed keys of the start states; drawn from ``key`` where ``None``.
+      initial_carry: the policy's carry at the start, ``[B, ...]``.
+      start_keys: ``[B / N]`` typed keys of the start states; drawn from ``key`` if ``None``.
 
     Returns:
       A trajectory ``[T, B]``.
@@ -217,7 +217,7 @@ def episodes(
             },
         )
         still_alive = alive & ~(terminated | truncated)
-        # A finished environment stands still: what it would do next is nobody's business and might not be finite.
+        # The state of a finished environment is kept: steps beyond the end might produce numbers that are not finite.
         following = (
             select(still_alive, next_state, state),
             next_observation,
@@ -233,11 +233,11 @@ def episodes(
 
 
 def episode_statistics(trajectory: Trajectory) -> dict[str, jax.Array]:
-    """Sums over the episodes that ended in ``trajectory``; ``[]`` each.
+    """Sums over the episodes that ended in ``trajectory``, each a scalar ``[]``.
 
-    ``episodes`` (count), ``return`` (sum of undiscounted ``env`` returns), ``length``, every entry of the environment's
-    ``info`` at the last step (``success``, ...) that is one number per step, and ``env_steps`` (real steps, ended or
-    not).
+    ``episodes`` is their number, ``return`` the sum of their undiscounted ``env`` returns and ``length`` of their
+    lengths. Every entry of the environment's ``info`` that is one number per step (``success``, ...) is summed over
+    their last steps. ``env_steps`` counts all real steps, also those of episodes that did not end.
     """
     ended = ((trajectory.terminated | trajectory.truncated) & (trajectory.mask > 0)).astype(jnp.float32)
     sums = {

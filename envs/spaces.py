@@ -1,4 +1,4 @@
-"""Spaces that sagax can take, and small helpers that the adapters of foreign environments share."""
+"""The spaces that sagax supports, and helpers shared by the adapters of other libraries' environments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from envs.base import (
 )
 
 _LEAVES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-# What an author can declare instead of a space that has no array of fixed shape.
+# What to declare instead of a space whose values are not arrays of fixed shape.
 _NEAREST = {
     "Text": "Box(0, 255, (max_length,), uint8) with the bytes of the text, padded with 0",
     "Sequence": "Box with room for the longest sequence, padded, and a Discrete for its length",
@@ -30,7 +30,7 @@ _NEAREST = {
 
 
 def leaves(space: gymnasium.Space, path: str = "") -> list[tuple[str, gymnasium.Space]]:
-    """The spaces without parts in ``space``, each with its path, such as ``"['map'][0]"``; ``""`` is the root."""
+    """The leaves of ``space``, each with its path, such as ``"['map'][0]"``; ``""`` if ``space`` itself is a leaf."""
     if isinstance(space, spaces.Dict):
         parts: Iterable = ((f"{path}[{key!r}]", part) for key, part in space.spaces.items())
     elif isinstance(space, spaces.Tuple):
@@ -41,14 +41,14 @@ def leaves(space: gymnasium.Space, path: str = "") -> list[tuple[str, gymnasium.
 
 
 def validate_supported(space: gymnasium.Space, role: str) -> None:
-    """Refuses a space that has a part which is not an array of fixed shape.
+    """Refuses a space with a part whose values are not arrays of fixed shape.
 
     Args:
       space: the space of one environment.
-      role: what it is, for the message: ``"observation"`` or ``"action"``.
+      role: ``"observation"`` or ``"action"``, for the message.
 
     Raises:
-      UnsupportedSpaceError: names the part and what is supported.
+      UnsupportedSpaceError: the space has such a part; the message names it and the supported spaces.
     """
     for path, leaf in leaves(space):
         if not isinstance(leaf, _LEAVES):
@@ -61,10 +61,10 @@ def validate_supported(space: gymnasium.Space, role: str) -> None:
 
 
 def as_batch(space: gymnasium.Space, action: Action, num_envs: int) -> Action:
-    """``action`` as numpy arrays ``[B, ...]`` of the types of ``space``, the action space of one environment.
+    """``action`` as numpy arrays ``[B, ...]`` with the types of ``space``, the action space of one environment.
 
     Raises:
-      ValueError: an array of another shape.
+      ValueError: an array has the wrong shape.
     """
     if isinstance(space, spaces.Dict):
         return {key: as_batch(part, action[key], num_envs) for key, part in space.spaces.items()}
@@ -77,10 +77,11 @@ def as_batch(space: gymnasium.Space, action: Action, num_envs: int) -> Action:
 
 
 def from_indices(space: gymnasium.Space, action: Action) -> Action:
-    """An action whose discrete parts count from 0, as a policy samples it, in the numbering of ``space``.
+    """Converts an action whose discrete parts count from 0, as a policy samples it, to the numbering of ``space``.
 
-    ``Discrete(n, start=s)`` and ``MultiDiscrete(..., start=s)`` name their actions ``s, ..., s + n - 1``; a
-    categorical distribution names them ``0, ..., n - 1``. All other parts pass through. Leading axes are free.
+    ``Discrete(n, start=s)`` and ``MultiDiscrete(..., start=s)`` number their actions ``s, ..., s + n - 1``; a
+    categorical distribution numbers them ``0, ..., n - 1``. All other parts are returned unchanged. The arrays may
+    have any leading axes.
     """
     if isinstance(space, spaces.Dict):
         return {key: from_indices(part, action[key]) for key, part in space.spaces.items()}
@@ -100,15 +101,16 @@ def _all_finite(tree: PyTree) -> bool:
 
 
 def check_finite(name: str, step: int, **parts: PyTree) -> None:
-    """Refuses NaN and infinity in a batch that a host is about to return; costs microseconds when all is well.
+    """Refuses NaN and infinity in a batch that a host is about to return; a check takes microseconds.
 
     Args:
       name: the environment, for the message.
-      step: steps of the host since its reset, for the message.
-      **parts: pytrees of numpy arrays ``[B, ...]`` by the name that the message gives them.
+      step: number of steps since the host's reset, for the message.
+      **parts: pytrees of numpy arrays ``[B, ...]``, by the name to use in the message.
 
     Raises:
-      NonFiniteEnvironmentError: names the environment's index, the step, the part and the value.
+      NonFiniteEnvironmentError: a number is not finite; the message names the environment's index, the step, the part
+        and the value.
     """
     for part, tree in parts.items():
         if _all_finite(tree):
@@ -124,8 +126,7 @@ def check_finite(name: str, step: int, **parts: PyTree) -> None:
 
 
 def _limits(space: gymnasium.Space) -> tuple[np.ndarray, np.ndarray, str] | None:
-    """The smallest and the largest value that a leaf of an observation may hold, and where these come from; ``None`` if
-    nothing can go wrong with it."""
+    """The least and the largest value that an observation of a leaf space may have, and why; ``None`` for no limits."""
     if isinstance(space, spaces.Discrete):
         return np.asarray(space.start), np.asarray(space.start + space.n - 1), f"the values of {space}"
     if isinstance(space, spaces.MultiDiscrete):
@@ -146,20 +147,21 @@ def must_be_narrowed(space: gymnasium.Space) -> bool:
 
 
 def narrowed(name: str, step: int, space: gymnasium.Space, observation: Observation, path: str = "") -> Observation:
-    """A batch of observations in 32 bits, once every value is known to survive it.
+    """Converts a batch of observations to 32 bits, after checking that every value is in range.
 
-    jax would wrap a larger integer around without a word, and a network would see only zeros for a discrete value
-    outside of its space.
+    Without the check jax would silently wrap a larger integer around, and a network would see only zeros for a discrete
+    value outside of its space.
 
     Args:
       name: the environment, for the message.
-      step: steps of the host since its reset, for the message.
+      step: number of steps since the host's reset, for the message.
       space: the observation space of one environment.
       observation: numpy arrays ``[B, ...]``.
-      path: where ``observation`` is in the whole observation, for the message.
+      path: where ``observation`` is within the whole observation, for the message.
 
     Raises:
-      ObservationRangeError: names the environment's index, the step, the part of the observation and the value.
+      ObservationRangeError: a value is out of range; the message names the environment's index, the step, the part of
+        the observation and the value.
     """
     if isinstance(space, spaces.Dict):
         parts = space.spaces.items()
@@ -171,7 +173,7 @@ def narrowed(name: str, step: int, space: gymnasium.Space, observation: Observat
     if limits is None:
         return observation
     low, high, meaning = limits
-    # Infinity is a value of either width; whether it is welcome is for ``check_finite`` to say.
+    # Infinity has the same meaning in 32 and 64 bits; ``check_finite`` decides whether it is refused.
     outside = ((observation < low) | (observation > high)) & ~np.isinf(observation)
     if outside.any():
         position = tuple(np.argwhere(outside)[0])
@@ -186,10 +188,10 @@ def narrowed(name: str, step: int, space: gymnasium.Space, observation: Observat
 
 
 def environment_seeds(seed: int | Iterable[int], num_envs: int) -> list[int]:
-    """One seed per environment: ``seed + i`` from an integer; a sequence is checked and passes through.
+    """One seed per environment: ``seed + i`` for an integer; the seeds themselves for a sequence.
 
     Raises:
-      ValueError: if a sequence has not ``num_envs`` entries.
+      ValueError: a sequence does not have ``num_envs`` entries.
     """
     if isinstance(seed, int | np.integer):
         return [int(seed) + index for index in range(num_envs)]

@@ -53,14 +53,14 @@ def is_augmented(space: gymnasium.Space) -> bool:
 
 
 def with_start(observation: dict[str, Array], start: Array, discount: float | jax.Array) -> dict[str, Array]:
-    """What would have been observed had the episode begun with stock ``start``.
+    """The observation that would have been made had the episode begun with the stock ``start``.
 
     ``c_t' = c_t + discount^-t (start - c_0)``: exact, because the actions and rewards so far stay as they were.
 
     Args:
-      observation: leading axes ``[...]``.
-      start: ``[...]``, or ``[..., m]`` for a vector.
-      discount: that of the environment.
+      observation: a stock-augmented observation with any leading axes ``[...]``.
+      start: ``[...]``, or ``[..., m]`` for a vector stock.
+      discount: the discount of the stock-augmented environment.
     """
     steps = observation["steps"].astype(jnp.float32)
     change = start - observation["start_stock"]
@@ -78,9 +78,9 @@ def next_stock(stock: Any, reward: Any, discount: float | jax.Array) -> Any:
 
 @dataclass(frozen=True)
 class _Augmentation:
-    """The checked arguments and the spec, which ``StockAugmented`` and ``StockHost`` share.
+    """Checks the arguments and makes the spec and the observations of both ``StockAugmented`` and ``StockHost``.
 
-    ``start`` and the bounds are numbers for a scalar stock, and numbers or tuples of one per channel for a vector.
+    ``start`` and the bounds are numbers. For a vector stock they may also be tuples with one number per channel.
     """
 
     discount: float
@@ -91,10 +91,10 @@ class _Augmentation:
     channels: str | tuple[str, ...]
 
     def checked(self, inside: EnvironmentSpec) -> _Augmentation:
-        """This augmentation, once its arguments are known to suit ``inside``, the spec of the wrapped environment.
+        """Returns ``self`` after checking its arguments against ``inside``, the spec of the wrapped environment.
 
         Raises:
-          ValueError: an argument out of its range, or a channel that the environment does not write.
+          ValueError: an argument is out of its range, or the environment does not write a channel.
         """
         if not 0 < self.discount <= 1:
             raise ValueError(f"discount={self.discount}: expected above 0 and at most 1")
@@ -141,7 +141,7 @@ class _Augmentation:
         return replace(inside, observation_space=spaces.Dict(parts), max_episode_steps=limit)
 
     def paid(self, time_step: TimeStep, xp) -> Any:
-        """The reward that moves the stock, ``[...]`` or ``[..., m]``."""
+        """The reward that is added to the stock, ``[...]`` or ``[..., m]``."""
         rewards = reward_channels(time_step)
         if isinstance(self.channels, str):
             return rewards[self.channels]
@@ -155,7 +155,7 @@ class _Augmentation:
 
 
 class StockState(NamedTuple):
-    """State of ``StockAugmented``: of the environment inside, the stock now and at the start, ``int32`` steps."""
+    """State of ``StockAugmented``: the wrapped environment's state, the stock now and at the start, ``int32`` steps."""
 
     environment: EnvState
     stock: jax.Array
@@ -167,22 +167,23 @@ class StockState(NamedTuple):
 class StockAugmented:
     """Adds a stock to the observation of ``environment``.
 
-    A reset draws ``c_0`` uniformly between ``low`` and ``high`` (or takes ``start``) and hands its key on unchanged, so
-    that a key names the same start state with and without the stock. A step sets ``c <- (c + r) / discount``.
+    A reset draws ``c_0`` uniformly between ``low`` and ``high`` (or takes ``start``) and passes its key on unchanged,
+    so that a key gives the same start state with and without the stock. A step sets ``c <- (c + r) / discount``.
 
     Attributes:
       environment: a pure environment.
-      discount: of the return that is pursued; above 0, at most 1.
-      low, high: of the start stock.
-      start: fixes the start stock, for acting once it has been found.
-      horizon: an end that belongs to the problem: a step that reaches it is terminated, so that nothing is
-        bootstrapped beyond it. What a discount of 1 needs; a time limit inside stays a truncation.
-      channels: the channel that the stock adds up; a tuple of names for a vector of one stock per channel.
+      discount: the discount of the return to optimise; above 0, at most 1.
+      low, high: bounds of the start stock.
+      start: a fixed start stock, for acting once the best one has been found.
+      horizon: the length of an episode where it is part of the problem: a step that reaches it is terminated, so that
+        nothing is bootstrapped beyond it. A discount of 1 needs one. The wrapped environment's time limit still
+        truncates.
+      channels: the reward channel that the stock accumulates, or a tuple of channels for a vector of stocks.
 
     Raises:
-      TypeError: if ``environment`` is no ``Environment``.
-      ValueError: for numbers out of range, a horizon behind the time limit inside, or channels that the environment
-        does not write.
+      TypeError: ``environment`` is not an ``Environment``.
+      ValueError: a number is out of range, the horizon is beyond the wrapped environment's time limit, or the
+        environment does not write a channel.
     """
 
     environment: Environment
@@ -198,7 +199,7 @@ class StockAugmented:
             raise TypeError(f"environment={self.environment!r}: expected an Environment (spec, reset, step)")
         self._augmentation.checked(self.environment.spec)
         limit = self.environment.spec.max_episode_steps
-        # Cut before its end, an episode of discount 1 would be bootstrapped from a value that has no fixed point.
+        # A time limit before the horizon would bootstrap, and with discount 1 such values have no fixed point.
         if limit is not None and self.horizon is not None and self.horizon > limit:
             raise ValueError(
                 f"horizon={self.horizon}: the environment inside is cut after {limit} steps: expected that at most, "
@@ -211,11 +212,11 @@ class StockAugmented:
 
     @cached_property
     def spec(self) -> EnvironmentSpec:
-        """The spec inside, with the observation described above and the smaller of both limits."""
+        """The wrapped environment's spec with the augmented observation and the smaller of the two limits."""
         return self._augmentation.spec(self.environment.spec)
 
     def reset(self, key: jax.Array) -> tuple[StockState, Observation]:
-        """Starts the environment with a stock."""
+        """Starts the environment with a stock that is drawn, or with ``start``."""
         augmentation = self._augmentation
         if self.start is not None:
             return self.reset_at(key, augmentation.full(self.start))
@@ -224,7 +225,7 @@ class StockAugmented:
         return self.reset_at(key, low + (high - low) * drawn)
 
     def reset_at(self, key: jax.Array, stock: Array) -> tuple[StockState, Observation]:
-        """Starts the environment that ``key`` names with this stock, which may be traced."""
+        """Starts the environment from ``key`` with this stock, which may be traced."""
         inside, observation = self.environment.reset(key)
         start = jnp.broadcast_to(jnp.asarray(stock, jnp.float32), self._augmentation.shape)
         state = StockState(inside, start, start, jnp.zeros((), jnp.int32))
@@ -246,14 +247,14 @@ class StockAugmented:
         )
 
     def observe(self, observation: Observation, state: StockState) -> Observation:
-        """What is seen in ``state`` where the environment inside shows ``observation``."""
+        """The augmented observation in ``state``, given the wrapped environment's ``observation``."""
         limit = self._augmentation.limit(self.environment.spec)
         return self._augmentation.observe(observation, state.stock, state.start, state.steps, limit)
 
 
 @dataclass(frozen=True, eq=False)
 class StartingAt:
-    """``environment`` with every episode starting from ``stock``, which may be traced; equal only to itself."""
+    """``environment`` where every episode starts with ``stock``, which may be traced; equal only to itself."""
 
     environment: StockAugmented
     stock: Array
@@ -274,12 +275,13 @@ class StartingAt:
 class StockHost:
     """``StockAugmented`` for a host, with the same arguments.
 
-    A host resets by its own clock, so that a ``horizon`` must be its time limit, whose truncations become
-    terminations. ``final_observation`` carries the stock after the step, ``observation`` that of the new episode where
-    one began. Environment i draws its start stocks from a generator of its own, seeded with the environment's seed.
+    A host resets itself at its own time limit, so that a ``horizon`` must equal that limit; its truncations then become
+    terminations. ``final_observation`` holds the stock after the step; ``observation`` holds the stock of the new
+    episode if one began. Environment i draws its start stocks from a generator of its own, seeded with the
+    environment's seed.
 
     Raises:
-      ValueError: as ``StockAugmented``, and for a horizon that is not the host's limit.
+      ValueError: as ``StockAugmented``; also if the horizon is not the host's time limit.
     """
 
     def __init__(
@@ -323,18 +325,18 @@ class StockHost:
 
     @property
     def start(self) -> float | tuple[float, ...] | None:
-        """The stock that every episode starts with; ``None`` where stocks are drawn."""
+        """The stock that every episode starts with; ``None`` if start stocks are drawn."""
         return self._augmentation.start
 
     def start_at(self, stock: float | tuple[float, ...] | None) -> None:
-        """Every episode from the next reset on starts with this stock; ``None`` for stocks that are drawn."""
+        """From the next reset on, every episode starts with this stock; ``None`` draws start stocks."""
         self._augmentation = replace(self._augmentation, start=stock)
 
     def step(self, action: Action) -> TimeStep:
         """Steps every environment.
 
         Raises:
-          RuntimeError: before the first ``reset``.
+          RuntimeError: ``reset`` has not been called.
         """
         if not self._generators:
             raise RuntimeError("the environments have not been started: call reset first")
@@ -356,7 +358,7 @@ class StockHost:
         )
 
     def snapshot(self) -> Snapshot | None:
-        """The host's snapshot with the stocks and their generators; ``None`` where the host has none."""
+        """The host's snapshot with the stocks and their generators; ``None`` if the host has no snapshot."""
         inside = self._host.snapshot()
         if inside is None:
             return None
@@ -384,7 +386,7 @@ class StockHost:
         self._host.close()
 
     def _begin(self, where: np.ndarray) -> None:
-        """New start stocks for the environments ``where [B]``; arrays that were handed out are left alone."""
+        """Sets new start stocks for the environments ``where [B]``; arrays returned earlier are not changed."""
         augmentation = self._augmentation
         start, stock = self._start.copy(), self._stock.copy()
         low, high = augmentation.full(augmentation.low), augmentation.full(augmentation.high)

@@ -37,19 +37,19 @@ def atari_host(
 ) -> GymnasiumHost:
     """``num_envs`` environments of ``game``.
 
-    A step is ``frame_skip`` frames, of which the pixel-wise maximum of the last two is seen, in grey, ``size`` pixels
-    wide and high; an observation is the last ``frames`` of these, ``uint8 [size, size, frames]``. In every frame but an
-    episode's first the action before is repeated with probability ``sticky``. It is gymnasium's wrapper that does so:
-    the emulator could, too, but what it saves of itself lacks that action. The loss of a life ends nothing.
+    A step runs ``frame_skip`` frames. Its picture is the pixel-wise maximum of the last two, in grey, ``size`` pixels
+    wide and high; an observation is the last ``frames`` pictures, ``uint8 [size, size, frames]``. In every frame but
+    the first of an episode the previous action is repeated with probability ``sticky``. gymnasium's wrapper does this:
+    the emulator could, too, but its saved state lacks the previous action. Losing a life does not end the episode.
 
     Args:
-      game: as in the identifier ``ALE/Pong-v5``, without what is around it.
+      game: the name in gymnasium's identifier, such as ``Pong`` for ``ALE/Pong-v5``.
       num_envs: ``B``.
       sticky, frame_skip, frames, size: see above.
       time_limit: steps after which an episode is truncated.
 
     Raises:
-      ValueError: an unknown game, or numbers out of range.
+      ValueError: the game is unknown, or a number is out of range.
       ImportError: the extra ``atari`` is not installed.
     """
     for name, value in {"frame_skip": frame_skip, "frames": frames, "size": size, "time_limit": time_limit}.items():

@@ -1,12 +1,12 @@
 """envpool's compiled environments as a ``VectorHost`` (extra ``fast``), and Boxoban's levels of Sokoban.
 
-envpool resets an ended environment in the *next* step and ignores that environment's action there. Here an ended
-environment is reset at once, by a second call for the ended environments alone, so that no step of an environment is
-spent on a reset and both observations are at hand.
+envpool resets an environment whose episode ended in its *next* step, and ignores the action of that step. Here such
+an environment is reset in the same step, by a second call for these environments alone, so that no step is spent on a
+reset and both the final observation and the first one of the next episode are known.
 
-The wheel of envpool 1.2 holds Boxoban's 1000 ``unfiltered/test`` levels (10x10, four boxes, Apache-2.0), so they
-can be had offline. envpool looks for them in another folder by default, does not find them, and plays one small
-built-in level instead; ``boxoban_host`` points it to the right one.
+The wheel of envpool 1.2 contains Boxoban's 1000 ``unfiltered/test`` levels (10x10, four boxes, Apache-2.0), so that
+they are available offline. By default envpool looks for them in another folder, does not find them, and plays one
+small built-in level instead; ``boxoban_host`` gives it the right folder.
 """
 
 from __future__ import annotations
@@ -53,26 +53,26 @@ def _envpool() -> ModuleType:
 class EnvPoolHost:
     """``num_envs`` environments of one envpool identifier, in numpy; resets in the same step.
 
-    envpool counts the time limit itself and says ``truncated`` for whatever ends an episode in its last step.
-    ``terminal_keys`` gives ``terminated`` back to environments that report their end in ``info``; elsewhere, an
-    environment that ends by itself in exactly the last step is taken for one out of time.
+    envpool counts the time limit itself and reports ``truncated`` for every episode that ends in the last step before
+    the limit, whatever ended it. ``terminal_keys`` restores ``terminated`` for environments that report their end in
+    ``info``; in all others, an episode that the environment ends in exactly that step counts as truncated.
 
     Args:
       environment_id: an identifier of ``envpool.list_all_envs()``.
       num_envs: ``B``.
       make_kwargs: keyword arguments of ``envpool.make``: ``num_threads``, ``max_episode_steps``, ...
-      info_keys: entry of the environment's ``info`` to name in ``TimeStep.info``, as ``float32``.
-      cost_keys: entry of the environment's ``info`` to name in ``TimeStep.costs``.
+      info_keys: from an entry of the environment's ``info`` to its name in ``TimeStep.info``, where it is ``float32``.
+      cost_keys: from an entry of the environment's ``info`` to its name in ``TimeStep.costs``.
       terminal_keys: entries of ``info`` that are true where the environment ended the episode.
-      observe: from envpool's batch of observations to the policy's; ``None``: as they are.
-      observation_space: of one environment, after ``observe``.
-      act: from the policy's batch of actions to envpool's; ``None``: as they are.
-      finite: refuse NaN and infinity in observations, rewards and costs.
+      observe: converts envpool's batch of observations to the policy's; ``None`` leaves them unchanged.
+      observation_space: the space of one environment's observations after ``observe``.
+      act: converts the policy's batch of actions to envpool's; ``None`` leaves them unchanged.
+      finite: whether to refuse NaN and infinity in observations, rewards and costs.
 
     Raises:
       ImportError: envpool is missing.
-      ValueError: unknown identifier or entry of ``info``, or ``num_envs`` below 1.
-      UnsupportedSpaceError: a space with a part that is not an array of fixed shape, or several action arrays.
+      ValueError: the identifier or an entry of ``info`` is unknown, or ``num_envs`` is below 1.
+      UnsupportedSpaceError: a space has a part that is not an array of fixed shape, or there are several action arrays.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class EnvPoolHost:
         self._info_keys, self._cost_keys = dict(info_keys or {}), dict(cost_keys or {})
         self._terminal_keys = tuple(terminal_keys)
         self._observe, self._act = observe or (lambda batch: batch), act or (lambda batch: batch)
-        # envpool fixes the seeds when it makes the environments, so they are made by ``reset``.
+        # envpool takes the seeds when it makes the environments, so ``reset`` makes them.
         self._pool: Any = None
         self._steps = 0
 
@@ -136,7 +136,7 @@ class EnvPoolHost:
     def reset(self, seed: int | Sequence[int]) -> Observation:
         """Makes every environment anew; an integer seeds environment i with ``seed + i``, a sequence seeds each.
 
-        envpool's seeds are below ``2**31 - 1``: larger ones count on from 0.
+        envpool's seeds are below ``2**31 - 1``: larger ones are taken modulo that number.
         """
         seeds = [each % _INT_MAX for each in environment_seeds(seed, self._num_envs)]
         self.close()
@@ -258,21 +258,22 @@ def boxoban_levels() -> np.ndarray:
 def boxoban_host(
     num_envs: int, *, level: int | None = None, max_episode_steps: int = 120, num_threads: int = 0
 ) -> EnvPoolHost:
-    """Boxoban's levels in the observations and actions of sagax's own Sokoban, to evaluate what was trained there.
+    """Boxoban's levels with the observations and actions of ``envs.native.sokoban``, for policies trained there.
 
     Observations ``uint8 [B, 10, 10, 4]``, actions up, down, left, right. The reward is envpool's: -0.1 per step, +1
-    for a box pushed onto a target, -1 for one pushed off, +10 for solving; ``info["success"]`` is 1 where solved.
+    for a box pushed onto a target, -1 for one pushed off, +10 for solving; ``info["success"]`` is 1 in the step that
+    solves the level.
 
     Args:
       num_envs: ``B``.
       level: 0 to 999, the same in every environment; ``None`` draws one for every episode.
       max_episode_steps: time limit.
-      num_threads: of envpool; 0 lets it choose.
+      num_threads: number of envpool's threads; 0 lets it choose.
 
     Raises:
       ImportError: envpool is missing.
       FileNotFoundError: another version of envpool, without the levels.
-      ValueError: no such level.
+      ValueError: ``level`` does not exist.
     """
     if level is not None and not 0 <= level < 1000:
         raise ValueError(f"level={level}: expected 0 to 999; the nearest: {min(max(level, 0), 999)}")

@@ -32,20 +32,20 @@ from envs.spaces import (
 )
 
 _SUCCESS_KEYS = ("is_success", "success")
-# Packages that register these identifiers when they are installed, by the extra of sagax that installs them.
+# Identifiers that other packages register, and the extra of sagax that installs the package.
 _EXTRAS = {"ALE/": "atari", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}
 
 
 class _Report(gymnasium.Wrapper):
-    """Keeps of ``info`` only the entries that were asked for, as floats, and may copy observations.
+    """Keeps only the requested entries of ``info``, as floats, and copies observations if asked to.
 
-    gymnasium stacks every entry of every environment's ``info`` in Python, in the type of the first environment's
-    entry: slow where there are many, and a cost of 0.5 beside an integer 0 would be stored as 0.
+    gymnasium stacks every entry of every environment's ``info`` in Python, with the type of the first environment's
+    entry. That is slow where there are many, and a cost of 0.5 beside an integer 0 would be stored as 0.
 
     Args:
       env: one environment.
-      keys: entries of ``info`` and the names under which they are reported.
-      own: return every observation as ``_owned`` makes it.
+      keys: from an entry of ``info`` to the name under which it is reported.
+      own: whether to return copies of the observations, made by ``_owned``.
     """
 
     def __init__(self, env: gymnasium.Env, keys: Sequence[tuple[str, str]], own: bool):
@@ -64,7 +64,7 @@ class _Report(gymnasium.Wrapper):
 
 
 class _SyncVectorEnv(SyncVectorEnv):
-    """gymnasium's, which keeps a final observation across the reset that may write over it: here it is copied."""
+    """gymnasium's ``SyncVectorEnv``, except that a final observation is copied: the reset may write over it."""
 
     def _add_info(self, vector_infos, env_info, env_num):
         if "final_obs" in env_info:
@@ -99,11 +99,11 @@ def _owned(space: gymnasium.Space, observation: Observation, path: str = "") -> 
 
 
 class _StateLostError(Exception):
-    """An object would come back from a pickle without its state."""
+    """An object would be restored from a pickle without its state."""
 
 
 def _emulator(kind: type, arguments: tuple, options: dict, attributes: dict, state: Any) -> Any:
-    """An emulator made anew and set to a saved state."""
+    """Makes a new emulator and sets it to a saved state."""
     environment = kind(*arguments, **options)
     vars(environment).update(attributes)
     environment.restore_state(state)
@@ -111,9 +111,9 @@ def _emulator(kind: type, arguments: tuple, options: dict, attributes: dict, sta
 
 
 class _StatePickler(pickle.Pickler):
-    """Refuses objects that pickle their constructor arguments in place of their state (Box2D, MuJoCo).
+    """Refuses objects that pickle their constructor arguments instead of their state (Box2D, MuJoCo).
 
-    Atari's do, too, but their emulator can be asked for its state, random generators included.
+    Atari environments do so, too, but their emulator can save its state, random generators included.
     """
 
     def reducer_override(self, obj):
@@ -131,7 +131,7 @@ def _pickled_with_state(obj: Any) -> bytes | None:
     buffer = io.BytesIO()
     try:
         _StatePickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(obj)
-    # A foreign object's own reduction may raise anything; whichever it is, the object cannot be saved.
+    # Another library's ``__reduce__`` may raise any exception; in every case the object cannot be saved.
     except Exception:
         return None
     return buffer.getvalue()
@@ -181,31 +181,32 @@ def _set_row(batch: PyTree, index: int, row: PyTree) -> None:
 class GymnasiumHost:
     """``num_envs`` environments of one gymnasium identifier, in numpy; resets in the same step.
 
-    Observations are the pytree of the observation space: an array for Box, Discrete, MultiDiscrete and
-    MultiBinary, a dictionary for Dict, a tuple for Tuple, every array with a leading axis ``[B]``. Actions are
-    the same pytree of the action space; discrete actions count from 0 whatever the space's ``start``; Box
-    actions pass through, not clipped.
+    Observations are pytrees with the structure of the observation space: an array for Box, Discrete, MultiDiscrete and
+    MultiBinary, a dictionary for Dict, a tuple for Tuple; every array has a leading axis ``[B]``. Actions follow the
+    action space in the same way. Discrete actions count from 0 whatever the ``start`` of the space is; Box actions are
+    not clipped.
 
-    ``TimeStep.final_observation`` is what the environment returned before its reset, read from gymnasium's
-    ``final_obs``; it is the array ``observation`` itself in a step in which no episode ended.
+    ``TimeStep.final_observation`` is the observation before a reset, read from gymnasium's ``final_obs``; in a step in
+    which no episode ended it is the array ``observation`` itself.
 
     Args:
       environment_id: a registered identifier, or ``module:identifier`` to import the module that registers it.
       num_envs: ``B``.
-      asynchronous: one process per environment. Worth it only for environments of several milliseconds a step: for
-        CartPole it is an order of magnitude slower. Its environments cannot be saved by ``snapshot``.
+      asynchronous: whether to run each environment in a process of its own. This pays only if a step takes several
+        milliseconds; for CartPole it is an order of magnitude slower. ``snapshot`` cannot save such environments.
       make_kwargs: keyword arguments of ``gymnasium.make``.
       wrappers: functions from environment to environment, applied in this order.
-      info_keys: entry of the environment's ``info`` to name in ``TimeStep.info``, 0 where a step does not report it.
-        ``None`` looks for ``is_success`` and ``success`` in the first step of a trial environment; an environment that
-        reports either one only at the end of an episode needs ``info_keys={"success": "success"}``.
-      cost_keys: entry of the environment's ``info`` to name in ``TimeStep.costs``.
-      finite: refuse NaN and infinity in observations, rewards and costs.
+      info_keys: from an entry of the environment's ``info`` to its name in ``TimeStep.info``, where it is 0 in steps
+        that do not report it. ``None`` looks for ``is_success`` and ``success`` in the first step of a trial
+        environment; an environment that reports either only at the end of an episode needs
+        ``info_keys={"success": "success"}``.
+      cost_keys: from an entry of the environment's ``info`` to its name in ``TimeStep.costs``.
+      finite: whether to refuse NaN and infinity in observations, rewards and costs.
 
     Raises:
-      ValueError: unknown identifier, ``num_envs`` below 1, or a cost that the environment does not report.
+      ValueError: the identifier is unknown, ``num_envs`` is below 1, or the environment does not report a cost.
       ImportError: a package that the environment needs is missing.
-      UnsupportedSpaceError: a space with a part that is not an array of fixed shape.
+      UnsupportedSpaceError: a space has a part that is not an array of fixed shape.
     """
 
     def __init__(
@@ -242,7 +243,7 @@ class GymnasiumHost:
             )
         finally:
             trial.close()
-        # Processes share no code with _SyncVectorEnv, so that their environments copy every observation.
+        # Environments in other processes do not pass through _SyncVectorEnv, so they copy every observation themselves.
         own = asynchronous or _may_wrap(self._spec.observation_space, observation)
         keys = [(key, f"cost/{name}") for key, name in cost_keys.items()] + list(info_keys.items())
 
@@ -255,7 +256,7 @@ class GymnasiumHost:
         self._steps = 0
         self._observation: Observation | None = None
         makers = [make_one] * num_envs
-        # A forked child of a process with XLA's threads may deadlock; a server process has none.
+        # Forking a process that runs XLA's threads may deadlock; the fork server has no such threads.
         self._vector = (
             AsyncVectorEnv(makers, context="forkserver", autoreset_mode=AutoresetMode.SAME_STEP)
             if asynchronous
@@ -337,8 +338,8 @@ class GymnasiumHost:
     def snapshot(self) -> Snapshot | None:
         """The whole state of every environment, random generators and time limits included.
 
-        Returns ``None`` where an environment cannot be saved: in another process, not picklable, or pickled by
-        constructor arguments only (Box2D, MuJoCo).
+        Returns ``None`` if an environment cannot be saved: it runs in another process, cannot be pickled, or pickles
+        only its constructor arguments (Box2D, MuJoCo).
 
         Raises:
           RuntimeError: before the first ``reset``.
@@ -388,7 +389,7 @@ class GymnasiumHost:
 
 
 def _trial_step(trial: gymnasium.Env) -> tuple[Observation, dict[str, Any]]:
-    """The observation and the ``info`` of the environment's first step."""
+    """The observation and the ``info`` of an environment's first step."""
     trial.reset(seed=0)
     trial.action_space.seed(0)
     observation, _, _, _, info = trial.step(trial.action_space.sample())
@@ -396,7 +397,7 @@ def _trial_step(trial: gymnasium.Env) -> tuple[Observation, dict[str, Any]]:
 
 
 def _may_wrap(space: gymnasium.Space, observation: Observation) -> bool:
-    """Whether an array of ``observation`` is of an integer type that does not fit into that of its space."""
+    """Whether an array of ``observation`` has an integer type that the type of its space cannot represent."""
     if isinstance(space, gymnasium.spaces.Dict):
         return any(_may_wrap(part, observation[key]) for key, part in space.spaces.items())
     if isinstance(space, gymnasium.spaces.Tuple):

@@ -20,8 +20,8 @@ class JaxHostState(NamedTuple):
 
     Attributes:
       key: the typed key of each environment, never changed after ``reset``.
-      episode: ``int32``, episodes that the environment has ended.
-      step: ``int32``, steps since the environment's last reset.
+      episode: ``int32``, number of episodes that each environment has ended.
+      step: ``int32``, number of steps since each environment's last reset.
       environment: the state of each environment.
       observation: what the policy sees next.
     """
@@ -58,22 +58,22 @@ def _where(condition, on_true, on_false):
 class JaxHost:
     """``num_envs`` copies of a pure environment, stepped by one jitted call; resets in the same step.
 
-    Keys: environment i has ``key_i = jax.random.key(seed + i)``, or ``key(seed[i])`` for a sequence. Its episode e
+    Environment i has ``key_i = jax.random.key(seed + i)``, or ``key(seed[i])`` for a sequence of seeds. Its episode e
     (counted from 0) has ``key_ie = fold_in(key_i, e)``, resets with ``fold_in(key_ie, 0)``, and takes its step t
-    (counted from 0 in the episode) with ``fold_in(key_ie, t + 1)``. So what happens in an environment depends on its
+    (counted from 0 in the episode) with ``fold_in(key_ie, t + 1)``. What happens in an environment thus depends on its
     own seed and actions only, whatever the number of environments.
 
-    The environments are reset, all of them, only in a step in which an episode ended: where a reset is expensive, the
-    others cost nothing.
+    Resets are computed only in steps in which an episode ended, then for all environments at once: an expensive reset
+    does not slow down the other steps.
 
     Args:
       environment: one pure environment.
       num_envs: ``B``.
-      finite: refuse NaN and infinity in observations, rewards and costs.
+      finite: whether to refuse NaN and infinity in observations, rewards and costs.
 
     Raises:
       TypeError: ``environment`` is not an ``Environment``.
-      ValueError: ``num_envs`` below 1.
+      ValueError: ``num_envs`` is below 1.
     """
 
     def __init__(self, environment: Environment, num_envs: int, *, finite: bool = True):
@@ -161,7 +161,7 @@ class JaxHost:
         Raises:
           SnapshotError: the snapshot is of another environment or another number of environments.
         """
-        # Structure and types come from the environment itself, so that only numbers are read from the snapshot.
+        # The structure and types come from this host, so that only numbers are read from the snapshot.
         keys = jax.eval_shape(lambda: jax.random.split(seed_key(0), self._num_envs))
         templates, structure = jax.tree.flatten(jax.eval_shape(self._reset, keys))
         steps, found, expected = snapshot.values.get("steps"), snapshot.values.get("leaves"), _described(templates)
@@ -178,7 +178,7 @@ class JaxHost:
         return jax.device_get(self._state.observation)
 
     def close(self) -> None:
-        """Nothing is held that must be given back."""
+        """Does nothing: the host holds no resources."""
 
     def _started(self) -> JaxHostState:
         if self._state is None:

@@ -1,7 +1,7 @@
 """MiniGrid's environments as a ``VectorHost`` (extra ``minigrid``): messages about what happened, noise on demand.
 
 gymnasium runs the environments (``GymnasiumHost``). Two wrappers add what MiniGrid does not have: a line of text for
-every event, such as "You picked up the yellow key", and a layer of random bits. The mission is dropped, because in the
+every event, such as "You picked up the yellow key", and a layer of random bits. The mission is dropped: in the
 environments of ``TASKS`` it is the same in every episode or names the only ball. The agent's view is computed here,
 faster than by MiniGrid, which copies and rotates the cells ahead one by one.
 """
@@ -66,11 +66,11 @@ def decode_message(message: Array) -> str:
 
 
 def _view(environment: Any) -> np.ndarray:
-    """What the agent of an environment of MiniGrid sees, ``uint8 [size, size, 3]`` by column and row of its view.
+    """The agent's view in a MiniGrid environment, ``uint8 [size, size, 3]``, indexed by column and row of the view.
 
-    The agent stands in the middle of the last row. Row by row away from it, from left to right and back, a cell that is
-    seen and can be seen through shows its neighbour in that direction, and what lies behind both. Cells that are not
-    seen are 0, and the agent's own shows what it carries.
+    The agent stands in the middle of the last row. Visibility spreads row by row away from the agent, from left to
+    right and back: a visible cell that can be seen through makes visible its neighbour in that direction and the cells
+    behind both. Cells that are not visible are 0; the agent's own cell shows what the agent carries.
     """
     size, grid, hidden = environment.agent_view_size, environment.grid, not environment.see_through_walls
     width, height, middle = grid.width, grid.height, size // 2
@@ -187,10 +187,10 @@ def _event(
 
 
 class _Noise(gymnasium.Wrapper):
-    """Adds ``observation["noise"]``, a layer of random bits where it is shown and 0 elsewhere.
+    """Adds ``observation["noise"]``, a layer of random bits in frames that show noise and of zeros in all others.
 
-    The bits are drawn from a generator of the wrapper's own, seeded with the environment, which plays the same game
-    with and without it.
+    The wrapper draws the bits from a generator of its own, seeded with the environment's seed, so that the environment
+    plays the same game with and without noise.
     """
 
     def __init__(self, env: gymnasium.Env, noise: str, probability: float):
@@ -203,7 +203,7 @@ class _Noise(gymnasium.Wrapper):
 
     def reset(self, *, seed=None, options=None):
         if seed is not None:
-            # Another stream than the environment's, which is seeded with the same number.
+            # A different stream than the environment's, although both have the same seed.
             self._generator = np.random.default_rng((seed, 1))
         observation, info = self.env.reset(seed=seed, options=options)
         return self._observed(observation, on_demand=False), info
@@ -226,29 +226,29 @@ class MiniGridHost:
     Observation: ``image``, what the agent sees of the 7x7 cells ahead of it, and ``direction``, ``Discrete(4)``.
 
     ``info["success"]`` is 1 in the step that ends an episode with a positive reward. With ``messages``,
-    ``info["message"]`` is the text of the step's event, ``uint8 [B, MESSAGE_LENGTH]``, for a reward transform to read
-    from ``trajectory.extras["info"]``; no policy sees it, and it is no measure of an episode, so that it is not
-    ``spec.info`` but ``spec.message_length`` that tells of it. The messages: "You picked up the COLOUR THING", "You
+    ``info["message"]`` is the text of the step's event, ``uint8 [B, MESSAGE_LENGTH]``, which a reward transform reads
+    from ``trajectory.extras["info"]``. No policy sees it, and it is not a metric of an episode, so that it is declared
+    by ``spec.message_length`` and not in ``spec.info``. The messages: "You picked up the COLOUR THING", "You
     dropped the COLOUR THING", "The COLOUR door opens", "... closes", "... is locked", "You unlocked the COLOUR door",
     "The COLOUR box opens", "You reached the COLOUR goal", "You ran into the COLOUR THING" (where that ends the episode)
     and "You fell into the lava".
 
     Args:
       num_envs: ``B``.
-      task: a name of ``TASKS``, or an identifier of MiniGrid, whose mission must not matter.
+      task: a name of ``TASKS``, or a MiniGrid identifier whose mission can be ignored.
       image: ``one_hot``: ``uint8 [7, 7, 20]``, type, colour and state of a cell; ``integers``: ``uint8 [7, 7, 3]``,
-        as MiniGrid has it, with the bounds of each, by which networks divide.
+        as MiniGrid has it, with the bounds of each entry, by which networks scale it.
       noise: ``none``; ``pixel``: one more channel of the image shows fair random bits with ``pixel_probability``,
         independently in every frame, and 0 otherwise; ``on_demand``: it shows them whenever the action is ``done``,
         which does nothing else.
-      pixel_probability: of a noisy frame where ``noise`` is ``pixel``.
-      messages: whether there is ``info["message"]``.
-      max_episode_steps: another time limit than MiniGrid's own.
+      pixel_probability: the probability that a frame shows noise if ``noise`` is ``pixel``.
+      messages: whether to add ``info["message"]``.
+      max_episode_steps: replaces MiniGrid's time limit where given.
 
     Raises:
       ImportError: MiniGrid is missing.
-      TypeError, ValueError: an argument out of its range, or noise on demand in an environment without the action
-        ``done``.
+      TypeError, ValueError: an argument is out of its range, or ``noise`` is ``on_demand`` in an environment without
+        the action ``done``.
     """
 
     def __init__(
@@ -338,7 +338,7 @@ class MiniGridHost:
         """
         timestep = self._environments.step(action)
         observation, final = self._observe(timestep.observation), timestep.final_observation
-        # What was said in this step is in the final observation; the next one may follow a reset.
+        # The message of this step is in the final observation; ``observation`` may already follow a reset.
         message = {"message": final["message"]} if self._messages else {}
         return timestep._replace(
             observation=observation,

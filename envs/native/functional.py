@@ -1,17 +1,17 @@
 """gymnasium's functional JAX environments as pure environments, so that CartPole runs inside jit.
 
-Where a functional environment of gymnasium 1.4 differs from the environment of the same name, the one made here
-follows the latter:
+Some functional environments of gymnasium 1.4 differ from the registered environment of the same name. The
+environments made here behave as the registered ones. The differences:
 
-* CartPole: ``CartPoleParams.polemass_length`` is ``masspole + length`` (0.6) where ``CartPole-v1`` has
-  ``masspole * length`` (0.05). With ``sutton_barto_reward`` the reward looks at the state before the step, so that
-  the fall is never punished; ``CartPole-v1`` looks at the state after it. The default reward is 1 for every step,
-  the last one included, in both.
-* Pendulum: the observation space has no bounds.
+* CartPole: ``CartPoleParams.polemass_length`` is ``masspole + length`` (0.6), but ``CartPole-v1`` uses
+  ``masspole * length`` (0.05). With ``sutton_barto_reward`` the functional reward depends on the state before the
+  step, so that the fall is never punished; that of ``CartPole-v1`` depends on the state after it. In both, the
+  default reward is 1 for every step, the last one included.
+* Pendulum: the functional observation space has no bounds.
 * CliffWalking: action and position are arrays of one element, the state changes its shapes in the first step, and
   ``observation``, ``terminal`` and ``reward`` take no random key.
-* Blackjack: the observation is ``int32 [3]`` (sum, the dealer's card, usable ace), not a tuple; the state changes
-  its types in the first step.
+* Blackjack: the observation is ``int32 [3]`` (sum, the dealer's card, usable ace) instead of a tuple, here too; the
+  state changes its types in the first step.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ _TRANSITION, _OBSERVATION, _REWARD, _TERMINAL = range(4)
 
 @dataclass(frozen=True, eq=False)
 class Functional:
-    """A ``FuncEnv`` as an ``Environment``; it has no clock: wrap in ``TimeLimit``.
+    """A ``FuncEnv`` as an ``Environment``. It has no time limit: wrap it in ``TimeLimit``.
 
-    Equal only to itself, because gymnasium's environments and spaces do not compare.
+    It is equal only to itself, because gymnasium's environments and spaces cannot be compared.
 
     Attributes:
-      func_env: ``initial``, ``transition``, ``observation``, ``reward`` and ``terminal``, in JAX. Their state may
-        change its types, not its shapes, in the first step: it is kept in the types of ``initial``.
-      params: handed to every function; ``None``: ``func_env.default_params``.
-      observation_space, action_space: in place of those of ``func_env``.
+      func_env: has ``initial``, ``transition``, ``observation``, ``reward`` and ``terminal``, written in JAX. The first
+        step may change the types of the state, which is converted back to those of ``initial``, but not its shapes.
+      params: passed to every function; ``None`` for ``func_env.default_params``.
+      observation_space, action_space: used instead of the spaces of ``func_env`` where given.
 
     Raises:
       TypeError: ``func_env`` is not a ``FuncEnv``.
-      UnsupportedSpaceError: a space with a part that is not an array of fixed shape.
+      UnsupportedSpaceError: a space has a part that is not an array of fixed shape.
     """
 
     func_env: FuncEnv
@@ -65,7 +65,7 @@ class Functional:
 
     @cached_property
     def spec(self) -> EnvironmentSpec:
-        """The spaces; neither costs nor info."""
+        """The spaces; there are no costs, objectives or info."""
         return EnvironmentSpec(
             observation_space=self.observation_space or self.func_env.observation_space,
             action_space=self.action_space or self.func_env.action_space,
@@ -78,7 +78,7 @@ class Functional:
     def reset(self, key: jax.Array) -> tuple[EnvState, Observation]:
         """Draws a start state."""
         state = self.func_env.initial(jax.random.fold_in(key, _TRANSITION), self._params)
-        # A Python number or a weak type would make the carry of a scan change its type.
+        # Python numbers and weak types would change the type of a scan's carry after the first step.
         state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)
         return state, self._observe(key, state)
 
@@ -108,7 +108,7 @@ class Functional:
         )
 
 
-# The modules below are imported when asked for: one of them allocates an array, which starts JAX's backend.
+# A factory imports its gymnasium module when it is called: one of them allocates an array, which starts JAX's backend.
 
 
 def _cart_pole(**parameters) -> Functional:
@@ -176,22 +176,22 @@ _FACTORIES: dict[str, Callable[..., Functional]] = {
 
 @lru_cache
 def _made(name: str, parameters: tuple[tuple[str, Any], ...]) -> Functional:
-    # An environment is equal only to itself: made once, a second call for it compiles nothing.
+    # Cached, because an environment is equal only to itself: with a new object, jitted functions would compile again.
     return _FACTORIES[name](**dict(parameters))
 
 
 def make_functional(name: str, *, max_episode_steps: int | None = None, **parameters: Any) -> Environment:
-    """The pure environment that behaves as gymnasium's environment ``name``, with its time limit.
+    """A pure environment that behaves as gymnasium's registered environment ``name``, time limit included.
 
     Args:
       name: ``CartPole-v1`` (500 steps), ``Pendulum-v1`` (200), ``Blackjack-v1`` or ``CliffWalking-v1`` (no limit).
-      max_episode_steps: another time limit.
-      **parameters: of gymnasium's ``CartPoleParams``, ``PendulumParams`` or ``BlackJackParams``. For CartPole
-        ``total_mass`` and ``polemass_length`` follow from ``masscart``, ``masspole`` and ``length``.
+      max_episode_steps: replaces gymnasium's time limit where given.
+      **parameters: fields of gymnasium's ``CartPoleParams``, ``PendulumParams`` or ``BlackJackParams``. For CartPole
+        ``total_mass`` and ``polemass_length`` are computed from ``masscart``, ``masspole`` and ``length``.
 
     Raises:
-      ValueError: unknown name, or a time limit below 1.
-      TypeError: a parameter that the environment does not have.
+      ValueError: the name is unknown, or the time limit is below 1.
+      TypeError: the environment does not have a parameter.
     """
     require_known("functional environment", name, _FACTORIES)
     environment = _made(name, tuple(sorted(parameters.items())))

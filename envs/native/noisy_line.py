@@ -1,9 +1,10 @@
-"""A noisy television on a line: a known model with known noise, in which the limits of curiosity can be computed.
+"""A noisy TV on a line: a known model with known noise, for which the limits of curiosity rewards can be computed.
 
-An agent walks on a line of ``length`` cells and sees its cell and some bits, which are drawn anew in every step where
-the noise is on and are 0 where it is off. It is the tabular twin of ``envs.native.maze``: the error that a perfect
-model is left with is ``next_state_entropy`` in nats, or ``least_squared_error`` for a squared loss. A curiosity that
-pays for errors of prediction tends to these numbers, one that pays only for what can be learnt tends to 0.
+An agent walks on a line of ``length`` cells and observes its cell and some bits. While the noise is on the bits are
+drawn anew in every step; while it is off they are 0. It is a tabular counterpart of ``envs.native.maze``. The error
+that remains to a perfect model is ``next_state_entropy`` (log loss, in nats) or ``least_squared_error`` (squared
+loss). A curiosity reward that pays the prediction error converges to these numbers; one that pays only for what can
+be learned converges to 0.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ def noisy_line(
     probability: float = 0.5,
     horizon: int | None = None,
 ) -> TabularModel:
-    """The line as a model with the actions no-op, left and right; rewards are 0, and no state ends an episode.
+    """The line as a model with the actions no-op, left and right. Rewards are 0, and no state ends an episode.
 
-    State ``cell * 2 ** bits + pattern``; an episode starts in cell 0 with pattern 0. A move beyond the line stays. With
-    ``n`` of ``bits`` bits set, a pattern follows with ``probability ** n * (1 - probability) ** (bits - n)`` where the
-    noise is on.
+    The state is ``cell * 2 ** bits + pattern``; an episode starts in cell 0 with pattern 0. A move past either end of
+    the line leaves the agent where it is. While the noise is on, a pattern with ``n`` of its bits set has the
+    probability ``probability ** n * (1 - probability) ** (bits - n)``.
 
     Args:
-      length: cells.
-      bits: of noise, at most 8.
-      noise: ``none``; ``always``: in every step; ``on_demand``: where the action is the no-op; ``at_end``: where the
-        step ends in the last cell, so that the noise has a place.
-      probability: of a bit being 1.
-      horizon: time limit.
+      length: number of cells, 1 to 100.
+      bits: number of noise bits, 1 to 8.
+      noise: when the noise is on. ``none``: never; ``always``: in every step; ``on_demand``: in steps with the action
+        no-op; ``at_end``: in steps that end in the last cell, so that the noise has a place.
+      probability: the probability that a bit is 1.
+      horizon: time limit in steps, or ``None``.
 
     Raises:
-      TypeError, ValueError: an argument out of its range.
+      TypeError, ValueError: an argument has the wrong type or is out of its range.
     """
     for name, value, low, high in (("length", length, 1, 100), ("bits", bits, 1, 8)):
         if isinstance(value, bool) or not isinstance(value, int):
@@ -92,7 +93,7 @@ def next_state_entropy(model: TabularModel) -> np.ndarray:
 
         H(s, a) = - sum_{s'} P(s' | s, a) log P(s' | s, a)
 
-    The least expected log loss of a prediction of what follows, where the observation is the state.
+    It is the least expected log loss of any prediction of the next state.
     """
     probability = transition(model)
     logarithm = np.log(probability, out=np.zeros_like(probability), where=probability > 0)
@@ -100,15 +101,15 @@ def next_state_entropy(model: TabularModel) -> np.ndarray:
 
 
 def least_squared_error(model: TabularModel, features: Sequence[Any] | np.ndarray) -> np.ndarray:
-    """The least expected squared error of a prediction of the next state's features, ``[S, A]``.
+    """The least expected squared error of any prediction of the next state's features, ``[S, A]``.
 
         min_x E |x - f(s')|^2 = E |f(s')|^2 - |E f(s')|^2
 
     Args:
-      features: ``f [S, d]``; the identity matrix for one-hot states.
+      features: ``f [S, d]``; use the identity matrix for one-hot states.
 
     Raises:
-      ValueError: ``features`` has another shape.
+      ValueError: ``features`` is not a matrix with one row per state.
     """
     array = np.asarray(features, np.float64)
     if array.ndim != 2 or len(array) != model.num_states:
@@ -119,7 +120,7 @@ def least_squared_error(model: TabularModel, features: Sequence[Any] | np.ndarra
 
 
 def transition(model: TabularModel) -> np.ndarray:
-    """``P(s' | s, a)``, dense, ``[S, A, S]``; outcomes of one next state are added up."""
+    """The dense matrix ``P(s' | s, a)``, ``[S, A, S]``; outcomes with the same next state are summed."""
     dense = np.zeros((model.num_states, model.num_actions, model.num_states))
     states, actions, _ = np.indices(model.probability.shape)
     np.add.at(dense, (states, actions, model.next_state), model.probability)

@@ -1,9 +1,9 @@
-"""Probe environments: tiny environments, each of which asks one question of a learner and knows the answer.
+"""Probe environments: tiny environments that each test one ability of a learner and have a known optimal value.
 
-They are the usual ladder for finding what is broken: can it fit a constant, read the observation, discount,
-prefer an action, condition an action on what it sees, tell a time limit from an end, remember, and handle each
-kind of action. Every environment is pure and takes microseconds; its docstring states the value of the best policy, and
-``optimal_value(observation, discount)`` computes it.
+Run them in order to find what is broken in a learner: can it fit a constant, read the observation, discount, prefer
+an action, choose an action by the observation, distinguish a time limit from a termination, remember, and handle each
+kind of action? Every environment is pure and a step takes microseconds. Its docstring states the value of the best
+policy, and ``optimal_value(observation, discount)`` computes it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ConstantReward:
 
 @dataclass(frozen=True)
 class ObservedReward:
-    """One step, the reward is the observation. Can the critic read?
+    """One step, the reward is the observation. Does the critic use the observation?
 
     Observation ``[-1]`` or ``[1]``, equally likely; action ``Discrete(2)`` without effect.
     ``V(observation) = observation`` for every policy; mean return 0.
@@ -128,10 +128,10 @@ class ActionReward:
 
 @dataclass(frozen=True)
 class ObservationActionReward:
-    """One step, reward 1 for the action that matches the observation, else -1. Does the policy look?
+    """One step, reward 1 for the action that matches the observation, else -1. Does the policy use the observation?
 
-    Observation ``[-1]`` or ``[1]``, equally likely, asks for action 0 or 1; action ``Discrete(2)``.
-    ``V = 1`` for the best policy; 0 for every policy that does not look.
+    Observation ``[-1]`` or ``[1]``, equally likely; the matching action is 0 or 1, respectively; action
+    ``Discrete(2)``. ``V = 1`` for the best policy; 0 for every policy that ignores the observation.
     """
 
     @cached_property
@@ -160,23 +160,24 @@ class TruncationState(NamedTuple):
 
 @dataclass(frozen=True)
 class TruncationProbe:
-    """An endless stream of reward 1 after a first reward of ``start_reward``, cut by a time limit.
+    """A first reward of ``start_reward``, then reward 1 in every step until a time limit truncates the episode.
 
-    Is a time limit told from an end, and is the right observation bootstrapped? Observation ``[1, 0]`` at the
-    start and ``[0, 1]`` on every later step, the final one included; action ``Discrete(2)`` without effect.
-    The environment never terminates and truncates after ``length`` steps. With ``q = (length - 2) / (length - 1)``, the
-    share of the steps at ``[0, 1]`` that are not the last, the fixed point of temporal differences at ``[0, 1]`` is
+    Does the learner distinguish a time limit from a termination, and does it bootstrap from the final observation?
+    Observation ``[1, 0]`` at the start and ``[0, 1]`` after every step, the last one included; action ``Discrete(2)``
+    without effect. The environment never terminates and truncates after ``length`` steps. Let
+    ``q = (length - 2) / (length - 1)`` be the share of the steps from ``[0, 1]`` that are not the last. Then the fixed
+    point of temporal-difference learning at ``[0, 1]`` is
 
-    * right: ``V = 1 / (1 - discount)``;
-    * truncation taken for termination: ``V = 1 / (1 - discount * q)``;
-    * the observation after the reset bootstrapped instead of the final one:
-      ``V = (1 + discount * (1 - q) * start_reward) / (1 - discount * q - discount ** 2 * (1 - q))``,
+    * ``V = 1 / (1 - discount)`` for a correct learner;
+    * ``V = 1 / (1 - discount * q)`` for one that treats truncation as termination;
+    * ``V = (1 + discount * (1 - q) * start_reward) / (1 - discount * q - discount ** 2 * (1 - q))`` for one that
+      bootstraps from the observation after the reset instead of the final one,
 
-    and ``V([1, 0]) = start_reward + discount * V`` in each. For the defaults and discount 0.9: 10, 3.08 and
-    -1.02.
+    and ``V([1, 0]) = start_reward + discount * V`` for each. With the default arguments and discount 0.9 these are 10,
+    3.08 and -1.02.
 
     Raises:
-      ValueError: if ``length < 2``, where ``[0, 1]`` would be bootstrapped but never acted on.
+      ValueError: if ``length < 2``: no action would be taken in ``[0, 1]``, so its value would never be learned.
     """
 
     length: int = 5
@@ -215,12 +216,12 @@ class ChainRecallState(NamedTuple):
 
 @dataclass(frozen=True)
 class ChainRecall:
-    """A cue is shown once and asked for ``length - 1`` steps later. Does the policy remember?
+    """A cue is shown once and must be repeated ``length - 1`` steps later. Does the policy remember?
 
-    Observation: the cue as a one-hot vector in the first observation and zeros in all others, then a flag that is 1
-    where the action counts: ``[num_cues + 1]``. Action ``Discrete(num_cues)``. The last of ``length`` steps
-    pays 1 for the action that equals the cue, else 0. Return 1 for the best policy with memory, ``1 / num_cues`` for
-    the best one without.
+    Observation ``[num_cues + 1]``: the cue as a one-hot vector in the first observation and zeros in all others, then
+    a flag that is 1 before the step that pays. Action ``Discrete(num_cues)``. The last of ``length`` steps pays 1 if
+    the action equals the cue, else 0. The best policy with memory has return 1, the best one without
+    ``1 / num_cues``.
 
     Raises:
       ValueError: if ``length < 2`` or ``num_cues < 2``.
@@ -251,7 +252,10 @@ class ChainRecall:
         return after, _timestep(self._observe(after), reward, terminated=last)
 
     def optimal_value(self, observation: jax.Array, discount: float) -> jax.Array:
-        """``discount ** (length - 1)`` at the start and 1 where the action counts; in between no observation tells."""
+        """``discount ** (length - 1)`` at the start, 1 before the step that pays, and NaN in between.
+
+        The observations in between are zeros at every step, so that they do not determine the value.
+        """
         in_between = jnp.where(observation[-1] == 1, 1.0, jnp.nan)
         return jnp.where(jnp.any(observation[:-1] == 1), discount ** (self.length - 1), in_between)
 
@@ -262,10 +266,10 @@ class ChainRecall:
 
 @dataclass(frozen=True)
 class ContinuousTarget:
-    """One step, reward ``-(action - observation / 2) ** 2``. Does a continuous policy hit a target it sees?
+    """One step, reward ``-(action - observation / 2) ** 2``. Can a continuous policy match an observed target?
 
     Observation uniform in [-1, 1]; action ``Box(-1, 1, [1])``, not clipped. ``V = 0`` for the best policy
-    ``action = observation / 2``; the best one that does not look, action 0, has mean return -1/12.
+    ``action = observation / 2``; the best one that ignores the observation, action 0, has mean return -1/12.
     """
 
     @cached_property
@@ -288,10 +292,11 @@ class ContinuousTarget:
 
 @dataclass(frozen=True)
 class MultiDiscreteMatch:
-    """One step, the reward is the share of the parts of the action that match what is shown.
+    """One step, the reward is the share of the action's components that match the observed ones.
 
-    Observation: one one-hot vector per part, joined, ``[sum(sizes)]``, each part uniform; action
-    ``MultiDiscrete(sizes)``. ``V = 1`` for the best policy, ``mean(1 / sizes)`` for every one that does not look.
+    Observation ``[sum(sizes)]``: one one-hot vector per component, concatenated, each drawn uniformly; action
+    ``MultiDiscrete(sizes)``. ``V = 1`` for the best policy, ``mean(1 / sizes)`` for every one that ignores the
+    observation.
 
     Raises:
       ValueError: if ``sizes`` is empty or one of them is below 2.

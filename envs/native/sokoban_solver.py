@@ -1,9 +1,10 @@
 """Optimal Sokoban solutions on the host: A* over pushes, and expert demonstrations from them.
 
 Sets of cells are Python integers, one bit per cell, so that a flood fill and the search for possible pushes take
-a few shifts each. The heuristic is the cheapest assignment of boxes to targets, where a box costs the pushes it
-would need were it alone in the room; squares from which a lone box reaches no target are never pushed onto
-(see Junghanns and Schaeffer 2001, "Sokoban: Enhancing general single-agent search methods using domain knowledge").
+a few shifts each. The heuristic is the cheapest assignment of boxes to targets; the cost of a box and a target is the
+number of pushes between them in a room without other boxes. No box is pushed onto a cell from which, alone in the
+room, it could not reach any target (see Junghanns and Schaeffer 2001, "Sokoban: Enhancing general single-agent search
+methods using domain knowledge").
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Parents = dict[Node, tuple[Node, int, int] | None]
 
 
 class SearchBudgetExceededError(RuntimeError):
-    """The search expanded as many states as allowed and neither solved the room nor proved it unsolvable."""
+    """The search expanded ``max_expansions`` states without solving the room or proving it unsolvable."""
 
 
 class Solution(NamedTuple):
@@ -43,9 +44,9 @@ class Solution(NamedTuple):
 
     Attributes:
       actions: ``int32 [num_moves]``, indices into up, down, left, right.
-      num_moves: moves of the player, pushes included.
-      num_pushes: moves that push a box.
-      expanded: states the search expanded.
+      num_moves: number of moves of the player, pushes included.
+      num_pushes: number of moves that push a box.
+      expanded: number of states that the search expanded.
     """
 
     actions: np.ndarray
@@ -55,22 +56,22 @@ class Solution(NamedTuple):
 
 
 def solve(state: SokobanState, *, metric: str = "moves", max_expansions: int = 1_000_000) -> Solution | None:
-    """A shortest solution of one room, or ``None`` where there is provably none.
+    """A shortest solution of one room, or ``None`` if the room is proved unsolvable.
 
-    A* over pushes: an edge is a walk followed by one push. With ``metric="moves"`` a node is
-    ``(player, boxes)`` and an edge costs its walk plus 1; with ``"pushes"`` a node is
-    ``(region the player can reach, boxes)`` and an edge costs 1, and the walks between its pushes are the
-    shortest for the pushes found. The heuristic is admissible and consistent for both: a move changes the distance
-    of at most one box by at most one.
+    The search is A* over pushes: an edge is a walk followed by one push. With ``metric="moves"`` a node is
+    ``(player, boxes)`` and an edge costs the length of its walk plus 1. With ``"pushes"`` a node is
+    ``(region the player can reach, boxes)`` and an edge costs 1; the walks between the pushes that were found are
+    shortest walks. The heuristic is admissible and consistent for both metrics, because a move changes the distance of
+    at most one box by at most one.
 
     Args:
       state: one room, without a batch axis, as from ``Sokoban.reset`` or ``from_text``.
-      metric: what is minimised, ``moves`` or ``pushes``.
-      max_expansions: states to expand at most.
+      metric: what to minimise, ``moves`` or ``pushes``.
+      max_expansions: the largest number of states to expand.
 
     Raises:
-      SearchBudgetExceededError: after ``max_expansions`` states without an answer.
-      ValueError: an unknown metric, a state with a batch axis, ``max_expansions < 1``.
+      SearchBudgetExceededError: the search expanded ``max_expansions`` states without an answer.
+      ValueError: the metric is unknown, the state has a batch axis, or ``max_expansions < 1``.
     """
     require_known("metric", metric, _METRICS)
     if max_expansions < 1:
@@ -85,7 +86,7 @@ def solve(state: SokobanState, *, metric: str = "moves", max_expansions: int = 1
 
     order = itertools.count()
     start = (room.player if by_moves else room.region(room.player, room.boxes), room.boxes)
-    # Of equal estimates the deeper state goes first: it is nearer to a solution.
+    # Among equal estimates the deeper state goes first: it is nearer to a solution.
     queue = [(estimate, 0, next(order), start, room.player)]
     costs = {start: 0}
     parents: Parents = {start: None}
@@ -121,20 +122,21 @@ def solve(state: SokobanState, *, metric: str = "moves", max_expansions: int = 1
 def demonstrations(
     environment: Environment, keys: jax.Array, *, metric: str = "moves", max_expansions: int = 1_000_000
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Expert transitions for behaviour cloning: a shortest solution of the room of each key.
+    """Expert transitions for behaviour cloning: a shortest solution of the room that each key draws.
 
     Args:
-      environment: ``Sokoban``, or one within ``TimeLimit``, whose limit is ignored.
+      environment: ``Sokoban``, alone or inside ``TimeLimit``; the limit is ignored.
       keys: typed keys ``[N]``, one per room.
       metric, max_expansions: see ``solve``.
 
     Returns:
-      Observations ``[M, ...]`` of the environment's own kind and ``int32 [M]`` actions, room after room, where
-      ``M`` is the sum of the solutions' lengths.
+      The environment's observations ``[M, ...]`` and actions ``int32 [M]``, room after room; ``M`` is the sum of the
+      solutions' lengths.
 
     Raises:
-      TypeError: if ``environment`` is not Sokoban.
+      TypeError: ``environment`` is not Sokoban.
       SearchBudgetExceededError: see ``solve``.
+      ValueError: ``metric`` is unknown, or ``keys`` is empty or has not exactly one axis.
     """
     require_known("metric", metric, _METRICS)
     sokoban = _without_time_limits(environment)
@@ -149,7 +151,7 @@ def demonstrations(
             raise RuntimeError(f"room {room} has no solution: the environment's generation is broken")
         solutions.append(solution.actions)
     lengths = np.array([len(actions) for actions in solutions])
-    # A few paddings only, so that calls with other rooms mostly find the replay compiled.
+    # Padded to a multiple of 32, so that calls with other rooms mostly reuse the compiled replay.
     longest = -(-lengths.max() // _REPLAY_LENGTH_MULTIPLE) * _REPLAY_LENGTH_MULTIPLE
     padded = np.stack([np.pad(actions, (0, longest - len(actions))) for actions in solutions])
     real = np.arange(longest) < lengths[:, None]
@@ -201,7 +203,7 @@ class _Room:
         self.targets, self.boxes = _bits(target), _bits(box)
         self.player = 1 << (row * width + column)
         self.floor = _bits(~wall)
-        # What the player could not reach even without boxes takes no part.
+        # Cells that the player could not reach even without boxes do not matter.
         self.floor = self.region_mask(self.player, 0)
         distances = [self._push_distances(cell) for cell in _cells(self.targets)]
         self.push_distances = {
@@ -251,7 +253,7 @@ class _Room:
                         yield walk, cell, direction
 
     def estimate(self, boxes: int) -> int:
-        """A lower bound on the pushes left; ``_UNREACHABLE`` or more where there is no assignment."""
+        """A lower bound on the pushes left; ``_UNREACHABLE`` or more if no assignment exists."""
         if boxes not in self.estimates:
             costs = np.array([self.push_distances[cell] for cell in _cells(boxes)])
             self.estimates[boxes] = int(costs[linear_sum_assignment(costs)].sum())
@@ -280,7 +282,7 @@ class _Room:
         return actions[::-1]
 
     def _push_distances(self, target: int) -> dict[int, int]:
-        """Pushes a lone box needs from each cell to ``target``, found by pulling it away from there."""
+        """Pushes a lone box needs from each cell to ``target``, found by pulling it away from the target."""
         distances, frontier = {target: 0}, [target]
         for distance in itertools.count(1):
             if not frontier:

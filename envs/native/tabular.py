@@ -1,4 +1,4 @@
-"""Known models: finite environments as tables, which planners read and agents walk.
+"""Known models: finite environments as tables, which planners solve and agents act in.
 
 A model lists, for every state and action, the outcomes that can follow: a probability, a next state, a reward and
 whether the episode ends. The outcome, not the next state, carries the reward, so that one next state may come with
@@ -29,21 +29,21 @@ GRID_MOVES = ((0, 0), (-1, 0), (0, 1), (1, 0), (0, -1))
 """Row and column change of the actions stay, up, right, down, left of a ``gridworld``."""
 
 TABLES = ("FrozenLake-v1", "FrozenLake8x8-v1", "CliffWalking-v1", "Taxi-v4")
-"""The environments of gymnasium's that publish their model."""
+"""The gymnasium environments that publish their model."""
 
 LAYOUTS: dict[str, tuple[str, ...]] = {
     "two_rewards": ("S..+", ".#..", "..#.", "-..G"),
     "short_and_risky": ("....", ".##.", "S--G", "...+"),
     "open": ("+...", "....", ".S..", "...-"),
 }
-"""Layouts of this repository for ``gridworld``, by name; no published figure was made with them."""
+"""Layouts for ``gridworld``, by name. They were made for this repository; no published figure uses them."""
 
 
 class TabularModel(NamedTuple):
     """A finite environment as concrete numpy arrays.
 
     Attributes:
-      probability: ``[S, A, O]``, of each outcome; rows sum to one, padding has probability 0.
+      probability: ``[S, A, O]``, the probability of each outcome; rows sum to one, padding has probability 0.
       next_state: ``int32 [S, A, O]``.
       reward: ``[S, A, O]``, or ``[S, A, O, m]`` where the reward is a vector.
       terminated: ``bool [S, A, O]``, whether the outcome ends the episode.
@@ -70,16 +70,16 @@ class TabularModel(NamedTuple):
 
     @property
     def reward_dimension(self) -> int:
-        """0 where the reward is a number, else ``m``."""
+        """The number of components ``m`` of a vector reward; 0 for a scalar reward."""
         return 0 if self.reward.ndim == 3 else self.reward.shape[-1]
 
 
 def validated(model: TabularModel) -> TabularModel:
-    """``model`` with arrays of the right types, checked.
+    """Checks ``model`` and converts its arrays to the types that ``TabularModel`` documents.
 
     Raises:
-      ValueError: shapes that do not fit, a negative probability, a row that does not sum to one, a next state that
-        is none or no integer, a reward that is not finite, an ``initial`` that is no distribution, or a horizon below
+      ValueError: the shapes do not match, a probability is negative, a row does not sum to one, a next state is not
+        an integer from 0 to S - 1, a reward is not finite, ``initial`` is not a distribution, or the horizon is below
         1.
     """
     probability = np.asarray(model.probability, np.float64)
@@ -146,10 +146,10 @@ def from_outcomes(
 ) -> TabularModel:
     """A model from ``outcomes[state][action]``, a list of ``(probability, next_state, reward, terminated)``.
 
-    Equal outcomes are merged, outcomes of probability 0 dropped, and rows padded to one length.
+    Equal outcomes are merged, outcomes of probability 0 are dropped, and rows are padded to the longest.
 
     Raises:
-      ValueError: see ``validated``; also states with different numbers of actions, or rewards of different shapes.
+      ValueError: as ``validated``; also if states have different numbers of actions or rewards different shapes.
     """
     counts = {len(actions) for actions in outcomes}
     if len(counts) != 1:
@@ -161,7 +161,7 @@ def from_outcomes(
         for action, row in enumerate(actions):
             parts: dict[tuple, float] = {}
             for probability, following, reward, terminated in row:
-                # A sum may hide what is negative.
+                # Checked before merging: the sum of equal outcomes could hide a negative probability.
                 if not probability >= 0:
                     raise ValueError(f"state {state}, action {action}: probability {probability}, expected at least 0")
                 vector = np.asarray(reward, np.float64)
@@ -174,7 +174,7 @@ def from_outcomes(
                 parts[name] = parts.get(name, 0.0) + float(probability)
             merged[-1].append({name: probability for name, probability in parts.items() if probability != 0.0})
     shape = (len(outcomes), counts.pop(), max((len(row) for actions in merged for row in actions), default=0))
-    # Floating point, so that a next state that is no integer is seen.
+    # next_state is floating point until ``validated`` has checked that it holds integers.
     masses, next_state = np.zeros(shape), np.zeros(shape)
     rewards, ended = np.zeros((*shape, *tail)), np.zeros(shape, bool)
     for state, distributions in enumerate(merged):
@@ -198,15 +198,15 @@ def from_dense(
     """A model from a dense transition matrix.
 
     Args:
-      transition: ``[S, A, S']``; the rows of terminal states are not read.
-      reward: ``[S, A]`` or ``[S, A, S']``, with a further axis ``[m]`` where ``vector``.
-      initial: ``[S]``.
+      transition: ``[S, A, S']``; the rows of terminal states are ignored.
+      reward: ``[S, A]`` or ``[S, A, S']``; with ``vector`` one more axis ``[m]`` at the end.
+      initial: ``[S]``, distribution of the start state.
       terminal: states that end the episode when they are entered.
       vector: whether the last axis of ``reward`` holds the components of a vector.
-      horizon: time limit.
+      horizon: time limit in steps, or ``None``.
 
     Raises:
-      ValueError: shapes that do not fit, an unknown terminal state, and see ``validated``.
+      ValueError: the shapes do not match or a terminal state does not exist; also as ``validated``.
     """
     transition, reward = np.asarray(transition, np.float64), np.asarray(reward, np.float64)
     if transition.ndim != 3 or transition.shape[0] != transition.shape[2]:
@@ -240,16 +240,16 @@ def from_dense(
 
 
 def from_gymnasium(environment_id: str, **parameters: Any) -> TabularModel:
-    """The model of an environment of gymnasium's that publishes it, with its registered time limit as horizon.
+    """The model that a gymnasium environment publishes, with the registered time limit as horizon.
 
-    These are ``TABLES``; ``CliffWalking-v1`` has no time limit.
+    The environments of ``TABLES`` publish one; of these, ``CliffWalking-v1`` has no time limit.
 
     Args:
-      environment_id: as registered.
-      **parameters: handed to ``gymnasium.make``, such as ``is_slippery=True``.
+      environment_id: gymnasium's identifier.
+      **parameters: passed to ``gymnasium.make``, such as ``is_slippery=True``.
 
     Raises:
-      ValueError: an unknown identifier, or an environment without table ``P``.
+      ValueError: the identifier is unknown, or the environment has no attribute ``P``.
     """
     try:
         environment = gymnasium.make(environment_id, **parameters)
@@ -274,11 +274,14 @@ def from_gymnasium(environment_id: str, **parameters: Any) -> TabularModel:
 
 
 def one_state(reward_distributions: Sequence[Sequence[tuple[Any, float]]], horizon: int | None = None) -> TabularModel:
-    """One state that never ends; action ``a`` pays a reward drawn from ``reward_distributions[a]``, ``(reward,
-    probability)``.
+    """A bandit: one state without an end, in which action ``a`` pays a reward drawn from ``reward_distributions[a]``.
+
+    Args:
+      reward_distributions: for each action a list of ``(reward, probability)``.
+      horizon: time limit in steps, or ``None``.
 
     Raises:
-      ValueError: see ``validated``.
+      ValueError: as ``validated``.
     """
     outcomes: list[list[Outcome]] = [
         [(probability, 0, reward, False) for reward, probability in distribution]
@@ -290,17 +293,18 @@ def one_state(reward_distributions: Sequence[Sequence[tuple[Any, float]]], horiz
 def gridworld(layout: str | Sequence[str], *, slip: float = 0.0, horizon: int | None = None) -> TabularModel:
     """A grid with the actions stay, up, right, down and left.
 
-    Cells: ``.`` free, ``S`` free and a start, ``+`` pays 1 and ``-`` pays -1 when it is entered from another cell,
-    ``G`` ends the episode when it is entered, ``#`` wall. A move against a wall or the border stays. Several ``S`` are
-    equally likely, and without any every cell but ``G`` is. States number the cells that are no wall, row by row.
+    The cells: ``.`` is free; ``S`` is free and a possible start; ``+`` pays 1 and ``-`` pays -1 when the agent enters
+    it from another cell; ``G`` ends the episode when it is entered; ``#`` is a wall. A move against a wall or the
+    border leaves the agent where it is. An episode starts in one of the ``S``, or, if there are none, in any cell but
+    ``G``, all equally likely. States number the cells without a wall, row by row.
 
     Args:
       layout: rows of equal length, or a name of ``LAYOUTS``.
       slip: probability that one of the five moves, drawn uniformly, replaces the chosen one.
-      horizon: time limit.
+      horizon: time limit in steps, or ``None``.
 
     Raises:
-      ValueError: an unknown name or cell, rows of unequal length, or ``slip`` outside [0, 1].
+      ValueError: a name or cell is unknown, the rows have different lengths, or ``slip`` is outside [0, 1].
     """
     if isinstance(layout, str):
         require_known("layout", layout, LAYOUTS)
@@ -342,10 +346,10 @@ def gridworld(layout: str | Sequence[str], *, slip: float = 0.0, horizon: int | 
 
 
 def scalarised(model: TabularModel, weights: Sequence[float]) -> TabularModel:
-    """``model`` with the reward ``sum_i weights_i r_i`` in place of the vector ``r [m]``.
+    """``model`` with the scalar reward ``sum_i weights_i r_i`` in place of the vector reward ``r [m]``.
 
     Raises:
-      ValueError: ``weights`` has not ``m`` entries.
+      ValueError: ``weights`` does not have ``m`` entries.
     """
     array = np.asarray(weights, np.float64)
     if array.shape != (model.reward_dimension,):
@@ -355,17 +359,18 @@ def scalarised(model: TabularModel, weights: Sequence[float]) -> TabularModel:
 
 @dataclass(frozen=True, eq=False)
 class TabularEnvironment:
-    """A model as a pure ``Environment``, so that agents learn in what planners solve; equal only to itself.
+    """A model as a pure ``Environment``, so that agents can learn what planners solve; equal only to itself.
 
-    It has no clock: wrap it in ``TimeLimit`` with ``model.horizon``. A reward vector becomes the objectives
-    ``"0"``, ``"1"``, ..., and its first component the reward. The state is the index, ``int32 []``.
+    It has no time limit: wrap it in ``TimeLimit`` with ``model.horizon``. The components of a vector reward become
+    the objectives ``"0"``, ``"1"``, ...; the first is also the reward. The environment's state is the index of the
+    model's state, ``int32 []``.
 
     Attributes:
-      model: checked on the way in.
+      model: checked by ``validated``.
       observation: ``"index"`` (``Discrete(S)``) or ``"one_hot"`` (``Box [S]``).
 
     Raises:
-      ValueError: an unknown ``observation``; see ``validated`` for the model.
+      ValueError: ``observation`` is unknown, or the model is invalid (see ``validated``).
     """
 
     model: TabularModel
@@ -387,13 +392,13 @@ class TabularEnvironment:
 
     @cached_property
     def _cumulative(self) -> np.ndarray:
-        # The last possible outcome takes what rounding leaves, so that padding is never drawn.
+        # The last possible outcome gets the mass lost to rounding, so that padding is never drawn.
         cumulative = self.model.probability.cumsum(-1)
         later = np.flip(np.flip(self.model.probability, -1).cumsum(-1), -1) - self.model.probability
         return np.where(later > 0, cumulative, np.inf).astype(np.float32)
 
     def reset(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Draws a state from ``initial``."""
+        """Draws a start state from ``initial``."""
         state = jax.random.choice(key, self.model.num_states, p=jnp.asarray(self.model.initial, jnp.float32))
         state = state.astype(jnp.int32)
         return state, self.observe(state)

@@ -1,4 +1,4 @@
-"""Names that are not known: the nearest that are, in one wording for every layer."""
+"""Unknown names: the message suggests the nearest known names, with the same wording in every layer."""
 
 from pathlib import Path
 

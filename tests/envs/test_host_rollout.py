@@ -1,4 +1,4 @@
-"""Rollouts of host environments: what is kept of them."""
+"""Rollouts of host environments: what the trajectory keeps."""
 
 import tracemalloc
 
@@ -14,8 +14,7 @@ IMAGE, ENVIRONMENTS, LIMIT = (64, 64, 4), 4, 50
 
 
 class Pictures:
-    """Environment i ends after ``10 (i + 1)`` steps, of which each pays its number, and shows another image in every
-    one."""
+    """Environment i ends after ``10 (i + 1)`` steps; step t pays t, and every observation is a new random image."""
 
     num_envs = ENVIRONMENTS
     spec = EnvironmentSpec(gymnasium.spaces.Box(0, 255, IMAGE, np.uint8), gymnasium.spaces.Discrete(2))
@@ -35,7 +34,7 @@ class Pictures:
 
 
 class Reusing(Pictures):
-    """The same, but every array that it returns is written over in its next call."""
+    """As ``Pictures``, but each call writes over the arrays that the last one returned."""
 
     def __init__(self):
         self._returned = {}
@@ -101,7 +100,7 @@ def test_the_padding_repeats_the_final_observation():
         assert all(np.array_equal(row, final) for row in trajectory.observation[end:, environment])
 
 
-def test_observations_that_nobody_wants_are_not_kept():
+def test_without_observations_none_are_kept():
     roll(observations=False)
     tracemalloc.start()
     roll(observations=False)

@@ -1,4 +1,4 @@
-"""Rollouts of pure environments against plain Python bookkeeping."""
+"""Rollouts of pure environments, compared with plain Python bookkeeping."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ class CounterState(NamedTuple):
 
 @dataclass(frozen=True)
 class Counter:
-    """Counts its steps; the start decides the length (2 to 4) and whether a clock or the environment ends the episode.
+    """Counts its steps. The start decides the episode's length (2 to 4), and whether it is truncated or terminated.
 
     The observation is ``[identity, steps]``, and beside it the words of the key of the reset. The reward is
     ``identity + 10 steps + action``, with ``info`` and the other channels made of what the step got. A step
@@ -109,7 +109,7 @@ def whole():
 
 
 def check_bookkeeping(trajectory, state):
-    """Replays every column in Python from what the policy saw and did."""
+    """Replays every column in Python from the observations and actions of the policy."""
     tr = jax.tree.map(np.asarray, trajectory)
     count, after = tr.observation["count"], tr.next_observation["count"]
     for b in range(BATCH):
@@ -140,11 +140,11 @@ def check_bookkeeping(trajectory, state):
         assert state.observation["count"][b, 1] == steps == state.environment.steps[b]
 
 
-def test_unroll_keeps_the_books_of_every_episode(unrolled):
+def test_unroll_records_every_episode(unrolled):
     state, trajectory = unrolled
     check_bookkeeping(trajectory, state)
     assert (trajectory.mask == 1).all()
-    # Both kinds of end occur, and so does an episode that the unroll cuts.
+    # Terminations, truncations and an episode that runs beyond the unroll all occur.
     assert trajectory.terminated.any() and trajectory.truncated.any() and (state.episode_length > 0).any()
 
 
@@ -170,7 +170,7 @@ def test_the_policy_sees_the_observation_and_its_extras_are_kept(unrolled):
 
 
 def identities_of_starts(started, trajectory, b):
-    """Identities of the start states of column b, in the order they came, without the first."""
+    """The identities of the start states of column b in order, without the first."""
     start = np.asarray(trajectory.extras["episode_start"])[1:, b]
     return np.asarray(trajectory.observation["count"])[1:, b, 0][start].tolist()
 
@@ -210,7 +210,7 @@ def test_no_key_of_an_unroll_is_used_twice(started, start_states):
     for index in range(2):
         state, trajectory = run(state, jax.random.key(index), start_states=start_states)
         start = np.asarray(trajectory.extras["episode_start"]).copy()
-        # The starts of row 0 are counted where they were drawn.
+        # The start states of row 0 are counted where they were drawn.
         start[0] = False
         keys += keys_of(trajectory.observation["key"][start])
         keys += keys_of(state.observation["key"][state.episode_start])
@@ -252,10 +252,10 @@ def test_episodes_are_masked_after_their_end(whole):
                 tr.next_observation["count"][t, b], np.float32([identity, min(t + 1, length)])
             )
         assert tr.extras["episode_length"][length - 1, b] == length
-        # The environment stands still in the padding: it is not stepped beyond its end.
+        # The environment is not stepped beyond its end: its state stays the same in the padding.
         np.testing.assert_array_equal(tr.extras["info"]["steps"][:, b], np.minimum(np.arange(3) + 1, length))
     np.testing.assert_array_equal(tr.extras["episode_start"], np.arange(3)[:, None].repeat(BATCH, 1) == 0)
-    # The lengths 2 and 3 both occur, or nothing above was tested.
+    # The lengths 2 and 3 both occur; otherwise nothing above would be tested.
     assert len(np.unique(tr.mask.sum(0))) == 2
 
 

@@ -1,4 +1,4 @@
-"""Space helpers against hand-written structures."""
+"""Space helpers on hand-written structures."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ NESTED = spaces.Dict(
 
 
 class Unheard(spaces.Space):
-    """A space that only its author knows."""
+    """A kind of space that gymnasium does not define."""
 
 
 def test_leaves_names_every_part_with_its_path():

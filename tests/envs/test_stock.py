@@ -1,4 +1,4 @@
-"""The stock: its identity along a path, other start stocks, ends and resets, pure environments and hosts."""
+"""The stock: its identity along an episode, other start stocks, ends and resets, for pure environments and hosts."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +31,7 @@ DISCOUNT = 0.9
 
 @dataclass(frozen=True)
 class Payments:
-    """Pays random amounts, in ``env`` and in two objectives; shows how many it has paid."""
+    """Pays random amounts in ``env`` and two objectives, and observes how many steps have paid."""
 
     @property
     def spec(self):
@@ -125,7 +125,7 @@ def test_a_horizon_terminates_and_a_time_limit_truncates():
     np.testing.assert_array_equal(trajectory.terminated[:, 0], [0, 0, 1, 0, 0, 1])
     assert not trajectory.truncated.any()
     np.testing.assert_allclose(trajectory.next_observation["time"][:3, 0], [1 / 3, 2 / 3, 1])
-    # At the same step the horizon decides.
+    # If both are reached in the same step, it is terminated.
     trajectory = path(StockAugmented(LIMITED, 1.0, 0, 1, horizon=5), length=5)
     assert trajectory.terminated[4].all() and not trajectory.truncated.any()
 
@@ -242,13 +242,13 @@ def test_not_started_or_not_an_environment():
         StockAugmented("sokoban", 1.0, 0.0, 1.0)
 
 
-def test_a_stock_grows_no_further_than_counts():
+def test_a_stock_stays_finite():
     stock = np.float32(3.0)
     for _ in range(400):
         stock = next_stock(stock, np.float32(0.0), np.float32(0.5))
     assert stock == np.float32(LARGEST_STOCK)
     assert next_stock(jnp.float32(-LARGEST_STOCK), 1.0, 0.5) == np.float32(-LARGEST_STOCK)
     observation = {"stock": jnp.float32(3.0), "start_stock": jnp.float32(3.0), "steps": jnp.int32(400)}
-    # The growth alone would be infinite, and nothing times infinity no number.
+    # Without the bound the growth would be infinite, and 0 times infinity is NaN.
     assert with_start(observation, jnp.float32(3.0), 0.5)["stock"] == 3.0
     assert with_start(observation, jnp.float32(5.0), 0.5)["stock"] == np.float32(LARGEST_STOCK)

@@ -1,4 +1,4 @@
-"""The time limit: when it truncates, what it leaves alone."""
+"""The time limit: when it truncates, and what it does not change."""
 
 import gymnasium
 import jax

@@ -1,4 +1,4 @@
-"""Every environment in JAX keeps its types where 64-bit numbers are enabled; only traced, nothing is compiled."""
+"""Every environment in JAX keeps its types when 64-bit numbers are enabled; it is only traced, not compiled."""
 
 import jax
 import jax.numpy as jnp

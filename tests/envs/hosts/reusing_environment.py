@@ -6,7 +6,7 @@ from gymnasium import spaces
 
 
 class Reusing(gymnasium.Env):
-    """Counts its steps in one array, which it returns every time, as itself or within a dictionary."""
+    """Counts its steps in one array and returns that array in every step, bare or in a dictionary."""
 
     action_space = spaces.Discrete(2)
 

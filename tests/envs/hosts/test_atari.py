@@ -1,4 +1,4 @@
-"""Atari as a host: what is seen, how it is saved, what is refused. Skipped where the extra is not installed."""
+"""The Atari host: observations, snapshots and refusals. Skipped where the extra is not installed."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_frames_are_stacked_and_the_time_limit_truncates(make):
     host.close()
 
 
-# The more often an action is repeated, the more hangs on the one before the snapshot.
+# With a higher ``sticky`` the action before the snapshot matters more often.
 @pytest.mark.parametrize("sticky", [0.25, 0.9])
 def test_a_host_continues_from_its_snapshot(make, sticky):
     host, other = make(sticky=sticky), make(sticky=sticky)

@@ -1,4 +1,4 @@
-"""envpool as a host, where it is installed, and what can be checked without it."""
+"""The envpool host. What needs envpool is skipped where it is not installed."""
 
 import importlib
 
@@ -86,7 +86,7 @@ class TestWithEnvpool:
         # Seeds of 32 bits are folded, not refused.
         np.testing.assert_array_equal(host.reset(2**31 - 1 + 5), by_integer)
 
-    def test_ends_by_itself_in_the_last_step_and_is_terminated(self):
+    def test_an_end_in_the_last_step_is_terminated_not_truncated(self):
         # Without its level file envpool plays one built-in level: four boxes below their targets.
         up, right, down = 0, 1, 2
         solution = [up, down, right] * 3 + [up]
@@ -117,7 +117,7 @@ class TestWithEnvpool:
         assert wall[:, [0, -1]].all() and wall[:, :, [0, -1]].all()
         assert len({level.tobytes() for level in levels}) >= 999
 
-    def test_boxoban_host_plays_those_levels_with_our_moves(self):
+    def test_boxoban_host_plays_these_levels_with_the_moves_of_sagax(self):
         levels = boxoban_levels()
         known = {level.tobytes() for level in levels}
         host = boxoban_host(8, max_episode_steps=5)

@@ -1,4 +1,4 @@
-"""The gymnasium adapter on environments whose every number is known."""
+"""The gymnasium adapter on small environments whose observations and rewards are known."""
 
 import sys
 from pathlib import Path
@@ -38,7 +38,7 @@ class Counter(gymnasium.Env):
 
 
 class Nested(gymnasium.Env):
-    """Observes what it was told to do, so that a round trip through both pytrees can be compared."""
+    """Returns its last action as observation, so that a round trip through both pytrees can be compared."""
 
     action_space = spaces.Dict(
         {
@@ -68,7 +68,7 @@ class Words(Nested):
 
 
 class Shown(gymnasium.Env):
-    """Shows the values that it is given, one after the other."""
+    """Returns the given values as observations, one after the other."""
 
     action_space = spaces.Discrete(2)
 
@@ -104,7 +104,7 @@ for name, entry_point, limit in (
 
 
 def assert_same(left, right):
-    """Equal in structure and bit for bit in every array."""
+    """Asserts that two pytrees have the same structure and that every array is equal bit for bit."""
     if isinstance(left, dict):
         assert left.keys() == right.keys()
         left, right = list(left.values()), list(right.values())
@@ -148,13 +148,13 @@ def test_resets_in_the_same_step_with_the_real_final_observation():
     np.testing.assert_array_equal(second.observation, [[0, 2], [1, 1], [0, 2]])
     np.testing.assert_array_equal(second.final_observation, second.observation)
     host.step(np.array([0, 0, 0]))
-    # Environments 0 and 2 reach the limit of 4 steps: out of time, and environment 2 also ends by itself.
+    # Environments 0 and 2 reach the time limit of 4 steps; environment 2 also terminates in that step.
     fourth = host.step(np.array([0, 0, 1]))
     np.testing.assert_array_equal(fourth.truncated, [True, False, True])
     np.testing.assert_array_equal(fourth.terminated, [False, False, True])
     np.testing.assert_array_equal(fourth.final_observation, [[0, 4], [1, 3], [0, 4]])
     np.testing.assert_array_equal(fourth.observation, [[101, 0], [1, 3], [101, 0]])
-    # Returned arrays are the caller's: later steps leave them alone.
+    # Returned arrays belong to the caller: later steps do not change them.
     np.testing.assert_array_equal(first.observation, [[0, 1], [101, 0], [0, 1]])
 
 
@@ -385,10 +385,10 @@ def test_identifiers_of_other_packages_name_the_extra():
         GymnasiumHost("ALE/Pong-v5", 1)
 
 
-def test_environments_of_one_seed_share_the_chance_of_their_steps():
+def test_environments_with_one_seed_share_the_random_numbers_of_their_steps():
     host = GymnasiumHost("FrozenLake-v1", 3)
     host.reset([7, 7, 8])
-    # Slippery ice: where a step leads is drawn.
+    # On slippery ice the result of a step is random.
     steps = [host.step(np.full(3, 2)).final_observation for _ in range(6)]
     host.close()
     assert all(step[0] == step[1] for step in steps) and any(step[0] != step[2] for step in steps)
@@ -427,7 +427,7 @@ def test_snapshot_is_a_copy_and_can_be_restored_twice():
     assert_same(tuple(host.step(np.array([0, 1]))), tuple(first))
 
 
-def test_snapshot_refuses_what_it_cannot_keep():
+def test_snapshot_refuses_environments_that_it_cannot_save():
     host = GymnasiumHost("CartPole-v1", 2)
     with pytest.raises(RuntimeError, match="before the first reset"):
         host.snapshot()
@@ -468,7 +468,7 @@ def test_asynchronous_environments_return_the_same():
 
 
 def calls_of_a_step(environments, num_envs):
-    """Functions that Python calls in the third step, those written in C included, in which no episode ends."""
+    """Counts the function calls, C functions included, of the third step, in which no episode ends."""
     actions, calls = np.arange(num_envs) % 2, 0
     environments.step(actions)
     environments.step(actions)
@@ -486,7 +486,7 @@ def calls_of_a_step(environments, num_envs):
 
 
 def test_the_adapter_adds_one_call_per_environment():
-    """It is the hook that copies final observations. The benchmark's case ``host`` measures the time of the adapter."""
+    """The call copies final observations. The benchmark case ``host`` measures the time that the adapter takes."""
     extra = {}
     for num_envs in (2, 64):
         raw = SyncVectorEnv([lambda: gymnasium.make("CartPole-v1")] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)

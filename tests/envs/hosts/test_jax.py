@@ -1,4 +1,4 @@
-"""The host of pure environments, against the same keys folded by hand."""
+"""The host of pure environments, compared with the environment stepped by the documented keys."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,7 +21,7 @@ class DriftState(NamedTuple):
 
 @dataclass(frozen=True)
 class Drift:
-    """A random start, random steps, a key in its state; ends at action 1. Position is NaN after action 2."""
+    """Starts and steps at random and keeps a key in its state. Action 1 ends the episode, action 2 makes NaN."""
 
     width: int = 1
 
@@ -69,7 +69,7 @@ def test_is_a_vector_host(host):
     host.close()
 
 
-def test_keys_are_those_of_the_docstring_and_ended_environments_alone_are_reset(host):
+def test_keys_are_those_of_the_docstring_and_only_ended_environments_are_reset(host):
     environment = Drift()
     actions = np.array([[0, 0, 1], [0, 1, 0], [0, 0, 1], [1, 0, 0]])
     observation = host.reset(40)

@@ -1,4 +1,4 @@
-"""MiniGrid as a host, where it is installed, and what can be checked without it."""
+"""The MiniGrid host. What needs MiniGrid is skipped where it is not installed."""
 
 import importlib
 
@@ -20,7 +20,7 @@ def assert_same(first, second):
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-def test_messages_there_and_back():
+def test_messages_survive_encoding_and_decoding():
     message = encode_message("You picked up the yellow key")
     assert message.shape == (MESSAGE_LENGTH,) and message.dtype == np.uint8
     assert message[:4].tolist() == [89, 111, 117, 32] and not message[28:].any()
@@ -89,7 +89,7 @@ class TestWithMiniGrid:
 
     @pytest.mark.parametrize("task", TASKS)
     def test_plays_the_game_of_minigrid(self, task):
-        """Against the bare environments, through resets; messages, noise and the image's form change nothing else."""
+        """Equals MiniGrid's environments, through resets; messages, noise and image format change nothing else."""
         plain = MiniGridHost(2, task=task, image="integers", max_episode_steps=40)
         adorned = MiniGridHost(2, task=task, messages=True, noise="pixel", max_episode_steps=40)
         references = [gymnasium.make(TASKS[task], max_steps=40).unwrapped for _ in range(2)]
@@ -120,7 +120,7 @@ class TestWithMiniGrid:
         assert ends >= 4
 
     def environment(self, task, **kwargs):
-        """One environment with its messages, and where in its grid the first thing of each type is."""
+        """One environment with messages, and the position of the first object of each type in its grid."""
         env = _Events(gymnasium.make(TASKS[task], **kwargs))
         env.reset(seed=3)
         grid = env.unwrapped.grid
@@ -131,7 +131,7 @@ class TestWithMiniGrid:
         return env, places
 
     def act(self, env, action, facing=None):
-        """The message of one step, made from a cell beside ``facing``, free or a door's, where it is given."""
+        """The message of one step; before it the agent is put on a free or door cell that faces ``facing``."""
         bare = env.unwrapped
         if facing is not None:
             directions = [(1, 0), (0, 1), (-1, 0), (0, -1)]

@@ -1,4 +1,4 @@
-"""Breakout: every rule by hand, from states in which it is the one that matters."""
+"""Breakout: each rule is tested by hand from a state in which only this rule matters."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def wall():
 
 
 def game(ball, velocity, paddle=4, brick=None, struck=False):
-    """A state; no bricks but those given."""
+    """A state with the given bricks only."""
     ball = jnp.asarray(ball, jnp.int32)
     brick = np.zeros((10, 10), bool) if brick is None else brick
     return BreakoutState(

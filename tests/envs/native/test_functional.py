@@ -1,4 +1,4 @@
-"""gymnasium's functional environments against gymnasium's own environments of the same name."""
+"""The functional environments, compared with gymnasium's registered environments of the same name."""
 
 import gymnasium
 import jax
@@ -57,7 +57,7 @@ def test_start_states_depend_on_the_key_alone():
 def test_cart_pole_has_the_dynamics_rewards_and_ends_of_gymnasium():
     reference = gymnasium.make("CartPole-v1").unwrapped
     generator = np.random.default_rng(0)
-    # Wider than an episode visits, so that both ways of falling and both ways of leaving are met.
+    # Wider than an episode visits, so that the pole falls to both sides and the cart leaves on both sides.
     states = generator.uniform([-2.6, -2, -0.23, -2], [2.6, 2, 0.23, 2], (300, 4))
     actions = generator.integers(2, size=300)
     following, step = batched_step(inside("CartPole-v1"))(jnp.asarray(states, jnp.float32), jnp.asarray(actions))
@@ -77,7 +77,7 @@ def test_cart_pole_has_the_dynamics_rewards_and_ends_of_gymnasium():
 
 
 def test_cart_pole_of_gymnasium_needs_the_correction():
-    # Guards the reason for the correction: it can go when gymnasium's own constant is right.
+    # Fails once gymnasium corrects its constant; then the correction here can be removed.
     assert CartPoleFunctional().default_params.polemass_length == pytest.approx(0.6)
     assert inside("CartPole-v1").params.polemass_length == pytest.approx(0.05)
     longer = inside("CartPole-v1", length=1.0, masspole=0.2).params

@@ -1,4 +1,4 @@
-"""The maze: its map by search, its dynamics and views against a plain simulator, its noise by frequency, bad input."""
+"""The maze: its map is searched, its dynamics compared with a plain simulator, its noise tested by frequencies."""
 
 import functools
 from collections import deque
@@ -33,7 +33,7 @@ KEY = jax.random.key(0)
 BATCH, LENGTH = 64, 500
 FREE = {(row, column) for row, line in enumerate(MAP) for column, symbol in enumerate(line) if symbol != "#"}
 WALL, FLOOR, BLOCK, TRACKER, NOISE = range(5)
-# Few environments, each of which shows several things: most of the time of this file is compiling.
+# Few environments that serve several tests each: most of the time of this file is spent compiling.
 PLAIN = Maze(sticky=0.1, reward="trackers")
 BROWNIAN = Maze(noise="brownian")
 PIXEL = Maze(noise="pixel", sticky=0.1, pixel_probability=0.4)
@@ -45,7 +45,7 @@ compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimizatio
 
 
 class Run(NamedTuple):
-    """States ``[T + 1, B, ...]`` and frames from the start on, actions ``[T, B]`` as chosen, and what came of them."""
+    """States and frames ``[T + 1, B, ...]`` from the start on, the chosen actions ``[T, B]`` and their time steps."""
 
     states: maze.MazeState
     frames: np.ndarray
@@ -86,7 +86,7 @@ def blocks(states):
 
 
 class Simulator:
-    """The maze with oscillating blocks once more, in tuples and sets."""
+    """A second implementation of the maze with oscillating blocks, in tuples and sets."""
 
     def __init__(self, cell=tuple(START), phases=None):
         self.cell, self.visited, self.reached = tuple(map(int, cell)), {tuple(map(int, START))}, 0
@@ -143,13 +143,13 @@ def test_the_map():
 
 
 def test_trackers_are_reached_in_sequence_because_of_the_map():
-    """Without tracker k the trackers after it are out of reach, and those before it are not."""
+    """If tracker k's cell is closed, the later trackers are out of reach and the earlier ones are not."""
     for number in range(4):
         without = reachable(tuple(START), FREE - {tuple(TRACKERS[number])})
         assert [tuple(other) in without for other in TRACKERS] == [index < number for index in range(4)]
 
 
-# Of each corridor: the door cells on either side, which no block's path crosses.
+# The door cells on either side of each corridor; no block's path crosses them.
 DOORS = [((3, 6), (3, 10)), ((6, 13), (10, 13)), ((13, 10), (13, 6))]
 
 
@@ -169,7 +169,7 @@ def test_every_corridor_can_be_passed_in_time_from_every_phase(number):
             if simulator.cell in inside:
                 yield simulator.cell, tuple(simulator.phases[3 * number : 3 * number + 3])
 
-    # The phases that can be met: those of the blocks left alone, and those after waiting for an agent.
+    # The possible phases: those of undisturbed blocks, and those after a block waited for an agent.
     edges, frontier = {}, deque([(entrance, tuple((index % 3, 1) for index in own))])
     while frontier:
         state = frontier.popleft()
@@ -197,7 +197,7 @@ def test_every_corridor_can_be_passed_in_time_from_every_phase(number):
 def test_dynamics_views_coverage_and_trackers_agree_with_a_plain_simulator():
     played = run(PLAIN)
     trackers = []
-    # The environment that got furthest, and the one that got least far.
+    # The environments that reached the most and the fewest trackers.
     for environment in np.argsort(played.info["trackers"][-1], stable=True)[[-1, 0]]:
         simulator = Simulator()
         cells, moving, views, covered, reached = [simulator.cell], [simulator.blocks()], [simulator.view()], [], [0]
@@ -229,7 +229,7 @@ def test_dynamics_views_coverage_and_trackers_agree_with_a_plain_simulator():
 
 
 def test_the_blocks_stand_in_the_way():
-    """At random, agents run into blocks, and blocks wait for agents."""
+    """Random agents run into blocks, and blocks wait for agents."""
     played = run(PLAIN)
     before, after = blocks(jax.tree.map(lambda leaf: leaf[:-1], played.states)), played.states.cell[1:]
     ahead = played.states.cell[:-1] + np.array(MOVES)[played.states.action[1:]]
@@ -243,7 +243,7 @@ def test_the_blocks_stand_in_the_way():
 
 
 def test_a_walk_past_all_four_trackers():
-    """Towards one corner of the way after the other, as the crow flies; a block ahead is waited for."""
+    """Walks straight to one corner of the path after the other and waits for blocks in the way."""
     environment = Maze(reward="trackers")
     step = compiled(environment.step)
     state, _ = compiled(environment.reset)(KEY)
@@ -275,7 +275,7 @@ def test_brownian_blocks():
     offset, cell = played.states.offset, played.states.cell
     change = offset[1:] - offset[:-1]
     assert np.abs(change).max() == 1 and offset.min() == 0 and offset.max() == 2
-    # Where no agent is near, a block in the middle moves by the coin, and one at an end stays with 3/4.
+    # Far from agents a block in the middle moves by a fair coin, and one at an end stays with probability 3/4.
     path_cells = PATHS[np.arange(9), :, :]
     near = (np.abs(path_cells - cell[1:, :, None, None]).sum(-1) == 0).any(-1)
     for start, ways in ((0, {1: 1 / 4, 0: 3 / 4}), (1, {-1: 1 / 4, 0: 1 / 2, 1: 1 / 4}), (2, {-1: 1 / 4, 0: 3 / 4})):
@@ -314,7 +314,7 @@ def test_pixel_noise():
 
 
 def test_noise_on_demand():
-    """What counts is the action carried out, which is not always the chosen one."""
+    """The executed action decides, which is not always the chosen one."""
     played = run(ON_DEMAND)
     noisy = shown(played)
     np.testing.assert_array_equal(noisy[1:], played.states.action[1:] == NO_OP)
@@ -335,7 +335,7 @@ def test_sticky_actions():
     np.testing.assert_array_equal(without.states.action[1:], without.actions)
 
 
-def test_noise_changes_what_it_says_and_nothing_else():
+def test_noise_changes_its_part_of_the_observation_and_nothing_else():
     plain = run(PLAIN)
     for noisy in (run(PIXEL), run(ON_DEMAND)):
         jax.tree.map(np.testing.assert_array_equal, noisy.states, plain.states)
@@ -345,7 +345,7 @@ def test_noise_changes_what_it_says_and_nothing_else():
 
 
 @pytest.mark.parametrize("environment", [BROWNIAN, PIXEL], ids=["brownian", "pixel"])
-def test_one_key_one_course(environment):
+def test_the_same_key_gives_the_same_episode(environment):
     first, again, other = run(environment), fresh_run(environment), fresh_run(environment, seed=2)
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert not np.array_equal(first.frames, other.frames)

@@ -1,4 +1,4 @@
-"""The noisy line: its table, entropies and least errors by hand, and the environment that is drawn from it."""
+"""The noisy line: its table, entropies and least errors computed by hand, and the environment made from it."""
 
 import jax
 import jax.numpy as jnp
@@ -61,8 +61,8 @@ def test_entropy_and_least_error_of_unfair_bits():
     assert np.argmin(errors) == 10 and min(errors) == pytest.approx(0.09)
 
 
-def test_outcomes_that_lead_to_one_state_are_one_event():
-    """Two rewards with one next state are no surprise in the state."""
+def test_outcomes_with_the_same_next_state_are_one_event():
+    """Two rewards with the same next state add nothing to the entropy of the state."""
     model = from_outcomes([[[(0.5, 0, 1.0, False), (0.5, 0, -1.0, False)]]], [1.0])
     assert model.probability.shape[-1] == 2
     assert next_state_entropy(model) == 0
@@ -111,6 +111,6 @@ def test_bad_arguments(arguments, error, message):
         noisy_line(**arguments)
 
 
-def test_features_of_another_environment_are_refused():
+def test_features_with_the_wrong_number_of_rows_are_refused():
     with pytest.raises(ValueError, match=r"features has shape \(5, 5\), expected \(10, d\)"):
         least_squared_error(noisy_line(5, 1), np.eye(5))

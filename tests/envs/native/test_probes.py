@@ -1,4 +1,4 @@
-"""Probe environments: the values their docstrings state, against enumeration of what they do."""
+"""Probe environments: the values that their docstrings state, compared with an enumeration of all plans."""
 
 import itertools
 
@@ -76,8 +76,8 @@ def test_optimal_value_is_the_best_return_over_all_plans(probe):
     np.testing.assert_allclose(total.max(axis=1), values, atol=3e-5)
 
 
-def test_values_of_policies_that_do_not_look():
-    """The best fixed plan, where every start state counts the same."""
+def test_values_of_policies_that_ignore_the_observation():
+    """The best fixed plan, averaged over equally likely start states."""
 
     def best_plan(probe, num_starts):
         keys = jax.random.split(jax.random.key(0), 64)
@@ -142,7 +142,7 @@ class TestTruncationProbe:
 
     @pytest.mark.parametrize("mistake", ["none", "termination", "reset observation"])
     def test_fixed_points_of_the_docstring(self, mistake):
-        """Temporal differences over one episode, swept until they stand still, against the closed forms."""
+        """Temporal-difference learning on one episode, repeated until it converges, equals the closed forms."""
         steps, values = self.episode(), np.zeros(2)
         for _ in range(500):
             targets = [[], []]

@@ -1,4 +1,4 @@
-"""Sokoban: dynamics against a plain-Python simulator, generated rooms, observations, rewards, text, bad input."""
+"""Sokoban: dynamics compared with a plain simulator, generated rooms, observations, rewards, text, bad input."""
 
 import functools
 
@@ -56,7 +56,7 @@ def rooms(arguments, seed=1):
 
 
 def as_text(states):
-    """Array of rooms as text, with the batch axes of ``states``; ``to_text`` in numpy."""
+    """``to_text`` in numpy: an array of rooms as text, with the batch axes of ``states``."""
     wall, target, box, player = states
     symbols = np.where(target, ".", " ")
     symbols = np.where(box, np.where(target, "*", "$"), symbols)
@@ -73,7 +73,7 @@ def take(states, index):
 
 
 class Simulator:
-    """Sokoban once more, in sets of cells and without arrays."""
+    """A second implementation of Sokoban, with sets of cells instead of arrays."""
 
     def __init__(self, text):
         cells = {
@@ -194,7 +194,7 @@ def test_generated_rooms(arguments):
 
 
 @pytest.mark.parametrize("arguments", SIZES, ids=label)
-def test_one_key_one_room(arguments):
+def test_the_same_key_gives_the_same_room(arguments):
     first, again, other = rooms(arguments), rooms(arguments), rooms(arguments, seed=2)
     jax.tree.map(np.testing.assert_array_equal, first, again)
     texts, others = as_text(first), as_text(other)
@@ -315,7 +315,7 @@ def test_rewards_by_hand():
     assert [bool(step.terminated) for step in sparse] == [False, False, True]
 
 
-def test_text_there_and_back():
+def test_text_survives_encoding_and_decoding():
     for text in (ALL_SYMBOLS, PLAYER_ON_TARGET):
         assert to_text(from_text(text)) == text
     states = rooms(SIZES[4])

@@ -1,4 +1,4 @@
-"""The solver against breadth-first search and known rooms; every generated room solvable; demonstrations."""
+"""The solver, compared with breadth-first search and known rooms; generated rooms are solvable; demonstrations."""
 
 import collections
 import functools
@@ -35,7 +35,7 @@ def rooms(environment, number):
 
 
 def shortest(text, weigh):
-    """Least cost to a solution by Dijkstra's method over single moves, or None; ``weigh(is_push) -> 0 or 1``."""
+    """The least cost of a solution by Dijkstra's algorithm over single moves, or None; ``weigh(is_push) -> 0 or 1``."""
     cells = {(row, column): symbol for row, line in enumerate(text.split("\n")) for column, symbol in enumerate(line)}
     walls = {cell for cell, symbol in cells.items() if symbol == "#"}
     targets = frozenset(cell for cell, symbol in cells.items() if symbol in ".*+")

@@ -1,5 +1,4 @@
-"""Known models: what they refuse, what they read from gymnasium, and that an environment samples what its model
-says."""
+"""Known models: refusals, models read from gymnasium, and environments that sample as their model says."""
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +70,7 @@ def test_equal_outcomes_are_merged_and_rows_padded():
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        # Merged, the two would be a probability of 1.
+        # Merged, the two outcomes would have the probability 1.
         ([(1.5, 0, 1.0, False), (-0.5, 0, 1.0, False)], r"state 0, action 0: probability -0\.5, expected at least 0"),
         ([(np.nan, 0, 1.0, False)], "probability nan, expected at least 0"),
         ([(1.0, 0.9, 1.0, False)], r"next_state\[0, 0, 0\]=0\.9: expected an integer"),

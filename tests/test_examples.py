@@ -34,3 +34,11 @@ def test_ppo_in_one_page_learns():
 
 def test_a_loaded_policy_plays_an_episode():
     assert 5 <= example("load_and_act.py")["main"](iterations=2) <= 500
+
+
+def test_an_own_environment_is_trained():
+    assert 0 <= example("my_environment.py")["main"](iterations=2) <= 1
+
+
+def test_an_own_reward_is_trained():
+    assert example("my_reward.py")["main"](iterations=2) >= 5

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -252,10 +253,13 @@ def _leaves(section: ConfigDict, prefix: str) -> Iterable[tuple[str, Any]]:
 
 
 def _unknown_key(config: ConfigDict, key: str, found: Found | None) -> UserError:
-    """The refusal of ``key``: what it was meant as, or where it is a key, or else the nearest of its section's."""
+    """The refusal of ``key``.
+
+    It names what the key was meant as in another library, or a key of its section's kind with similar letters, or the
+    same key of another section, or else the nearest of all.
+    """
     known = possible_keys(config)
     leaf = key.rsplit(".", 1)[-1]
-    # A key typed without its section, or in another one, is nearer than one with similar letters.
     same_leaf = [name for name in known if name.rsplit(".", 1)[-1] == leaf]
     own: list[str] = []
     of_kind = ""
@@ -263,8 +267,9 @@ def _unknown_key(config: ConfigDict, key: str, found: Found | None) -> UserError
         own = [f"{found.where}.{name}" for name in found.section.keys(found.entry)[0]]
         named = sections.part(config, found.where.split(".")).get(found.section.selector)
         of_kind = f" to {named!r}" if named else ""
-    synonyms = meant(key, known)
-    hint = suggested(synonyms) if synonyms else nearest(key, same_leaf or own or known)
+    similar = difflib.get_close_matches(key, own, n=2, cutoff=0.8)
+    likely = meant(key, known) or similar or same_leaf
+    hint = suggested(likely[:3]) if likely else nearest(key, own or known)
     listing = f" (known{of_kind}: {', '.join(own)})" if own else ""
     return UserError(f"unknown configuration key {key!r}{hint}{listing}")
 

@@ -225,7 +225,7 @@ def test_a_prolonged_run_equals_the_uninterrupted_one(model, tmp_path, compiled_
     # Labels were on their way as the run was cut.
     assert rows[0]["annotator/queue"] > 0 and rows[1]["annotator/labels"] > rows[0]["annotator/labels"] >= 0
     assert rows[1]["annotator/messages"] > rows[0]["annotator/messages"] > 0
-    [make_driver] = compiled_once(long, build_environment(long), corridor.members())
+    [make_driver] = compiled_once(long, build_environment(long), [corridor.members()])
     template = make_driver().template()
     found, expected = (corridor.checkpoint_of(tmp_path / name, template) for name in ("parts", "whole"))
     corridor.assert_same_arrays(found.state, expected.state)

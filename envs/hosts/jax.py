@@ -58,7 +58,7 @@ def _where(condition, on_true, on_false):
 class JaxHost:
     """``num_envs`` copies of a pure environment, stepped by one jitted call; resets in the same step.
 
-    Environment i has ``key_i = jax.random.key(seed + i)``, or ``key(seed[i])`` for a sequence of seeds. Its episode e
+    Environment i has ``key_i = seed_key(seed + i)``, or ``seed_key(seed[i])`` for a sequence. Its episode e
     (counted from 0) has ``key_ie = fold_in(key_i, e)``, resets with ``fold_in(key_ie, 0)``, and takes its step t
     (counted from 0 in the episode) with ``fold_in(key_ie, t + 1)``. What happens in an environment thus depends on its
     own seed and actions only, whatever the number of environments.

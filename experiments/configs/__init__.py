@@ -1,1 +1,1 @@
-"""The experiments, a module each; a module's docstring is its run card."""
+"""The experiments, one module each; the docstring of a module is its run card."""

@@ -1,4 +1,4 @@
-"""Defaults that experiments start from, and the choices that several of them share."""
+"""Default configurations that experiments start from, and choices that several experiments share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-# The head of the value-based agent and what it predicts, by the name of the method.
+# For each value-based method: the head of the agent, and what the head predicts.
 HEADS = {
     "dqn": ("expected", "one value per action"),
     "c51": ("categorical", "a categorical return distribution"),
@@ -15,9 +15,9 @@ HEADS = {
     "iqn": ("implicit_quantile", "quantiles at sampled fractions"),
 }
 SWITCHES = {
-    "double": "the online network chooses the target's action",
-    "dueling": "value and advantage as two heads",
-    "prioritised": "transitions with a large error are replayed more often",
+    "double": "the online network chooses the action whose value the target network gives",
+    "dueling": "value and advantage are separate heads",
+    "prioritised": "transitions with larger errors are replayed more often",
 }
 
 
@@ -26,29 +26,35 @@ SWITCHES = {
 _LATENT = {"horizon": 1, "embedding_size": 64, "memory_size": 64, "hidden_size": 64, "target_decay": 0.99}
 # An update sees every step twice, in minibatches of an eighth.
 _FIT = {"updates": 16, "minibatches": 8}
-# Intrinsic rewards by the name of the method: its description and its section of the configuration.
+# For each curiosity method: its description and its section of the configuration.
 CURIOSITIES: dict[str, tuple[str, dict[str, Any]]] = {
     "hindsight": (
-        "BYOL-Hindsight: the world model is told what cannot be predicted",
+        "BYOL-Hindsight: the error of a world model that is given what cannot be predicted",
         {"kind": "byol_hindsight", **_LATENT, **_FIT},
     ),
     "explore": (
         "BYOL-Explore: the error of a world model in latent space",
         {"kind": "byol_explore", **_LATENT, **_FIT},
     ),
-    "rnd": ("random network distillation", {"kind": "rnd", "embedding_size": 64, "learning_rate": 1e-3, **_FIT}),
+    "rnd": (
+        "RND: the error in predicting a fixed random network",
+        {"kind": "rnd", "embedding_size": 64, "learning_rate": 1e-3, **_FIT},
+    ),
     "icm": (
-        "the error of a forward model on features from which the action can be told",
+        "ICM: the error of a forward model on features that predict the action",
         {"kind": "icm", "embedding_size": 64, **_FIT},
     ),
-    "count": ("one over the square root of an observation's visits", {"kind": "count_bonus", "identify": "hash"}),
+    "count": (
+        "one over the square root of how often the observation was made",
+        {"kind": "count_bonus", "identify": "hash"},
+    ),
     "episodic": (
-        "the same, with visits counted within the episode",
+        "as count, with counts that start anew in every episode",
         {"kind": "count_bonus", "identify": "hash", "bits": 12, "episodic": True},
     ),
 }
 
-# MiniGrid's tasks by a short name: the task's identifier, and what it takes.
+# For each MiniGrid task, by a short name: its identifier, and what the agent has to handle.
 MINIGRID_TASKS = {
     "key_corridor": ("KeyCorridorS3R3", "key, locked door, ball (the default)"),
     "door_key": ("DoorKey-8x8", "key, locked door, goal"),
@@ -58,12 +64,15 @@ MINIGRID_TASKS = {
 
 
 def episodes_evaluator(count: int, *, greedy: bool) -> dict[str, Any]:
-    """The section of an evaluator that plays ``count`` whole episodes; ``cut`` ends them earlier."""
+    """The section of an evaluator that plays ``count`` whole episodes; ``cut`` ends each after that many steps."""
     return {"kind": "episodes", "count": count, "greedy": greedy, "cut": config_dict.placeholder(int)}
 
 
 def stock_evaluator(objectives: dict[str, dict[str, Any]], candidates: int, count: int) -> dict[str, Any]:
-    """The section of an evaluator that plays ``count`` episodes for each objective of a stock-augmented agent."""
+    """The section of an evaluator that plays ``count`` episodes for each objective of a stock-augmented agent.
+
+    The initial stock of an objective is the best of ``candidates`` by the network's prediction.
+    """
     return {
         "kind": "stock_objectives",
         "objectives": objectives,
@@ -74,7 +83,7 @@ def stock_evaluator(objectives: dict[str, dict[str, Any]], candidates: int, coun
 
 
 def policy_gradient_config() -> ConfigDict:
-    """A complete configuration of the policy-gradient family, without environment, credit and rewards."""
+    """A configuration of the policy-gradient family; the environment, credit and rewards are left empty."""
     return ConfigDict(
         {
             "iterations": 100,
@@ -121,7 +130,7 @@ def policy_gradient_config() -> ConfigDict:
 
 
 def value_based_config() -> ConfigDict:
-    """A complete configuration of the value-based family, without environment and rewards."""
+    """A configuration of the value-based family; the environment and rewards are left empty."""
     return ConfigDict(
         {
             "iterations": 1000,
@@ -180,16 +189,16 @@ def value_based_config() -> ConfigDict:
 
 
 def value_based_variants(default: str) -> dict[str, str]:
-    """The variants that choose a value-based method, with descriptions; ``default`` is marked as such."""
+    """The variants that choose a value-based method, with their descriptions; ``default`` is marked as the default."""
     heads = {name: description for name, (_, description) in HEADS.items()}
     return heads | {default: f"{heads[default]} (the default)"} | SWITCHES
 
 
 def choose_value_based(config: ConfigDict, tokens: Iterable[str], default: str) -> str:
-    """Sets the head and the switches that ``tokens`` name in ``config.agent``; returns the method's name.
+    """Sets in ``config.agent`` the head and the switches that ``tokens`` name; returns the method's name.
 
     Raises:
-      ValueError: if there are two heads.
+      ValueError: ``tokens`` name two methods.
     """
     tokens = tuple(tokens)
     method = one_of(tokens, HEADS, default)
@@ -200,7 +209,10 @@ def choose_value_based(config: ConfigDict, tokens: Iterable[str], default: str) 
 
 
 def curiosity_variants(default: str, without: str) -> dict[str, str]:
-    """The variants that choose an intrinsic reward, with descriptions, and ``ppo``, which has none: ``without``."""
+    """The variants that choose an intrinsic reward, with their descriptions, and ``ppo``, which has none.
+
+    ``without`` describes what happens without an intrinsic reward.
+    """
     described = {name: description for name, (description, _) in CURIOSITIES.items()}
     return described | {default: f"{described[default]} (the default)", "ppo": f"no intrinsic reward: {without}"}
 
@@ -208,10 +220,10 @@ def curiosity_variants(default: str, without: str) -> dict[str, str]:
 def choose_curiosity(config: ConfigDict, tokens: Iterable[str], default: str, weight: float = 1.0) -> str:
     """Adds the intrinsic reward that ``tokens`` name and its value head to ``config``; returns the method's name.
 
-    The value head is not episodic: at the end of an episode, what the next one may find still has value.
+    The value head is not episodic: its return continues into the next episode, where novelty can still be found.
 
     Raises:
-      ValueError: if there are two methods.
+      ValueError: ``tokens`` name two methods.
     """
     method = one_of(tokens, (*CURIOSITIES, "ppo"), default)
     if method != "ppo":
@@ -230,7 +242,7 @@ def one_of(tokens: Iterable[str], choices: Iterable[str], default: str) -> str:
     """The token that is one of ``choices``, or ``default``.
 
     Raises:
-      ValueError: if there are two.
+      ValueError: ``tokens`` name two of ``choices``.
     """
     found = [token for token in tokens if token in tuple(choices)]
     if len(found) > 1:
@@ -239,10 +251,13 @@ def one_of(tokens: Iterable[str], choices: Iterable[str], default: str) -> str:
 
 
 def tail_objectives(kind: str, levels: Iterable[float]) -> dict[str, dict[str, Any]]:
-    """One objective of ``kind`` per share of the returns; names have no dots, so that their keys can be overridden."""
+    """One objective of ``kind`` per level, a share of the returns.
+
+    The names have no dots, so that ``--config`` can override their keys.
+    """
     return {f"tau_{round(100 * level)}": {"kind": kind, "level": level} for level in levels}
 
 
 def ignore_stock(agent: ConfigDict) -> None:
-    """Makes ``agent`` ignore the stock, for comparison."""
+    """Makes the agent of the section ``agent`` ignore the stock, as a baseline."""
     agent.use_stock, agent.stock_features, agent.stock_edits = False, 0, 0

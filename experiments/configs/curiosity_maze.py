@@ -1,15 +1,15 @@
 """Curiosity in a maze with a noisy TV: which intrinsic reward still explores when part of the observation is random.
 
-For Figure 6 of "Curiosity in hindsight: intrinsic exploration in stochastic environments" (Jarrett et al., 2023,
-arXiv 2211.10515): four rooms in a chain, five kinds of noise, intrinsic reward alone. The map is our own, and networks
-and runs are far smaller than the paper's.
+Compares with Figure 6 of "Curiosity in hindsight: intrinsic exploration in stochastic environments" (Jarrett et al.,
+2023, arXiv 2211.10515): four rooms in a chain, five kinds of noise, intrinsic reward only. The map is our own, and the
+networks and runs are far smaller than the paper's.
 
 Command:
     sagax run curiosity_maze:METHOD,NOISE --seeds=5
     sagax summary curiosity_maze --results --metric=train/trackers
     sagax visits curiosity_maze:METHOD,NOISE ... --append --out=results/curiosity_maze_visits.jsonl
 
-Expected, trackers per training episode, mean of a run of 1,024,000 steps, from results/curiosity_maze.jsonl (5 seeds,
+Expected, trackers per training episode, mean over a run of 1,024,000 steps, from results/curiosity_maze.jsonl (5 seeds,
 95 % intervals; ``notebooks/curiosity.ipynb`` prints them):
                  quiet                brownian             pixel                on_demand
     hindsight    2.13 [2.09, 2.18]    2.00 [1.91, 2.12]    2.02 [1.96, 2.16]    2.03 [1.96, 2.11]
@@ -18,12 +18,12 @@ Expected, trackers per training episode, mean of a run of 1,024,000 steps, from 
     icm          1.83 [1.51, 1.97]    1.90 [1.68, 1.95]    1.74 [1.43, 1.86]    1.90 [1.70, 2.13]
     count        2.29 [2.15, 2.40]    2.27 [2.12, 2.35]    1.57 [1.37, 1.71]    0.05 [0.05, 0.06]
     ppo          1.14 [1.09, 1.19]    1.34 [1.30, 1.41]    1.12 [1.10, 1.15]    1.12 [1.08, 1.17]
-The notebook says which findings of the paper's figure hold here. Chance turns on the noise of on_demand in a fifth of
-the steps; count does so in all of them, rnd in 93 %, hindsight and explore in 13 %, icm in 4 %, and explore with a
-target_decay of 1 in 98 %. There are no rows yet for the variant episodic or for sticky actions.
+The notebook says which findings of the paper's figure hold here. In on_demand, random actions turn the noise on in a
+fifth of the steps, count in all of them, rnd in 93 %, hindsight and explore in 13 %, icm in 4 %, and explore with a
+target_decay of 1 in 98 %. There are no rows yet of the variant episodic or of sticky actions.
 
-Tuned on other seeds (rows in results/curiosity_maze_tuning.jsonl): optimiser steps per update, by the following command
-with --config.iterations=150 --config.evaluate_every=15:
+Tuned on other seeds (rows in results/curiosity_maze_tuning.jsonl): the optimiser steps per update, with the following
+command and --config.iterations=150 --config.evaluate_every=15:
     sagax sweep curiosity_maze:METHOD --seeds=2 --first-seed=100
 
 Time: 5 seeds side by side take 6 (rnd) to 15 minutes (hindsight) on two busy cores. Speed of the whole loop as a share
@@ -41,15 +41,15 @@ from experiments.configs._common import choose_curiosity, curiosity_variants, en
 NOISE = {
     "quiet": ("none", "blocks that oscillate (the default)"),
     "brownian": ("brownian", "blocks that wander"),
-    "pixel": ("pixel", "a layer of random pixels in every fourth frame"),
-    "on_demand": ("on_demand", "that layer whenever the agent does nothing"),
-    "sticky": ("sticky", "every tenth action is the last one again"),
+    "pixel": ("pixel", "a layer of random pixels, shown in a quarter of the frames"),
+    "on_demand": ("on_demand", "a layer of random pixels, shown whenever the agent does nothing"),
+    "sticky": ("sticky", "each action is replaced by the previous one with probability 0.1"),
 }
 VARIANTS = (
     curiosity_variants("hindsight", "the policy stays random")
     | {name: description for name, (_, description) in NOISE.items()}
     | {
-        "trackers": "a reward of 1 for every tracker, beside the intrinsic reward",
+        "trackers": "a reward of 1 for every tracker, in addition to the intrinsic reward",
         "smoke": "seconds: a few iterations of a small batch",
     }
 )
@@ -81,5 +81,5 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def get_sweep() -> dict[str, list]:
-    """How often a method that learns does so per update: what decided between standing still and exploring."""
+    """Optimiser steps per update, for the methods that learn: they decided whether the agent explored."""
     return {"rewards.curiosity.updates": [1, 4, 16]}

@@ -1,8 +1,8 @@
 """Curiosity on MiniGrid, where the only reward comes at the end of a task that random actions do not solve.
 
-For "Random network distillation" (Burda et al., 2018, arXiv 1810.12894) and "Curiosity in hindsight" (Jarrett et al.,
-2023, arXiv 2211.10515), on procedurally generated rooms: the environment's reward and the intrinsic reward are two
-channels with a value head each, as in section 2.3 of the first paper.
+Follows "Random network distillation" (Burda et al., 2018, arXiv 1810.12894) and "Curiosity in hindsight" (Jarrett et
+al., 2023, arXiv 2211.10515) on procedurally generated rooms. The environment's reward and the intrinsic reward are two
+channels with one value head each, as in section 2.3 of the first paper.
 
 Command:
     sagax run curiosity_minigrid:METHOD,TASK --seeds=10
@@ -35,11 +35,11 @@ from experiments.configs._common import (
 
 NOISE = {
     "quiet": ("none", "nothing besides the rooms (the default)"),
-    "pixel": ("pixel", "a layer of random pixels in every fourth frame"),
-    "on_demand": ("on_demand", "that layer whenever the agent does nothing"),
+    "pixel": ("pixel", "a layer of random pixels, shown in a quarter of the frames"),
+    "on_demand": ("on_demand", "a layer of random pixels, shown whenever the agent does nothing"),
 }
 VARIANTS = (
-    curiosity_variants("rnd", "what is found is found by chance")
+    curiosity_variants("rnd", "the agent finds the goal by chance only")
     | {name: description for choices in (MINIGRID_TASKS, NOISE) for name, (_, description) in choices.items()}
     | {"smoke": "seconds: a few iterations of a small batch"}
 )

@@ -1,7 +1,8 @@
 """Curiosity on Montezuma's Revenge, whose first reward takes about a hundred right steps.
 
-For "Random network distillation" (Burda et al., 2018, arXiv 1810.12894) and "Curiosity in hindsight" (Jarrett et al.,
-2023, arXiv 2211.10515), where sticky actions, repeated with probability 0.1, stop BYOL-Explore but not BYOL-Hindsight.
+Set up as in "Random network distillation" (Burda et al., 2018, arXiv 1810.12894) and "Curiosity in hindsight" (Jarrett
+et al., 2023, arXiv 2211.10515), where sticky actions (repeated with probability 0.1) stop BYOL-Explore but not
+BYOL-Hindsight.
 A run starts, trains and resumes on a CPU. A result takes hundreds of millions of steps, and none is claimed here. Needs
 the extra ``atari``.
 
@@ -17,12 +18,12 @@ from experiments.configs._common import choose_curiosity, curiosity_variants, en
 
 # The probability that the emulator repeats the last action, by a short name.
 STICKY = {
-    "sticky": (0.1, "every tenth action is the last one again (the default)"),
-    "stickier": (0.25, "every fourth action is, as in RND's experiments"),
-    "deterministic": (0.0, "every action is the chosen one"),
+    "sticky": (0.1, "the previous action is repeated with probability 0.1 (the default)"),
+    "stickier": (0.25, "the previous action is repeated with probability 0.25, as in RND's experiments"),
+    "deterministic": (0.0, "the chosen action is always executed"),
 }
 VARIANTS = (
-    curiosity_variants("hindsight", "no more than chance finds")
+    curiosity_variants("hindsight", "the agent finds rewards by chance only")
     | {name: description for name, (_, description) in STICKY.items()}
     | {"smoke": "a few iterations of a small batch on small frames"}
 )

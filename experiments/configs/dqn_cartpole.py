@@ -1,4 +1,4 @@
-"""The DQN family on CartPole-v1: one agent with heads and targets as variants, beside stable-baselines3's agents.
+"""The DQN family on CartPole-v1, compared with stable-baselines3: one agent, whose heads and targets are variants.
 
 Command:
     sagax run dqn_cartpole[:qrdqn,double,...] --seeds=10
@@ -22,10 +22,11 @@ Tuned on other seeds (rows in results/dqn_cartpole_tuning.jsonl): 4 points per m
 without 10-step returns, ranked by the mean return of the run:
     sagax sweep dqn_cartpole:METHOD --seeds=2 --first-seed=100 --rank=auc
     sagax baselines dqn_cartpole:BASELINE --baseline-python=PYTHON --sweep --seeds=2 --first-seed=100
-With one-step returns it stays below 270 (dqn, qrdqn) and 310 (both baselines). All train in the rhythm of the zoo:
-128 gradient steps after every 256 environment steps, with a target network that stays fixed in between.
+With one-step returns the mean return stays below 270 (dqn, qrdqn) and 310 (both baselines). All agents train on the
+schedule of the zoo: 128 gradient steps after every 256 environment steps, with a target network that stays fixed in
+between.
 
-Time: 10 seeds of dqn or qrdqn take 6 to 7 minutes side by side on two busy cores; a seed of a baseline takes one.
+Time: 10 seeds of dqn or qrdqn take 6 to 7 minutes side by side on two busy cores; a seed of a baseline takes a minute.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ VARIANTS = value_based_variants("dqn") | {
     "smoke": "seconds: a few iterations of a small batch",
 }
 REPRODUCES = "DQN (Mnih et al., 2015), C51, QR-DQN and IQN on gymnasium CartPole-v1: return 500"
-# Learning rate and rows per segment with the best area under the curve of the return, of 4 points per method. C51 and
-# IQN use those of QR-DQN.
+# Learning rate and length of the n-step return: of 4 points per method, those with the best area under the return's
+# curve. C51 and IQN use those of QR-DQN.
 TUNED = {"dqn": (1e-3, 10), "qrdqn": (2e-3, 10)}
 # The settings that rl-baselines3-zoo documents as tuned for stable-baselines3 on this environment.
 _ZOO = {
@@ -57,7 +58,7 @@ _ZOO = {
     "net_arch": (256, 256),
 }
 BASELINES = {"sb3_dqn": _ZOO, "sb3_qrdqn": _ZOO | {"n_quantiles": 10}}
-# The best of the same 4 points around the zoo's settings is the same for both.
+# Both baselines have the same best point of the same 4 points around the zoo's settings.
 BASELINES |= {
     f"{baseline},tuned": settings | {"learning_rate": 2.3e-3, "n_steps": 10} for baseline, settings in BASELINES.items()
 }
@@ -76,7 +77,7 @@ def get_config(variant: str = "") -> ConfigDict:
     method = choose_value_based(config, tokens, "dqn")
     config.network.layer_norm = True
     agent.learning_rate, agent.n_step = TUNED.get(method, TUNED["qrdqn"])
-    # The zoo's rhythm: the target network stays fixed while the network learns from 256 steps.
+    # The zoo's schedule: the target network stays fixed while the network learns from 256 steps.
     agent.updates, agent.batch_size = 128, 64
     agent.target_rate, agent.target_period = 0.0, 128
     agent.value_low, agent.value_high = 0.0, 100.0
@@ -94,5 +95,5 @@ def get_sweep() -> dict[str, list]:
 
 
 def get_baseline_sweep() -> dict[str, list]:
-    """The same for the baselines: around what the zoo documents, with and without n-step returns."""
+    """Learning rates of the baselines around the one that the zoo documents, with and without n-step returns."""
     return {"learning_rate": [1e-3, 2.3e-3], "n_steps": [1, 10]}

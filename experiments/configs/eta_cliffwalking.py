@@ -1,24 +1,24 @@
 """The eta-network on gymnasium's slippery CliffWalking: the mean and the tail of the return where a safe path exists.
 
-For the risk figures of "Optimizing return distributions with distributional dynamic programming" (Pires et al., 2025,
-JMLR 26(185)), on an environment of gymnasium. Its slips go sideways only, so that a path without falls exists, and the
-planner finds one policy that is optimal for the mean and for every share down to 0.1
-(``notebooks/distributional_dp.ipynb``). Random actions seldom find the goal, in 2 of 100 episodes of 200 steps, so that
-the agent explores for long and keeps all of it in its buffer; until it finds the goal, the best it knows is to stand
-still.
+Compares with the risk figures of "Optimizing return distributions with distributional dynamic programming" (Pires et
+al., 2025, JMLR 26(185)), on an environment of gymnasium. Its slips go sideways only, so that a path without falls
+exists, and the planner finds one policy that is optimal for the mean and for every share down to 0.1
+(``notebooks/distributional_dp.ipynb``). Random actions find the goal in 2 of 100 episodes of 200 steps only, so that
+the agent explores for a long time and keeps all transitions in its buffer. Until it finds the goal, the best policy
+that it knows is to stand still.
 
 Command:
     sagax run eta_cliffwalking --seeds=5
     sagax summary eta_cliffwalking --results --metric=objective/tau_10
 
-Expected, mean of the worst share of the returns of 512 episodes, from results/eta_cliffwalking.jsonl (5 seeds,
-1,024,000 steps), beside the planner's optimum:
+Expected, mean of the worst share tau of the returns of 512 episodes, from results/eta_cliffwalking.jsonl (5 seeds,
+1,024,000 steps), and the planner's optimum:
     tau 0.1    -116.5 [-166.8, -115.3]    planner -116.6
     tau 0.25    -98.9 [-137.3, -97.8]              -98.3
     tau 0.5     -84.4 [-111.5, -83.5]              -83.2
     tau 1       -65.5 [-78.0, -64.7]               -64.7
-Four seeds end within 2 of the optimum; the fifth had been near it and ends far off (-190.9 at 0.1): the policies still
-change from one evaluation to the next at the end. The stockless comparison has no rows.
+Four seeds end within 2 of the optimum. The fifth had been near it and ends far off (-190.9 at 0.1): at the end of
+training the policies still change from one evaluation to the next. There are no rows of the variant stockless.
 
 Time: 25 minutes for 5 seeds side by side on one of two busy cores.
 """
@@ -33,7 +33,7 @@ LEVELS = (0.1, 0.25, 0.5, 1.0)
 HORIZON = 200
 VARIANTS = {
     "cvar": "the mean of the worst share of the returns (the default)",
-    "stockless": "for comparison: greedy for the worst tenth of the future return, without the stock",
+    "stockless": "a baseline without the stock: greedy for the worst tenth of the future return",
     "smoke": "seconds: a few iterations of a small batch",
 }
 REPRODUCES = "Pires et al. 2025 (JMLR 26(185)): risk on gymnasium's CliffWalking-v1, slippery"
@@ -50,7 +50,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "is_slippery": True,
         "time_limit": HORIZON,
     }
-    # How far a return may be below 0 before the tail alone counts: a fall costs 100.
+    # Start stocks up to 150 cover tail returns down to -150: a fall costs 100.
     config.environment.stock = {"low": 0.0, "high": 150.0, "horizon": HORIZON}
     config.data = {"kind": "replay", "length": 16, "batch": 16, "group_size": 1}
     config.rewards.env = {"kind": "scale", "channel": "env", "factor": 0.05}

@@ -1,7 +1,7 @@
-"""The eta-network on 4x4 gridworlds: one agent, many objectives, beside the exact planner.
+"""The eta-network on 4x4 gridworlds: one agent for many objectives, compared with the exact planner.
 
-For the figure family of "Optimizing return distributions with distributional dynamic programming" (Pires et al., 2025,
-JMLR 26(185)): target returns, and the mean beside the tail of the return. The layouts are those of
+Compares with the figures of "Optimizing return distributions with distributional dynamic programming" (Pires et al.,
+2025, JMLR 26(185)): target returns, and the mean and the tail of the return. The layouts are those of
 ``tabular.LAYOUTS``, not the paper's.
 
 Command:
@@ -9,16 +9,16 @@ Command:
     sagax run eta_gridworld:cvar,stockless,tau_10 --seeds=10
     sagax summary eta_gridworld --results --metric=objective
 
-Found after 64,000 environment steps, interquartile mean of 10 seeds, each on 512 episodes, beside the planner's optimum
-(``agents.planning.distributional``); the largest and the smallest possible return are 14 (target, homeostasis) and 23
-(the others) apart:
-    target           all 11 targets are hit exactly, 10 of them by every seed; planner: exactly
+Found after 64,000 environment steps, interquartile mean of 10 seeds with 512 episodes each, and the planner's optimum
+(``agents.planning.distributional``). The largest and the smallest possible return differ by 14 (target, homeostasis)
+or 23 (the others):
+    target           all 11 targets are hit exactly, 10 of them by every seed; the planner hits all exactly
     cvar             tau .1: 0.38, .25: 1.32, .5: 2.47, 1: 3.94; planner 0.60, 1.43, 2.45, 3.86
     optimistic_cvar  tau .1: 5.97, .25: 5.95, .5: 5.34, 1: 3.94; planner 6.28, 5.92, 5.30, 3.86 (an upper bound); two
                      seeds of ten are far below
     mean_cvar        2.67; planner 2.61
     homeostasis      -0.022 [-0.034, -0.012]
-    cvar,stockless   tau .1: -1.06, .25: 0.40, .5: 2.47, 1: 3.94; without the stock the tail is lost, the mean is not
+    cvar,stockless   tau .1: -1.06, .25: 0.40, .5: 2.47, 1: 3.94; without the stock the tail is worse, the mean is not
     target,stockless -3 and 3 are hit, too: in a deterministic environment whose rewards stay available until the end,
                      an agent without the stock can collect them all in the last steps
 A value above the planner's comes from the draw of the 512 episodes, which all seeds share in these rows; its standard
@@ -36,7 +36,7 @@ from experiments.configs._common import ignore_stock, one_of, tail_objectives, v
 
 TARGETS = tuple(range(-5, 6))
 LEVELS = (0.1, 0.25, 0.5, 1.0)
-# The functional to train with, layout, slip and discount.
+# For each problem: the functional to train with, the layout, the slip and the discount.
 PROBLEMS = {
     "target": ({"kind": "target_return", "target": 0.0}, "two_rewards", 0.0, 1.0),
     "cvar": ({"kind": "cvar", "level": 0.5}, "short_and_risky", 0.25, 1.0),
@@ -45,14 +45,14 @@ PROBLEMS = {
     "homeostasis": ({"kind": "target_return", "target": 0.0}, "open", 0.25, 0.99),
 }
 ONLY = {f"target_{target}": "trained and evaluated for this target alone" for target in TARGETS}
-ONLY |= dict.fromkeys(tail_objectives("cvar", LEVELS), "trained and evaluated for this share alone")
+ONLY |= dict.fromkeys(tail_objectives("cvar", LEVELS), "trained and evaluated for this share of the returns alone")
 VARIANTS = {
     "target": "a given return, neither more nor less (the default)",
     "cvar": "the mean of the worst share of the returns, in a slippery environment",
     "optimistic_cvar": "the mean of the best share of the returns",
     "mean_cvar": "half the mean, half the mean of the worst quarter",
-    "homeostasis": "a stock that stays near 0, whatever the environment adds; with one number this is a target return",
-    "stockless": "for comparison: greedy for the functional of the future return, without the stock",
+    "homeostasis": "keep the stock near 0, whatever the environment adds; for a scalar stock this is a target return",
+    "stockless": "a baseline without the stock: greedy for the functional of the future return",
     **ONLY,
     "smoke": "seconds: a few iterations of a small batch",
 }
@@ -94,12 +94,15 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def objectives(problem: str) -> dict[str, dict]:
-    """What the agent of ``problem`` is evaluated for, by name: a name has no dot, so that a key can be overridden."""
+    """The objectives that the agent of ``problem`` is evaluated for, by name.
+
+    The names have no dots, so that ``--config`` can override their keys.
+    """
     if problem in ("target", "homeostasis"):
         targets = TARGETS if problem == "target" else (0,)
         return {f"target_{target}": {"kind": "target_return", "target": float(target)} for target in targets}
     if problem == "mean_cvar":
-        # The utility depends on the level, so that every level is an agent of its own.
+        # The utility depends on the level, so that every level needs an agent of its own.
         return {"tau_25": PROBLEMS[problem][0]}
     return tail_objectives(problem, LEVELS)
 

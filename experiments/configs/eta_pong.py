@@ -1,8 +1,8 @@
 """The eta-network on Pong: it aims at a chosen discounted return instead of the largest one.
 
-For the Atari figure of "Optimizing return distributions with distributional dynamic programming" (Pires et al., 2025,
-JMLR 26(185)). A run starts, trains and resumes on a CPU. A result takes millions of steps and a GPU, and none is
-claimed here. Needs the extra ``atari``.
+Set up as for the Atari figure of "Optimizing return distributions with distributional dynamic programming" (Pires et
+al., 2025, JMLR 26(185)). A run starts, trains and resumes on a CPU. A result takes millions of steps and a GPU, and
+none is claimed here. Needs the extra ``atari``.
 
 Command:
     sagax run eta_pong

@@ -1,4 +1,4 @@
-"""The DQN family on Breakout by MinAtar's rules, inside jit, with a convolutional network. No rows are committed yet.
+"""The DQN family on MinAtar's Breakout, inside jit, with a convolutional network. There are no committed rows yet.
 
 Command:
     sagax run iqn_breakout[:dqn,double,...] --seeds=5
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from experiments.configs._common import choose_value_based, value_based_config, value_based_variants
 
-# There is no dueling form of the implicit head.
+# The implicit head has no dueling form.
 VARIANTS = {name: about for name, about in value_based_variants("iqn").items() if name != "dueling"}
 VARIANTS |= {"smoke": "seconds: a few iterations of a small batch"}
 REPRODUCES = "IQN (Dabney et al., 2018), DQN, C51 and QR-DQN on MinAtar's Breakout (arXiv 1903.03176), rebuilt in JAX"

@@ -1,9 +1,9 @@
 """Intrinsic rewards from language feedback on MiniGrid: three models of how an annotator labels messages.
 
-For "Online intrinsic rewards for decision making agents from large language model feedback" (ONI: Zheng et al., 2024,
-arXiv 2410.23022), which trains on NetHack. The rooms here are MiniGrid's, and the messages describe events in them
-("You picked up the yellow key"). A scripted annotator stands in for the language model and answers DELAY messages late;
-with http the annotator is a model behind any endpoint that speaks OpenAI's protocol.
+Compares with "Online intrinsic rewards for decision making agents from large language model feedback" (ONI: Zheng et
+al., 2024, arXiv 2410.23022), which trains on NetHack. The environments here are MiniGrid's, and the messages describe
+events in them ("You picked up the yellow key"). A scripted annotator takes the place of the language model and answers
+DELAY messages late; with http the annotator is a model behind any endpoint with OpenAI's protocol.
 
 Command:
     sagax run oni_minigrid:MODEL,DELAY,TASK --seeds=5
@@ -14,11 +14,11 @@ Command:
 
 The extra minigrid installs MiniGrid. With http, SAGAX_ANNOTATOR_KEY is sent if it is set; labels are kept in
 annotations.jsonl in the run folder, or in the file that annotator.cache names. The seeds of a run share that file and
-the budget: a later seed has the labels that an earlier one asked for. To compare seeds, run each with its own
---first-seed and cache.
+the budget: a later seed gets the labels that an earlier one asked for. To compare seeds, run each with its own
+--first-seed and annotator.cache.
 
-Expected on KeyCorridorS3R3, share of training episodes that succeed, mean of a run, from results/oni_minigrid.jsonl (5
-seeds, 409,600 steps; ppo has 0.001 [0.000, 0.005]):
+Expected on KeyCorridorS3R3, share of training episodes that succeed, mean over a run, from results/oni_minigrid.jsonl
+(5 seeds, 409,600 steps; ppo has 0.001 [0.000, 0.005]):
                       delay_0              delay_100            delay_1000           partial
     retrieval         0.28 [0.19, 0.42]    0.28 [0.12, 0.43]    0.16 [0.02, 0.33]    0.03 [0.02, 0.04]
     classification    0.28 [0.19, 0.42]    0.41 [0.20, 0.49]    0.22 [0.14, 0.38]    0.25 [0.15, 0.49]
@@ -30,8 +30,8 @@ pays nothing for opened doors, which the script likes least, with or without a l
 
 Time: 2 to 3 minutes per seed on one of two busy cores. Speed of the whole loop as a share of plain PPO's, by wall-clock
 and by processor time (``sagax benchmark minigrid``): retrieval 0.90 and 0.88, classification 0.87 and 0.84, ranking
-0.69 and 0.62. With an annotator that takes a second per reply the loop has 1.06 (0.81 to 1.39) of the speed that it has
-with one that answers at once (``sagax benchmark annotator``).
+0.69 and 0.62. An annotator that takes a second per reply does not slow the loop down: its speed is 1.06 (0.81 to 1.39)
+times that with an annotator that answers at once (``sagax benchmark annotator``).
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ from ml_collections import ConfigDict, config_dict
 from experiments.configs._common import MINIGRID_TASKS, entry, one_of, policy_gradient_config
 
 MODELS = {
-    "retrieval": "a message pays its label, once it has one (the default)",
-    "classification": "a network predicts labels, also of messages without one",
-    "ranking": "a network predicts which of two messages is the better one",
+    "retrieval": "a message pays its label as soon as it has one (the default)",
+    "classification": "a network predicts the label of every message",
+    "ranking": "a network predicts which of two messages is better",
     "ppo": "no intrinsic reward",
 }
 DELAYS = {
     "delay_0": "labels come at once (the default)",
     "delay_100": "labels come 100 messages late",
     "delay_1000": "labels come 1000 messages late",
-    "http": "labels come from a language model that environment variables name, see the run card",
+    "http": "labels come from the language model that environment variables name, see the run card",
 }
-# For each of MiniGrid's tasks: the goal for the prompt, and the messages that the scripted annotator likes, best first.
+# For each MiniGrid task: its goal, for the prompt, and the messages that the scripted annotator likes, best first.
 GOALS = {
     "key_corridor": (
         "Find the key behind one of the doors, unlock the locked door with it and pick up the ball in the room behind.",
@@ -165,5 +165,5 @@ def _http(goal: str) -> dict:
 
 
 def get_sweep() -> dict[str, list]:
-    """How fast repetition is forgotten, and the weight of the intrinsic reward."""
+    """How fast rewards fall with repetition, and the weight of the intrinsic reward."""
     return {"rewards.language.beta": [1.0, 3.0], "credit.language.weight": [0.1, 0.4, 1.0]}

@@ -1,7 +1,7 @@
-"""Process rewards from outcomes alone: OPRL beside GRPO, RLOO, PRIME, GiGPO and PPO on Sokoban.
+"""Process rewards from outcomes alone: OPRL compared with GRPO, RLOO, PRIME, GiGPO and PPO on Sokoban.
 
-Shows: table 1 of OPRL / iStar (arXiv 2509.19199), column VisualSokoban, with small networks instead of language models:
-which credit learns 6x6 rooms with one box from sparse success alone, and with how many steps.
+Compares with table 1 of OPRL / iStar (arXiv 2509.19199), column VisualSokoban, with small networks instead of language
+models: which credit learns 6x6 rooms with one box when only success pays, and with how many steps?
 
 Command:
     sagax run oprl_sokoban:METHOD[,warm] --seeds=10
@@ -31,7 +31,8 @@ Measured by tests/experiments/configs/test_oprl_sokoban.py, which repeats it on 
 
 On RGB: see notebooks/oprl.ipynb.
 
-Tuned alike, on other seeds (rows in results/oprl_sokoban_tuning.jsonl; the warm start uses the same values):
+All methods were tuned alike, on other seeds (rows in results/oprl_sokoban_tuning.jsonl; the warm start uses the same
+values):
     sagax sweep oprl_sokoban:METHOD --seeds=2 --first-seed=100 --config.iterations=80 --rank=auc
     (on RGB METHOD,visual with --sweep.agent.learning_rate=0.0005,0.001,0.002)
 
@@ -45,28 +46,28 @@ from ml_collections import ConfigDict
 from experiments.configs._common import entry, one_of, policy_gradient_config
 
 METHODS = {
-    "oprl": "group z-score of the outcome plus z-score of implicit step rewards (the paper's equations)",
-    "prime": "leave-one-out outcome plus return-to-go of implicit step rewards, groups of middling success only",
-    "gigpo": "group z-score of the outcome plus return-to-go against the same observation in the group",
+    "oprl": "group z-score of the outcome plus group z-score of implicit step rewards (the paper's equations)",
+    "prime": "leave-one-out outcome plus return-to-go of implicit step rewards, in groups of 20 to 80 % success",
+    "gigpo": "group z-score of the outcome plus return-to-go less its mean at the same observation in the group",
     "grpo": "group z-score of the outcome",
-    "drgrpo": "outcome less the group's mean, no deviation, no length in the loss",
-    "rloo": "outcome less the mean of the group's others",
+    "drgrpo": "outcome less the group's mean, not divided by standard deviation or length",
+    "rloo": "outcome less the mean of the group's other rollouts",
     "reinforce_pp": "return-to-go, whitened over the batch",
     "ppo": "generalised advantage estimation with a critic",
-    "oprl_released": "oprl as in the released code: mean over steps, single forward, largest reward 1, leave one out",
-    "oprl_residual": "oprl with a residual reward model on replay, as far as it is accurate (the default)",
-    "control_variate": "leave-one-out outcome less what the other steps' centred rewards explain of it",
+    "oprl_released": "oprl as in the released code: leave one out, mean over steps, score before the update, maximum 1",
+    "oprl_residual": "oprl with a residual reward model on replay, weighted by its accuracy (the default)",
+    "control_variate": "leave-one-out outcome less the part that centred rewards of the other steps explain",
     "ppo_residual": "ppo plus the calibrated process reward of oprl_residual",
 }
 SETTINGS = {
     "scratch": "from random weights (the default)",
-    "warm": "the policy is first cloned from few of the solver's solutions",
+    "warm": "the policy is first cloned from a few of the solver's solutions",
     "visual": "RGB observations and a convolutional network (VisualSokoban)",
     "hard": "10x10 rooms that take 8 pushes in the median, 12 at most",
     "smoke": "seconds: a few iterations of a small batch",
 }
 VARIANTS = METHODS | SETTINGS
-# Learning rate and entropy weight: of 8 points per method, the best area under the success curve of 80 iterations.
+# Learning rate and entropy weight: the best of 8 points per method by the area under the success curve, 80 iterations.
 TUNED = {
     "oprl": (2e-3, 0.01),
     "prime": (4e-3, 0.05),
@@ -81,7 +82,7 @@ TUNED = {
     "control_variate": (8e-3, 0.01),
     "ppo_residual": (8e-3, 0.05),
 }
-# Every room draws how many pushes it needs: a sparse reward teaches nothing where chance never solves a room.
+# Every room draws how many pushes it needs: if random actions never solved a room, a sparse reward would teach nothing.
 HARD_ROOMS = {
     "height": 10,
     "width": 10,
@@ -90,9 +91,9 @@ HARD_ROOMS = {
     "pushes_high": 14,
     "time_limit": 50,
 }
-# For every method: 0.05 leaves the policy near uniform while successes are rare.
+# The same for every method: with 0.05 the policy stays near uniform while successes are rare.
 HARD_ENTROPY_WEIGHT = 0.01
-# On RGB: the best of 5e-4, 1e-3 and 2e-3 in the same way; 2e-3 for the methods that were not tuned there.
+# Learning rate on RGB: the best of 5e-4, 1e-3 and 2e-3 in the same way; other methods use 2e-3.
 TUNED_ON_RGB = {"grpo": 2e-3, "ppo": 2e-3, "oprl": 1e-3}
 REPRODUCES = "OPRL / iStar (arXiv 2509.19199), table 1: VisualSokoban column"
 
@@ -205,7 +206,7 @@ def _credit(config: ConfigDict, method: str) -> None:
 
 
 def process_reward(**changes) -> dict:
-    """The implicit process reward as the OPRL paper defines it, with ``changes``."""
+    """The section of the implicit process reward as the OPRL paper defines it, with ``changes``."""
     return {
         "kind": "implicit_prm",
         "form": "policy",

@@ -1,14 +1,14 @@
-"""PPO on CartPole-v1: the host driver on gymnasium's environment, and the whole loop in jit on its functional version.
+"""PPO on CartPole-v1: gymnasium's environment with the host driver, or its functional version with the loop in jit.
 
 Command:
     sagax run ppo_cartpole[:native] --seeds=10
     sagax summary ppo_cartpole --metric=return --threshold=475
 
 Expected, 10 seeds, greedy return on 32 episodes (95 % interval):
-    host     500 [500, 500] after 100,352 steps; 475 first passed after 30 [22, 45] thousand
-    native   500 [500, 500] after 512,000 steps; 475 first passed after 61 [51, 81] thousand
+    host     500 [500, 500] after 100,352 steps; 475 is first passed after 30 [22, 45] thousand
+    native   500 [500, 500] after 512,000 steps; 475 is first passed after 61 [51, 81] thousand
 
-Time: 10 to 60 seconds per seed on the host, on 2 cores with varying other work.
+Time: 10 to 60 seconds per seed on the host, on 2 cores that also did other work.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from experiments.configs._common import entry, one_of, policy_gradient_config
 VARIANTS = {
     "host": "gymnasium's CartPole-v1, stepped from Python (the default)",
     "native": "gymnasium's functional CartPole inside jit, the same dynamics",
-    "recurrent": "a GRU after the dense layers",
+    "recurrent": "the network has a GRU after the dense layers",
     "smoke": "seconds: a few iterations of a small batch",
 }
 REPRODUCES = "PPO (arXiv 1707.06347) on gymnasium CartPole-v1: return 500"

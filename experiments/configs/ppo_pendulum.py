@@ -4,10 +4,10 @@ Command:
     sagax run ppo_pendulum --seeds=10
     sagax summary ppo_pendulum --metric=return --threshold=-250
 
-Expected, 10 seeds, greedy return on 32 episodes (95 % interval): -183 [-184, -182] after 614,400 steps. It is
-above -250 from the first or second evaluation on, 54 [51, 62] thousand steps.
+Expected, 10 seeds, greedy return on 32 episodes (95 % interval): -183 [-184, -182] after 614,400 steps. It
+exceeds -250 from the first or second evaluation on, after 54 [51, 62] thousand steps.
 
-Time: 10 seeds side by side took 13 minutes on 2 cores that did much other work.
+Time: 10 seeds side by side took 13 minutes on 2 cores that also did much other work.
 """
 
 from __future__ import annotations

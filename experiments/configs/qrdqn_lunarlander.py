@@ -1,4 +1,4 @@
-"""The DQN family on LunarLander-v3 (extra box2d): quantiles of the return on a host environment.
+"""The DQN family on LunarLander-v3 (extra box2d), a host environment: QR-DQN and DQN compared with baselines.
 
 Command:
     sagax run qrdqn_lunarlander[:dqn,double,...] --seeds=5
@@ -11,19 +11,19 @@ Found, greedy return on 16 episodes over 102,400 steps, from results/qrdqn_lunar
     sb3_dqn,tuned             128 [79, 178]     122 [87, 151]           76, 4 of 5 seeds
     qrdqn                     212 [172, 247]    130 [116, 158]          53, 4 of 5 seeds
     sb3_qrdqn,32_quantiles    243 [197, 253]    105 [55, 134]           73, 4 of 5 seeds
-To pass 200, dqn takes 1.08 [0.00, 2.11] of the steps of sb3_dqn,tuned and qrdqn .74 of those of
-sb3_qrdqn,32_quantiles, with an unbounded interval: one seed of either never passes it. 5 seeds show no difference in
-speed of learning between sagax and the baselines; at the end dqn is ahead of its baseline and qrdqn behind, with
-intervals that overlap.
+To pass 200, dqn takes 1.08 [0.00, 2.11] of the steps of sb3_dqn,tuned, and qrdqn .74 of those of
+sb3_qrdqn,32_quantiles with an unbounded interval, because one seed of either never passes it. 5 seeds show no
+difference in speed of learning between sagax and the baselines; at the end dqn is ahead of its baseline and qrdqn
+behind, with intervals that overlap.
 
 Tuned on other seeds (rows in results/qrdqn_lunarlander_tuning.jsonl): 4 points per method, two learning rates with and
-without 3-step returns, ranked by the area under the curve:
+without 3-step returns, ranked by the area under the return's curve:
     sagax sweep qrdqn_lunarlander[:dqn] --seeds=2 --first-seed=100 --rank=auc
     sagax baselines qrdqn_lunarlander:BASELINE --baseline-python=PYTHON --sweep --seeds=2 --first-seed=100
 The best point is the same for dqn and qrdqn, a rate of 5e-4 with 3-step returns; for sb3_dqn it is a rate of 1.5e-3,
 also with 3-step returns, and for sb3_qrdqn,32_quantiles the documented one, a rate of 1.5e-3 with one-step returns.
 
-Time: a seed of dqn takes 2 minutes of one core, one of qrdqn 4, of sb3_dqn 5 to 9, of sb3_qrdqn with 32 quantiles 10.
+Time per seed on one core: dqn 2 minutes, qrdqn 4, sb3_dqn 5 to 9, sb3_qrdqn with 32 quantiles 10.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from experiments.configs._common import choose_value_based, value_based_config, 
 
 VARIANTS = value_based_variants("qrdqn") | {"smoke": "seconds: a few iterations of a small batch"}
 REPRODUCES = "QR-DQN (Dabney et al., 2018), DQN, C51 and IQN on gymnasium LunarLander-v3: return above 200"
-# Learning rate and rows per segment: of 4 points, the best area under the curve of the return, for both methods.
+# Learning rate and length of the n-step return: for both methods the best of 4 points by the area under the curve.
 TUNED = (5e-4, 3)
-# What rl-baselines3-zoo documents as tuned for stable-baselines3 on this environment (version 2 of it).
+# The settings that rl-baselines3-zoo documents as tuned for stable-baselines3 on version 2 of this environment.
 BASELINES = {
     "sb3_dqn": {
         "learning_rate": 6.3e-4,
@@ -67,10 +67,10 @@ BASELINES = {
         "n_quantiles": 170,
     },
 }
-# Of 4 points around what the zoo documents, the best on two other seeds.
+# The best of 4 points around the documented settings, by two other seeds.
 BASELINES["sb3_dqn,tuned"] = BASELINES["sb3_dqn"] | {"learning_rate": 1.5e-3, "n_steps": 3}
-# As many quantiles as ours: a seed with 170 takes more than 100 minutes of one core, too much for a grid. Of 4 points
-# this one, with the documented rate, is the best.
+# As many quantiles as qrdqn has: a seed with 170 takes more than 100 minutes of one core, too much for a grid. The best
+# of 4 points is this one, with the documented learning rate.
 BASELINES["sb3_qrdqn,32_quantiles"] = BASELINES["sb3_qrdqn"] | {"n_quantiles": 32}
 
 
@@ -81,7 +81,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.iterations, config.evaluate_every = 6400, 640
     config.data = {"kind": "replay", "length": 4, "batch": 4, "group_size": 1}
     config.environment = {"kind": "gymnasium", "environment_id": "LunarLander-v3"}
-    # Returns of hundreds: the heads start near 0 and learn steps of about 1.
+    # Returns are in the hundreds, but the heads start near 0 and learn best at a scale of about 1.
     config.rewards.env = {"kind": "scale", "channel": "env", "factor": 0.1}
     agent = config.agent
     choose_value_based(config, tokens, "qrdqn")
@@ -104,5 +104,5 @@ def get_sweep() -> dict[str, list]:
 
 
 def get_baseline_sweep() -> dict[str, list]:
-    """The same for the baselines: what the zoo documents for either of them, with and without n-step returns."""
+    """The learning rates that the zoo documents for the two baselines, with and without n-step returns."""
     return {"learning_rate": [6.3e-4, 1.5e-3], "n_steps": [1, 3]}

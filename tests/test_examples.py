@@ -1,4 +1,4 @@
-"""Every example runs, and does what it says."""
+"""Every example runs and has the effect that it describes."""
 
 import runpy
 from pathlib import Path

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# From what others build on to what builds on others.
+# Each package may import those before it.
 LAYERS = ("envs", "agents", "rewards", "experiments", "examples", "notebooks")
 # Disk, flags, clocks, loggers, display and configuration objects.
 ONLY_EXPERIMENTS = ("argparse", "matplotlib", "ml_collections", "orbax", "rich", "tensorboardX", "time")
-# The rooms of experiments, from what others build on to what builds on others; those of one entry know nothing of each
-# other. What lies in none of them, errors and files, is below all.
+# The packages of experiments: each may import those of earlier entries; those of one entry do not import each other.
+# Modules outside of them (errors, disk) are below all.
 ROOMS = (
     ("configs",),
     ("evaluators", "annotation"),

@@ -1,4 +1,4 @@
-"""Every notebook runs from the committed rows, and says what they say."""
+"""Every notebook runs on the committed rows, draws a figure, and was committed with its outputs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The README's commands run, and what it and the architecture page name exists."""
+"""The README's commands run, and everything that the README and the architecture page name exists."""
 
 import importlib
 import re

@@ -1,4 +1,4 @@
-"""What holds for all tests of the loop: their programs run for moments, and are compiled for that."""
+"""Fixtures of all tests of the loop: their programs run for moments and are compiled without optimisation."""
 
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""What the tests of the loop share: a tiny environment, configurations on it that compile in seconds, comparisons."""
+"""Shared by the tests of the loop: a tiny environment, configurations that compile in seconds, and comparisons."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from experiments.training.checkpoint import Checkpoints
 
 @dataclass(frozen=True)
 class Corridor:
-    """Action 1 goes right, 0 left; two cells to the right is the goal, which pays 1. A clock ends it after ``limit``.
+    """Action 1 goes right, 0 left; the goal, two cells to the right, pays 1; ``limit`` steps are the time limit.
 
     ``fixed`` starts every episode in the same cell, so that nothing in the environment is random. The reward of step
     ``poison`` of an episode is NaN.
@@ -66,8 +66,7 @@ class Corridor:
 
 
 def register(patch) -> None:
-    """Makes the environments ``corridor`` and ``corridor_host`` known; ``patch`` is pytest's ``monkeypatch`` or
-    alike."""
+    """Registers the environments ``corridor`` and ``corridor_host``; ``patch`` is ``monkeypatch`` or alike."""
     patch.setitem(ENVIRONMENTS, "corridor", Corridor)
     patch.setitem(ENVIRONMENTS, "corridor_host", lambda num_envs, **arguments: JaxHost(Corridor(**arguments), num_envs))
 
@@ -109,7 +108,7 @@ def with_replay() -> ConfigDict:
 
 
 def process(**changes) -> ConfigDict:
-    """The implicit process reward beside the outcome."""
+    """The implicit process reward in addition to the outcome."""
     config = without_critic()
     config.credit.implicit_prm = entry(
         "group_steps", "implicit_prm", baseline="mean", scale="std", first_row_baseline=False
@@ -129,7 +128,7 @@ def loaded(config: ConfigDict, name: str = "corridor") -> registry.Loaded:
 
 @contextlib.contextmanager
 def quick_compilation():
-    """Compiles several times faster, to slower programs, here and in the processes that are started."""
+    """Makes compiling several times faster and programs slower, in this process and its children."""
     name = "jax_disable_most_optimizations"
     before = jax.config.values[name]
     jax.config.update(name, True)
@@ -151,7 +150,7 @@ def arrays(tree) -> list[np.ndarray]:
 
 
 def assert_same_arrays(found, expected) -> None:
-    """Bit for bit, NaN included."""
+    """Asserts equality bit for bit, NaN included."""
     found, expected = arrays(found), arrays(expected)
     assert len(found) == len(expected) > 0
     for index, (one, other) in enumerate(zip(found, expected, strict=True)):
@@ -160,7 +159,7 @@ def assert_same_arrays(found, expected) -> None:
 
 
 def rows_of(folder: Path) -> list[dict]:
-    """The rows without what the clock says; refuses duplicates."""
+    """The rows without their times; asserts that there are no duplicates."""
     rows = reading.read_rows(folder / run_folders.METRICS_FILE)
     return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
 

@@ -1,5 +1,4 @@
-"""What the tests of annotation share: a tiny host environment that says what happens, configurations on it, and
-messages."""
+"""Shared by the tests of annotation: a tiny host environment with messages, configurations on it, and messages."""
 
 from __future__ import annotations
 
@@ -68,7 +67,7 @@ def encoded(text: str) -> np.ndarray:
 
 
 def said(*texts: str, mask=None):
-    """What an exchange needs of a trajectory ``[T, 1]`` in which ``texts`` were said one after the other."""
+    """The parts of a trajectory ``[T, 1]`` that an exchange reads; its messages are ``texts``, one per step."""
     message = np.stack([encoded(text) for text in texts])[:, None]
     mask = np.ones((len(texts), 1)) if mask is None else np.asarray(mask)[:, None]
     return SimpleNamespace(extras={"info": {"message": message}}, mask=mask)
@@ -86,12 +85,12 @@ def read(annotations) -> dict:
 
 
 def register(patch) -> None:
-    """Makes the environment ``talking`` known; ``patch`` is pytest's ``monkeypatch``."""
+    """Registers the environment ``talking``; ``patch`` is pytest's ``monkeypatch``."""
     patch.setitem(ENVIRONMENTS, "talking", TalkingHost)
 
 
 def config_of(model: str = "retrieval", **annotator) -> ConfigDict:
-    """Language feedback beside the reward, with few weights; ``annotator`` replaces the scripted one's settings."""
+    """Language feedback in addition to the reward, with a small network; ``annotator`` replaces settings."""
     config = corridor.with_critic()
     config.environment = {"kind": "talking"}
     config.data.batch = 4

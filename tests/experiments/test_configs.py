@@ -21,7 +21,7 @@ from experiments.training.sweeps import ranking
 NAMES = registry.names()
 VARIANTS = [f"{name}:{token}" for name in NAMES for token in ("", *registry.module_of(name).VARIANTS)]
 
-# What an environment needs beside the core: a package, by the extra that installs it.
+# The package that an environment needs in addition to the core, by the extra that installs it.
 NEEDED = {
     "qrdqn_lunarlander": ("Box2D", "box2d"),
     "eta_pong": ("ale_py", "atari"),
@@ -33,7 +33,7 @@ NEEDED = {
 
 @pytest.fixture(autouse=True)
 def packages_of_environments(request):
-    """Skips what needs a package of an extra that is not there."""
+    """Skips if a package of an extra is not installed."""
     name = getattr(request.node, "callspec", None) and request.node.callspec.params.get("name", "")
     package, extra = NEEDED.get((name or "").partition(":")[0], (None, None))
     if package:

@@ -1,4 +1,4 @@
-"""Small files: replaced as a whole or not at all, and checked before the work that they are to hold."""
+"""Small files are replaced completely or not at all, and a path is checked before the work whose result it is for."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ def test_a_failed_atomic_write_keeps_the_old_file_and_leaves_nothing(tmp_path, m
         write_json_atomic(tmp_path / "file" / "config.json", {})
 
 
-def test_read_json_refuses_what_is_none(tmp_path):
+def test_read_json_refuses_what_is_not_json(tmp_path):
     with pytest.raises(UserError, match=r"cannot read .*absent.json: No such file"):
         read_json(tmp_path / "absent.json")
     (tmp_path / "bad.json").write_text("{")
@@ -37,7 +37,7 @@ def test_read_json_refuses_what_is_none(tmp_path):
         read_json(tmp_path / "bad.json")
 
 
-def test_what_can_be_written_passes_and_nothing_is_left(tmp_path, monkeypatch):
+def test_a_writable_path_passes_and_no_file_is_left(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.png").write_text("precious")
     for path in ("there.png", "new.png", tmp_path / "new" / "folder" / "new.png"):
@@ -45,7 +45,7 @@ def test_what_can_be_written_passes_and_nothing_is_left(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["there.png"] and (tmp_path / "there.png").read_text() == "precious"
 
 
-def test_what_cannot_be_written_is_refused_before(tmp_path, monkeypatch):
+def test_a_path_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file/folder/a.png: Not a directory"):
         require_writable(tmp_path / "file" / "folder" / "a.png")

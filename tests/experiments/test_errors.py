@@ -15,7 +15,7 @@ from experiments.errors import BROKEN_PIPE_EXIT, USAGE_EXIT, ForgivingStream, Us
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_what_a_terminal_would_obey_is_shown_as_text(capsys):
+def test_control_codes_are_shown_as_text(capsys):
     assert printable("plain, é, 漢字, 'quoted'") == "plain, é, 漢字, 'quoted'"
     assert printable("\x1b[31mred\x07\r\n\u202e\ud800") == r"\x1b[31mred\x07\r\n\u202e\ud800"
 

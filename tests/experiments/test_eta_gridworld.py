@@ -1,4 +1,4 @@
-"""What the run card of eta_gridworld says of the committed rows, against the exact planner."""
+"""The claims of eta_gridworld's run card, checked with the committed rows and the exact planner."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +31,7 @@ def finals():
 
 
 def planned(problem, objectives):
-    """The best value of each objective on the problem's environment, by the planner; the environment."""
+    """The planner's value of each objective on the problem's model, and the model."""
     _, layout, slip, _ = PROBLEMS[problem]
     model = gridworld(layout, slip=slip)
     best = {}
@@ -71,7 +71,7 @@ def test_two_seeds_miss_the_optimistic_optimum_and_the_others_do_not(finals):
     assert spread(model) == 23
     for level in ("tau_10", "tau_25", "tau_50"):
         behind = best[level] - np.asarray(finals["optimistic_cvar"][f"objective/{level}"])
-        # The optimum lies between two stocks of the agent, which is why more is left to it than elsewhere.
+        # The optimum lies between two stocks of the agent, so that the gap is larger than for other objectives.
         assert sum(behind > 1.2) == 2 and np.median(behind) < 0.02 * spread(model), (level, behind)
     assert abs(best["tau_100"] - interquartile_mean(finals["optimistic_cvar"]["objective/tau_100"])) < 0.1
 
@@ -84,7 +84,7 @@ def test_the_other_problems_come_near_the_planner(finals, problem):
     assert all(abs(gap) < 0.005 * spread(model) for gap in gaps.values()), gaps
 
 
-def test_without_the_stock_what_needs_no_memory_is_as_good(finals):
+def test_without_the_stock_objectives_that_need_no_memory_are_as_good(finals):
     for target in ("target_-3", "target_3"):
         assert not any(finals[f"target,stockless,{target}"][f"objective/{target}"])
     for level in ("tau_50", "tau_100"):

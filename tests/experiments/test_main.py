@@ -43,7 +43,7 @@ def test_show_prints_the_run_card_and_the_configuration(capsys):
 
 
 def test_every_help_and_run_card_is_there_without_docstrings():
-    # No assertion in there: Python drops them as well.
+    # No assertions in the script: Python drops them, too.
     code = (
         "from experiments.__main__ import main\n"
         f"for name in {list(COMMANDS)}: main([name, '--help'])\n"
@@ -78,7 +78,7 @@ def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch, capsys)
     ):
         assert main(words) == 0, capsys.readouterr().err
     assert (home / "curve.svg").is_file()
-    # What is found there is a folder that describes no run, and not the absence of a folder.
+    # The folder is found, but it does not describe a run.
     for words in (
         ["evaluate", "~/rows/oprl_sokoban/default"],
         ["evaluate", "oprl_sokoban", "--runs=~/rows"],

@@ -90,7 +90,7 @@ def test_an_earlier_transform_is_updated_before_a_later_one_sees_it(trajectory):
     whole = chain(first=recorder("env"), second=recorder("env"))
     state, metrics = whole.update(whole.init(KEY), trajectory, KEY)
     assert metrics == {"first/saw": 10.0, "second/saw": 40.0}
-    # Applying learns nothing, however often.
+    # ``apply`` does not learn, however often it is called.
     for _ in range(2):
         relabelled, metrics = whole.apply(state, trajectory)
         assert own(metrics) == {"first/wrote": 10.0, "second/wrote": 40.0}

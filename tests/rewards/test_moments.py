@@ -1,4 +1,4 @@
-"""Running statistics against numpy and hand-computed numbers."""
+"""Running statistics, compared with numpy and hand-computed numbers."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""What the learning studies share: train with the command, summarise with the house's statistics."""
+"""Shared by the learning studies: training with the command and summaries with the statistics of sagax."""
 
 import pytest
 

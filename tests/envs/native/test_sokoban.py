@@ -208,7 +208,7 @@ def test_a_room_does_not_depend_on_its_batch():
     jax.tree.map(np.testing.assert_array_equal, take(rooms({}), 3), jax.device_get(alone))
 
 
-def test_a_room_that_cannot_be_made_by_chance_is_the_fixed_one(monkeypatch):
+def test_a_room_that_cannot_be_generated_is_the_fixed_one(monkeypatch):
     """With no attempt left, reset still gives an unsolved room that ``3 * num_boxes - 2`` moves solve."""
     monkeypatch.setattr("envs.native.sokoban._MAX_ATTEMPTS", 0)
     environment = Sokoban(num_boxes=3, reverse_steps=7)

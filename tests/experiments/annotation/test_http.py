@@ -1,4 +1,4 @@
-"""A language model as annotator, against a real server that works, dawdles, fails, lies and goes away."""
+"""A language model as annotator, with a real server that answers, is slow, fails, answers wrongly or disappears."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Server:
 
     @property
     def asked(self):
-        """The questions of every request, as they were shown."""
+        """The text of the questions of every request."""
         return [body["messages"][1]["content"].splitlines() for _, _, body in self.requests]
 
     def close(self):
@@ -84,7 +84,7 @@ def chat(text, usage=True):
 
 
 def judged(body):
-    """A line for every question: keys are good, and the first of a pair is better if it is one."""
+    """Answers one line per question: a key is good, and the first of a pair is better if it is a key."""
     lines = []
     for line in body["messages"][1]["content"].splitlines():
         number, _, quoted = line.partition(": ")
@@ -111,7 +111,7 @@ def hangs(server, handler, body):
 
 
 def breaks(server, handler, body):
-    """Promises more than it sends."""
+    """Announces a longer answer than it sends."""
     handler.send_response(200)
     handler.send_header("Content-Length", "1000")
     handler.end_headers()
@@ -119,7 +119,7 @@ def breaks(server, handler, body):
 
 
 def dawdles(server, handler, body):
-    """Every part comes within the time-out, the whole never."""
+    """Sends each part within the time-out, but never all of them."""
     handler.send_response(200)
     for number in range(200):
         handler.send_header(f"X-Line-{number}", "still here")
@@ -149,7 +149,7 @@ def serve(monkeypatch):
 
 @pytest.fixture
 def service():
-    """``service(settings)`` makes one and starts it; all are closed in the end."""
+    """``service(settings)`` makes a service and starts it; all are closed at the end."""
     made = []
 
     def start(size=1, state=None, **settings):
@@ -164,7 +164,7 @@ def service():
 
 
 def gathered(service, wanted, *texts, seconds=10.0):
-    """All labels from when ``texts`` are said until there are ``wanted``."""
+    """The labels that arrive after the messages ``texts``, until there are ``wanted``."""
     found, deadline = read(service.exchange(said(*texts or [""]))), time.monotonic() + seconds
     while len(found) < wanted and time.monotonic() < deadline:
         found |= read(service.exchange(said("")))
@@ -216,7 +216,7 @@ def test_pairs(serve, service):
 
 
 def held_back(blocked):
-    """Answers when ``blocked`` is set."""
+    """Answers once ``blocked`` is set."""
 
     def answer(server, handler, body):
         blocked.wait(20)
@@ -258,7 +258,7 @@ TROUBLES = {
 
 
 @pytest.mark.parametrize("name", TROUBLES)
-def test_trouble_is_counted_and_nothing_is_lost(name, serve, service):
+def test_failed_requests_are_counted_and_no_question_is_lost(name, serve, service):
     answers, expected = TROUBLES[name]
     server = serve(fine, *answers, fine)
     made = service()
@@ -268,7 +268,7 @@ def test_trouble_is_counted_and_nothing_is_lost(name, serve, service):
     assert counts == {"messages": 1.0, "labels": 1.0} | expected
 
 
-def test_who_never_gives_a_label_is_given_up(serve, service):
+def test_questions_that_never_get_a_label_are_given_up(serve, service):
     server = serve(fine, says("1: 1\n2: maybe\n9: 1\n1: 0"))
     made = service(attempts=3)
     made.exchange(said("old", "new"))
@@ -278,12 +278,12 @@ def test_who_never_gives_a_label_is_given_up(serve, service):
     asked = len(server.requests)
     made.exchange(said("old", "new", "other"))
     until(lambda: made.exchange(said("")) and made.counts()["labels"] + made.counts()["given_up"] == 3)
-    # What was given up is not asked again.
+    # Questions that were given up are not asked again.
     assert all(line.endswith('"other"') for lines in server.asked[asked:] for line in lines)
 
 
 def dislikes(word):
-    """Refuses every request with ``word`` in a question."""
+    """Refuses every request that has ``word`` in a question."""
 
     def answer(server, handler, body):
         if word in body["messages"][1]["content"]:
@@ -294,7 +294,7 @@ def dislikes(word):
     return answer
 
 
-def test_one_question_that_is_refused_does_not_cost_the_others(serve, service):
+def test_a_refused_question_does_not_lose_the_others_of_its_request(serve, service):
     server = serve(dislikes("wall"))
     made = service()
     labels = gathered(made, 3, "key 1", "a wall", "key 2", "a door")
@@ -306,7 +306,7 @@ def test_one_question_that_is_refused_does_not_cost_the_others(serve, service):
     assert made.state()["annotator"]["alone"] == []
 
 
-def test_replies_without_sense_are_waited_out(serve, service):
+def test_unreadable_replies_are_retried_after_a_wait(serve, service):
     questions = [f"key {number}" for number in range(30)]
     times = []
 
@@ -319,13 +319,13 @@ def test_replies_without_sense_are_waited_out(serve, service):
     made.exchange(said(*questions))
     found = {}
     until(lambda: found.update(read(made.exchange(said("")))) or len(found) == 30)
-    # Half of the wait is the least that chance makes of it.
+    # A random wait is at least half of the nominal one.
     assert all(later - sooner >= 0.025 for sooner, later in itertools.pairwise(times))
     assert made.counts()["given_up"] == 0 and made.counts()["garbage"] == 6
 
 
 @pytest.mark.parametrize("usage", ["1e999", "1" * 400, "-1e999", '"many"', "null", "[]"])
-def test_a_price_that_is_no_number_is_the_largest(usage, serve, service):
+def test_an_unreadable_cost_counts_as_the_largest_possible(usage, serve, service):
     text = chat("1: 1").replace(b'"prompt_tokens": 100', f'"prompt_tokens": {usage}'.encode())
     server = serve(says(text))
     made = service(completion_price=1e6, max_tokens=7, prompt_price=1e-9, max_cost=1000.0)
@@ -343,7 +343,7 @@ def test_a_request_that_is_refused_gives_up_its_questions(serve, service):
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_refusal_on_the_way_ends_the_annotator_and_not_the_run(status, serve, service):
+def test_a_later_refusal_ends_the_annotator_and_not_the_run(status, serve, service):
     server = serve(fine, fails(status))
     made = service()
     made.exchange(said("a key"))
@@ -352,14 +352,14 @@ def test_a_refusal_on_the_way_ends_the_annotator_and_not_the_run(status, serve, 
     assert nonzero(made) == {"gone": 1.0, "requests": 2.0, "http_errors": 1.0, "queue": 2.0, "messages": 2.0}
     state = made.state()
     server.close()
-    # What was asked is asked again when the run goes on.
+    # Unanswered questions are asked again when the run continues.
     serve()
     again = service(state=state)
     assert gathered(again, 2) == {"a key": 1.0, "a wall": 0.0}
     assert again.counts()["gone"] == 0
 
 
-def test_it_disappears_and_comes_back(serve, service):
+def test_an_endpoint_that_disappears_and_returns_is_used_again(serve, service):
     server = serve()
     made = service(attempts=2)
     assert gathered(made, 1, "key 1") == {"key 1": 1.0}
@@ -371,7 +371,7 @@ def test_it_disappears_and_comes_back(serve, service):
     assert gathered(made, 2) == {"key 2": 1.0, "key 3": 1.0}
 
 
-def test_the_newest_are_asked_first_and_the_oldest_dropped(serve, service):
+def test_the_newest_questions_are_asked_first_and_the_oldest_dropped(serve, service):
     blocked = threading.Event()
     server = serve(fine, held_back(blocked), fine)
     made = service(batch=1, queue=2, timeout=20.0)
@@ -382,7 +382,7 @@ def test_the_newest_are_asked_first_and_the_oldest_dropped(serve, service):
     blocked.set()
     assert set(gathered(made, 3)) == {"key 1", "key 3", "key 4"}
     assert server.asked[1:] == [['1: "key 1"'], ['1: "key 4"'], ['1: "key 3"']]
-    # What was dropped is asked when it comes again.
+    # A dropped message is asked about when it comes again.
     assert gathered(made, 1, "key 2") == {"key 2": 1.0}
 
 
@@ -398,7 +398,7 @@ def test_the_number_of_requests_is_capped(serve, service):
     assert len(server.requests) == 3
 
 
-def test_the_cost_is_capped_also_after_a_restart(serve, service, tmp_path):
+def test_the_cost_stays_capped_after_a_restart(serve, service, tmp_path):
     server, cache = serve(), str(tmp_path / "labels.jsonl")
     # A reply takes 10 tokens and may take 1000.
     settings = {"cache": cache, "completion_price": 1e6, "max_tokens": 1000, "max_cost": 1025.0, "batch": 1}
@@ -408,12 +408,12 @@ def test_the_cost_is_capped_also_after_a_restart(serve, service, tmp_path):
     made.exchange(said("key 3"))
     until(lambda: made.counts()["spent"] == 1)
     assert made.counts()["cost"] == 30.0 and len(server.requests) == 3
-    # A second run with this file is out of money from the start, and has what was bought.
+    # A second run with this file has no budget left from the start, and has the labels that were bought.
     again = service(**settings)
     assert gathered(again, 1, "key 1", "key 3") == {"key 1": 1.0}
     until(lambda: again.counts()["spent"] == 1)
     assert len(server.requests) == 3
-    # Who does not say what it cost may have cost all.
+    # A reply without its cost counts as the most that it may have cost.
     serve(says("1: 1", usage=False))
     silent = service(**settings | {"cache": str(tmp_path / "other.jsonl"), "max_cost": 10_000.0})
     assert silent.counts()["cost"] == 1000.0
@@ -423,7 +423,7 @@ def test_nothing_is_asked_twice_after_a_kill(serve, service, tmp_path):
     server, cache = serve(), tmp_path / "labels.jsonl"
     made = service(cache=str(cache))
     gathered(made, 2, "key 1", "key 2")
-    # A kill leaves half a line, and another run with the same file writes on.
+    # A killed run leaves half a line, and another run with the same file appends to it.
     content = cache.read_bytes()
     cache.write_bytes(content + b'{"key": "00", "la')
     again = service(cache=str(cache))
@@ -436,21 +436,21 @@ def test_nothing_is_asked_twice_after_a_kill(serve, service, tmp_path):
     assert gathered(other, 1, "key 1") == {"key 1": 1.0} and len(server.requests) == asked + 2
 
 
-def test_runs_side_by_side_share_what_was_asked_and_spent(serve, service, tmp_path):
+def test_concurrent_runs_share_labels_and_budget(serve, service, tmp_path):
     server, cache = serve(), str(tmp_path / "labels.jsonl")
     one, other = (service(cache=cache, batch=1, max_requests=5) for _ in range(2))
     assert gathered(one, 2, "key 1", "key 2") == {"key 1": 1.0, "key 2": 1.0}
     asked = len(server.requests)
     assert gathered(other, 2, "key 2", "key 1") == {"key 1": 1.0, "key 2": 1.0}
     assert len(server.requests) == asked == 4 and other.counts()["cached"] == 2
-    # One request is left to both of them together.
+    # The two share a budget of one more request.
     assert gathered(other, 1, "key 3") == {"key 3": 1.0}
     assert gathered(one, 1, "key 4", "key 3") == {"key 3": 1.0}
     until(lambda: one.counts()["spent"] == 1)
     assert len(server.requests) == one.counts()["requests"] == 5
 
 
-def test_a_state_taken_while_it_asks_loses_nothing(serve, service, tmp_path):
+def test_a_state_saved_during_a_request_loses_nothing(serve, service, tmp_path):
     serve(fine, hangs)
     made = service(timeout=20.0, batch=1)
     made.exchange(said("key 1"))
@@ -463,7 +463,7 @@ def test_a_state_taken_while_it_asks_loses_nothing(serve, service, tmp_path):
     assert again.counts()["messages"] == 5
 
 
-def test_a_disk_that_is_full_does_not_stop_the_labels(serve, service, tmp_path):
+def test_a_full_disk_does_not_stop_the_labels(serve, service, tmp_path):
     serve()
     made = service(cache=str(tmp_path / "folder" / "labels.jsonl"))
     (tmp_path / "folder" / "labels.jsonl").unlink()
@@ -519,7 +519,7 @@ def test_an_endpoint_that_is_busy_at_the_start_is_asked_later(first, counted, se
     assert counted is None or made.counts()[counted] == 1
 
 
-def test_nobody_there_at_the_start(serve, service):
+def test_an_endpoint_that_is_unreachable_at_the_start(serve, service):
     serve().close()
     with pytest.raises(UserError, match=rf"nobody answers at http://127.0.0.1:\d+ \(.*refused.*\): expected .* {URL}"):
         service()
@@ -543,7 +543,7 @@ ENVIRONMENT = {
 
 
 @pytest.mark.parametrize("name", ENVIRONMENT)
-def test_what_is_wrong_in_the_environment_is_named(name, serve, service, monkeypatch):
+def test_a_bad_environment_variable_is_named(name, serve, service, monkeypatch):
     server = serve()
     changes, words = ENVIRONMENT[name]
     for variable, value in changes.items():
@@ -610,7 +610,7 @@ def test_a_run_goes_on_when_the_annotator_disappears_and_continues_with_another(
     original = AnnotationService.exchange
 
     def exchange(self, trajectory):
-        # The second rollout ends when nobody is there any more.
+        # When the second rollout ends, the server is gone.
         if self.counts()["messages"]:
             gone.wait(10)
             until(lambda: self.counts()["unreachable"] > 0)
@@ -625,12 +625,12 @@ def test_a_run_goes_on_when_the_annotator_disappears_and_continues_with_another(
     assert last["annotator/unreachable"] > 0 and last["annotator/labels"] == last["reward/language/labels"] == 1
     assert last["annotator/queue"] > 0 and last["train/rejected_updates"] == 0
     monkeypatch.undo()
-    # Nothing of it was forgotten: what still waits is asked when the run goes on with another server.
+    # Nothing was forgotten: waiting questions are asked when the run continues with another server.
     with pytest.MonkeyPatch.context() as patch:
         server = Server(fine)
         patch.setenv(URL, f"http://127.0.0.1:{server.port}/v1")
         patch.setenv(MODEL, "reader-1")
-        # What it may spend and where it ends may differ.
+        # Its budget and its number of iterations may differ.
         config.iterations, config.annotator.max_requests = 8, 500
 
         def answered(self, trajectory):
@@ -645,7 +645,7 @@ def test_a_run_goes_on_when_the_annotator_disappears_and_continues_with_another(
     assert last["annotator/queue"] == 0 and last["annotator/labels"] == 1 + len(asked) > 1
 
 
-def test_a_wrong_key_is_one_line_before_training_and_a_finished_run_asks_nobody(serve, monkeypatch, tmp_path, capsys):
+def test_a_wrong_key_is_one_line_before_training_and_a_finished_run_asks_nothing(serve, monkeypatch, tmp_path, capsys):
     server = serve(fails(401))
     config = config_of()
     assert command(config, monkeypatch, tmp_path) == 2

@@ -1,4 +1,4 @@
-"""Labels on their way: when they come, what is asked, what is kept, and how a run goes on with them."""
+"""The annotation service: when labels arrive, what is asked, what is kept, and how a run resumes with them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_labels_come_a_given_number_of_messages_late():
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_what_is_withheld_is_never_labelled(size):
+def test_withheld_messages_are_never_labelled(size):
     made = service(scripted(withheld=("red", "wal+")), size, pairs=20)
     texts = ["a blue key", "a blue ball", "a red key", "a wall", "a door"]
     questions = read(made.exchange(said(*texts))) | read(made.exchange(said(*texts)))
@@ -53,11 +53,11 @@ def test_what_is_withheld_is_never_labelled(size):
     assert questions.keys() == labelled if size == 1 else 0 < len(questions)
     if size == 2:
         assert all({first, second} <= labelled for first, second in questions)
-    # It was answered, by nothing, and is not asked again.
+    # It was answered, without a label, and is not asked again.
     assert made.counts()["queue"] == 0 and not read(made.exchange(said("a red key", "a wall")))
 
 
-def test_what_was_masked_or_asked_is_not_asked():
+def test_masked_and_known_messages_are_not_asked():
     asked = []
 
     class Recorder(Scripted):
@@ -71,7 +71,7 @@ def test_what_was_masked_or_asked_is_not_asked():
     assert asked == [((b"a",), 1), ((b"b",), 3), ((b"c",), 5)]
 
 
-def test_what_the_learner_has_forgotten_is_asked_again():
+def test_labels_that_the_learner_replaced_are_asked_for_again():
     made = service(scripted(), capacity=2, labels=2)
     assert read(made.exchange(said("a", "b", "c"))).keys() == {"a", "b"}
     assert read(made.exchange(said("a"))).keys() == {"c"}
@@ -79,9 +79,9 @@ def test_what_the_learner_has_forgotten_is_asked_again():
     assert read(made.exchange(said("a", "c"))).keys() == {"a"}
 
 
-def test_what_the_annotator_drops_or_gives_up():
+def test_questions_that_the_annotator_drops_or_gives_up():
     class Moody:
-        """Drops what it has when it gets something new; gives up all others."""
+        """Drops its questions when it gets a new one; gives up all others."""
 
         def __init__(self):
             self.held = []
@@ -127,7 +127,7 @@ def test_labels_of_a_step_that_was_undone_come_again(undone):
     made = service(scripted(), labels=2)
     first = made.exchange(said("key 1", "wall 2", "key 3"))
     made.note_undone(undone)
-    # What is written down meanwhile has them as not delivered.
+    # A state that is saved meanwhile records them as not delivered.
     assert made.counts()["labels"] == 0 and made.counts()["waiting"] == 3
     again = made.exchange(said("key 1"))
     assert read(again) == read(first) == {"key 1": 1.0, "wall 2": 0.0}
@@ -154,7 +154,7 @@ def test_pairs_are_drawn_from_the_newest_and_never_asked_twice():
     assert one == same != other and set(one.values()) == {0.5}
 
 
-def test_noise_turns_labels_around_once_and_for_all():
+def test_noise_flips_a_label_for_good():
     clean, noisy, other = scripted(), scripted(noise=0.25, seed=1), scripted(noise=0.25, seed=2)
     questions = [(f"{kind} {index}".encode(),) for kind in ("key", "wall") for index in range(1000)]
     wrong = np.array([clean.label(q) != noisy.label(q) for q in questions])
@@ -166,7 +166,7 @@ def test_noise_turns_labels_around_once_and_for_all():
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_state_there_and_back(size):
+def test_state_survives_saving_and_restoring(size):
     def made():
         return service(scripted(delay=4, noise=0.3), size=size, labels=2, pairs=3)
 
@@ -178,7 +178,7 @@ def test_state_there_and_back(size):
     for index, each in enumerate(rollouts):
         found.append(read(parts.exchange(each)))
         if index in (3, 7):
-            # The label of a step that was undone is in the state, too.
+            # The label of an undone step is in the state, too.
             state = json.loads(json.dumps(parts.state()))
             parts = made()
             parts.start(state)
@@ -222,7 +222,7 @@ def test_a_prolonged_run_equals_the_uninterrupted_one(model, tmp_path, compiled_
     assert first.rows[-1]["iteration"] == 2 and second.resumed_from == 2
     rows = corridor.rows_of(tmp_path / "whole")
     assert corridor.rows_of(tmp_path / "parts") == rows
-    # Labels were on their way as the run was cut.
+    # Labels were pending when the run was stopped.
     assert rows[0]["annotator/queue"] > 0 and rows[1]["annotator/labels"] > rows[0]["annotator/labels"] >= 0
     assert rows[1]["annotator/messages"] > rows[0]["annotator/messages"] > 0
     [make_driver] = compiled_once(long, build_environment(long), [corridor.members()])
@@ -256,7 +256,7 @@ def test_labels_that_come_compile_nothing_and_survive_an_undone_step(monkeypatch
         assert metrics["sum/rejected"] == (iteration == 1)
         assert metrics["reward/language/labels"] == (0 if iteration == 1 else metrics["annotator/labels"])
         labels.append(float(metrics["annotator/labels"][0]))
-    # Those of the second step were not kept, and all came in the end.
+    # Those of the second step were not kept, and all labels arrived in the end.
     assert labels[1] == labels[0] and labels[-1] == metrics["reward/language/labels"]
     assert metrics["annotator/waiting"] == metrics["annotator/queue"] == 0
     assert driver._programs.learn._cache_size() == 1
@@ -275,7 +275,7 @@ def test_environments_that_cannot_be_saved_keep_their_labels():
     snapshot, known = driver.snapshot(), driver._annotation.state()
     other = host_driver(config)
     state = other.resume(state, snapshot, 1)
-    # Asked by nobody yet, it is what a second checkpoint would hold.
+    # Nothing was asked since: a second checkpoint would hold the same.
     assert other.snapshot() == snapshot and annotation_state(snapshot) == known
     other.evaluate(state)
     assert other._annotation is None
@@ -314,12 +314,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_mistake_is_one_line_before_any_work(name, monkeypatch, tmp_path, capsys):
+def test_bad_settings_are_refused_in_one_line_before_any_work(name, monkeypatch, tmp_path, capsys):
     change, message = REFUSED[name]
     config = talking.config_of("retrieval")
     with config.unlocked():
         change(config)
-        # A channel that nothing writes may have no credit either.
+        # A channel that nothing writes may not have credit either.
         if "language" not in config.rewards:
             del config.credit["language"]
     monkeypatch.setattr(registry, "load", lambda _: corridor.loaded(config))
@@ -329,7 +329,7 @@ def test_a_mistake_is_one_line_before_any_work(name, monkeypatch, tmp_path, caps
     assert not list(tmp_path.iterdir())
 
 
-def test_a_pure_environment_with_messages_has_nobody_to_ask():
+def test_a_pure_environment_cannot_have_an_annotator():
     config = talking.config_of("retrieval")
     source = build_environment(config)
     with pytest.raises(
@@ -356,6 +356,6 @@ def test_the_sections_of_oni_minigrid_are_what_the_factories_take(variant):
     "variant",
     ["ppo,http", "ppo,noisy", "ppo,partial", "ppo,delay_100", "http,noisy", "http,partial", "delay_0,delay_100"],
 )
-def test_variants_of_oni_minigrid_that_do_not_go_together(variant):
+def test_variants_of_oni_minigrid_that_exclude_each_other(variant):
     with pytest.raises(UserError, match=r"reads no labels|exclude each other"):
         registry.load(f"oni_minigrid:{variant}")

@@ -89,7 +89,7 @@ def test_a_transform_without_a_channel_is_built(monkeypatch):
         (dict(kind="minigrid", task="DoorKey"), "section 'environment': unknown task 'DoorKey'.*DoorKey-8x8"),
     ],
 )
-def test_what_an_environment_refuses_is_a_mistake_of_the_user(environment, message):
+def test_a_refusal_of_an_environment_is_a_user_error(environment, message):
     with pytest.raises(UserError, match=message):
         build(**environment)
 

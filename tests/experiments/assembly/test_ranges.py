@@ -1,4 +1,4 @@
-"""The ranges of numbers: every one declared is refused beyond its ends, and no number of a factory was forgotten."""
+"""The ranges of numbers: values beyond a declared range are refused, and every number of a factory has a range."""
 
 import inspect
 import math
@@ -109,7 +109,7 @@ NORMALISE = {"rewards.NAME.kind": "normalise"}
 
 
 @pytest.mark.parametrize("value", [True, None, "max", (-1, -2)])
-def test_what_is_no_number_has_no_range(value):
+def test_a_value_that_is_not_a_number_has_no_range(value):
     validate(config_of(NORMALISE | {"rewards.NAME.limit": value}))
 
 

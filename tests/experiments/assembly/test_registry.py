@@ -1,4 +1,4 @@
-"""Experiments by name: what is read, what is refused, and what a fingerprint sees."""
+"""Experiments by name: what is loaded, what is refused, and what a fingerprint covers."""
 
 import json
 import textwrap
@@ -127,7 +127,7 @@ def test_a_half_written_experiment_is_left_out_in_one_line(package):
         ("default+sweep+steps=7", "", {"steps": "7"}),
     ],
 )
-def test_a_variant_is_read_as_tables_print_it(package, printed, variant, overrides):
+def test_a_variant_is_accepted_as_tables_print_it(package, printed, variant, overrides):
     loaded = registry.load(f"oprl_sokoban:{printed}", package)
     assert (loaded.variant, loaded.overrides) == (variant, overrides)
     plain = registry.load(f"oprl_sokoban:{variant}", package)
@@ -137,7 +137,7 @@ def test_a_variant_is_read_as_tables_print_it(package, printed, variant, overrid
         assert variant_name(loaded.variant, loaded.overrides, loaded.config) == printed
 
 
-def test_what_the_name_sets_goes_together_with_what_the_arguments_set(package):
+def test_settings_of_the_name_and_of_the_arguments_are_combined(package):
     loaded = registry.load("oprl_sokoban:grpo+credit.weight=0.25", package)
     both = registry.with_overrides(loaded, {"steps": "7"})
     assert (both.config.credit.weight, both.config.steps) == (0.25, 7)
@@ -250,7 +250,7 @@ def test_an_override_of_another_type_or_key_is_refused(config, key, given, expec
     assert config.steps == 100
 
 
-def test_json_and_back(config):
+def test_a_configuration_survives_json(config):
     values = json.loads(json.dumps(registry.to_json_dict(config)))
     restored = registry.from_json_dict(values)
     assert restored.network.layers == ((16, 3), (32, 3)) and restored.limit is None and restored.is_locked

@@ -1,4 +1,4 @@
-"""The benchmark: timing by turns, ratios by hand, mistakes, tiny cases, and that the other sides do the same work."""
+"""The benchmark: timing in turns, ratios by hand, bad input, tiny cases, and whether both sides do the same work."""
 
 from __future__ import annotations
 
@@ -123,19 +123,19 @@ def test_a_line_says_both_rates_the_ratio_and_where():
 
 
 def refused(capsys, *arguments):
-    """The one line of a refusal."""
+    """The only line of a refusal."""
     assert benchmark.main(arguments) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     *said, message = printed.err.splitlines()
-    # What a case says before it finds that it lacks something.
+    # The output of a case before it finds that something is missing.
     assert message.startswith("error: ") and not any("measuring" in line for line in said)
     return message
 
 
 @pytest.fixture
 def nothing_runs(monkeypatch):
-    """Fails where a case is run."""
+    """Fails if a case is run."""
 
     def run(options):
         raise AssertionError("nothing is to be measured")
@@ -201,7 +201,7 @@ def test_a_baseline_that_fails_is_quoted():
 
 @pytest.fixture
 def checkout(tmp_path):
-    """In place of PureJaxRL: training that fails with the settings it was given where its discount is 0."""
+    """Replaces PureJaxRL: training that fails, and shows its settings, if the discount is 0."""
     folder = tmp_path / "purejaxrl"
     folder.mkdir()
     source = (
@@ -345,7 +345,7 @@ def test_a_measurement_that_ends_early_says_why():
     )
     failed = measured("nothing", 1, 1.0, limit=60.0)
     assert failed.ended.startswith("failed: ") and "nothing" in failed.ended
-    # What it is and where is known before anything is measured.
+    # The case and the device are known before anything is measured.
     assert set(failed.figures) == {"peak_bytes", "memory_of"} and failed.machine["device"] == "cpu"
     assert failed.line().startswith("devices/nothing, 1 seeds: (failed: ")
 
@@ -376,7 +376,7 @@ def test_the_fused_loop_learns_what_the_driver_learns(method):
         jax.tree.map(
             lambda found, same: np.testing.assert_allclose(found, same, rtol=2e-5, atol=2e-6), fused.params, expected
         )
-    # Rewards there were, and every parameter has moved by far more than the tolerance.
+    # There were rewards, and every parameter moved by far more than the tolerance.
     assert min(solved) > 0
     for before, after in zip(jax.tree.leaves(start), jax.tree.leaves(fused.params), strict=True):
         assert np.max(np.abs(after - before)) > 1e-4

@@ -1,4 +1,4 @@
-"""Mistakes at the command line: one line that says what to do, status 2, and nothing left that a later run trusts."""
+"""Bad input at the command line: one line that says what to do, status 2, and no files that a later run would trust."""
 
 import errno
 import json
@@ -36,7 +36,7 @@ BOX = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
 
 
 class EnvironmentSource(gymnasium.Env):
-    """Two numbers that stay 0; not a number from step ``broken_at`` on."""
+    """Observes two zeros, and NaN from step ``broken_at`` on."""
 
     def __init__(self, observation_space=BOX, action_space=None, broken_at=None):
         self.observation_space = observation_space
@@ -75,7 +75,7 @@ def files_in(folder):
 
 
 def last_message(capsys):
-    """The message of a refusal: the only line that starts with ``error: ``, and the last one."""
+    """The message of a refusal: the last line, and the only one that starts with ``error: ``."""
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "Traceback" not in printed.err
@@ -85,7 +85,7 @@ def last_message(capsys):
 
 
 def refused(capsys, runs, arguments, words):
-    """Refused before any work: one line on standard error, no file."""
+    """Asserts a refusal before any work: one line on standard error and no file."""
     assert main([*arguments, f"--runs={runs}"]) == 2
     message, lines = last_message(capsys)
     assert lines == [message]
@@ -320,7 +320,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_before_any_work(mistake, tmp_path, capsys):
+def test_bad_settings_are_refused_in_one_line_before_any_work(mistake, tmp_path, capsys):
     refused(capsys, tmp_path, *MISTAKES[mistake])
 
 
@@ -359,7 +359,7 @@ def contents(folder):
 
 
 def stays(capsys, runs, folder, arguments, words):
-    """Refused, and the run that is there stays as it was."""
+    """Asserts a refusal that leaves the existing run unchanged."""
     before = contents(folder)
     assert main([*arguments, f"--runs={runs}"]) == 2
     message, lines = last_message(capsys)

@@ -1,4 +1,4 @@
-"""Another library's agent on a house experiment: what it is told, what is kept of it, and mistakes."""
+"""Another library's agent on a sagax experiment: its settings, the rows that are kept, and bad input."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from experiments.commands import baselines as baselines
 from experiments.errors import UserError
 from experiments.rows import collecting, reading, run_folders, summary
 
-# In place of a baseline: it answers with what it was told and adds the seed to a file, or fails at seed 9.
+# Replaces a baseline: it returns its settings and appends the seed to a file, or fails for seed 9.
 STAND_IN = """#!{python}
 import json, sys
 flag, script, job = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
@@ -156,14 +156,14 @@ def test_an_environment_that_is_not_gymnasiums_has_no_baseline():
 
 
 class Balancer:
-    """Pushes the cart to where the pole falls; ``predict`` is stable-baselines3's."""
+    """Pushes the cart towards the side to which the pole falls; ``predict`` is that of stable-baselines3."""
 
     def predict(self, observation, deterministic):
         assert deterministic
         return (observation[:, 2] > 0).astype(np.int64), None
 
 
-def test_a_baseline_is_evaluated_as_the_house_evaluates():
+def test_a_baseline_is_evaluated_as_sagax_evaluates_its_agents():
     episodes, length = 6, 40
     seeds = evaluation_seeds(0, episodes)
     environments = [lambda: gymnasium.make("CartPole-v1")] * episodes

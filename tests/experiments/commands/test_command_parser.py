@@ -1,4 +1,4 @@
-"""Mistakes in the arguments of a command: one line with the nearest that is known, and the status of every mistake."""
+"""Bad arguments of a command: one line with the nearest known choice, and the same exit status for all."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Evaluating checkpoints: against the run's own last row, on other environments, and the refusals."""
+"""Evaluating checkpoints: compared with the run's own last row, on other environments, and refusals."""
 
 import json
 import re
@@ -198,14 +198,14 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_description_that_is_none_is_one_line(damage, trained, tmp_path, capsys):
+def test_an_invalid_run_description_is_one_line(damage, trained, tmp_path, capsys):
     change, message = DAMAGES[damage]
     folder = tmp_path / "oprl_sokoban" / trained.name
     write_json_atomic(folder / run_folders.CONFIG_FILE, change(read_json(trained / run_folders.CONFIG_FILE)))
     assert evaluate.main([str(folder)]) == 2
     error = capsys.readouterr().err
     assert message in error and str(folder) in error and error.count("\n") == 1
-    # Nor is it continued as the run that it was.
+    # Nor can it be continued as the original run.
     with pytest.raises(UserError, match=re.escape(message)):
         train.prepare_folder(folder, *restored.read_run(trained))
     assert [path.name for path in folder.iterdir()] == [run_folders.CONFIG_FILE]

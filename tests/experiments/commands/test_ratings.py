@@ -1,4 +1,4 @@
-"""What reward models pay for messages, against labels known by hand, and the refusals."""
+"""What reward models pay for messages, compared with known labels, and refusals."""
 
 import pytest
 
@@ -37,7 +37,7 @@ def test_every_message_of_a_run_is_rated(model, monkeypatch, tmp_path, capsys):
         assert row["env_steps"] == last
         rated = dict(zip(row["messages"], zip(row["paid"], row["good"], row["withheld"], strict=True), strict=True))
         assert rated.keys() <= {talking.name_of(cell) for cell in (-3, -2, -1, 1, 2)}
-        # What is withheld is good or not all the same.
+        # A withheld message is good or not all the same.
         flags = [rated[talking.name_of(cell)][1:] for cell in (-2, -1, 1, 2)]
         assert flags == [(False, True), (False, False), (True, False), (True, True)]
         labelled = {message: (paid, good) for message, (paid, good, withheld) in rated.items() if not withheld}

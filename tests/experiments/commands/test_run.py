@@ -1,4 +1,4 @@
-"""The command that trains: what it prints and leaves, run again, prolonged, stopped before it began."""
+"""The command ``run``: its output and files, running it again, prolonging a run, and stopping before it begins."""
 
 import contextlib
 import io
@@ -210,7 +210,7 @@ def test_members_are_consecutive_seeds():
     config = registry.load("ppo_cartpole:smoke").config
     assert [member.seed for member in members_of(config, "v", 3, 5)] == [5, 6, 7]
     assert [(member.seed, member.variant) for member in members_of(config, "v", None, 0)] == [(0, "v")]
-    # The key that judges is no member's.
+    # The evaluation key belongs to no member.
     assert [member.seed for member in members_of(config, "v", 1, TEST_SEED - 1)] == [TEST_SEED - 1]
     with pytest.raises(UserError, match=f"from 0 to {TEST_SEED - 1}"):
         members_of(config, "v", 2, TEST_SEED - 1)

@@ -1,4 +1,4 @@
-"""A sweep's points against single runs, its grid, its jobs and its refusals."""
+"""A sweep's points compared with single runs, its grid, its jobs and its refusals."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def test_the_points_are_ranked_and_the_best_is_a_command(swept, capsys):
 
 @pytest.fixture
 def corridor_sweep(monkeypatch, tmp_path, capsys):
-    """``corridor_sweep(*arguments)``: a sweep of the corridor with three evaluations; its answer, rows and messages."""
+    """``corridor_sweep(*arguments)`` sweeps the corridor with three evaluations; returns the answer, rows and messages."""
     corridor.register(monkeypatch)
     config = corridor.without_critic()
     config.iterations = 6
@@ -100,7 +100,7 @@ def test_a_point_that_diverges_stops_alone(corridor_sweep):
     assert not any("train/stopped" in row or row["train/rejected_updates"] for row in good)
     # An update that is finite leads to one that is not, and three of them are too many.
     assert [row.get("train/stopped") for row in bad] == [None, None, 1, 1, 1, 1]
-    # It learns nothing more: the policy of the first evaluation is that of the last.
+    # It stops learning: the policies of the first and the last evaluation are equal.
     assert [row["return"] for row in bad[:2]] == [row["return"] for row in bad[-2:]]
     assert len(lines) == 2 and "3e+38, seed 0: 3 updates in a row were not finite, iterations 2 to 3" in lines[0]
     assert [(point["stopped"], "0.02" in point["variant"]) for point in answer["points"]] == [(0, True), (2, False)]
@@ -264,12 +264,12 @@ def test_local_jobs_are_processes_with_statuses_of_their_own(tmp_path):
 
 
 def test_local_jobs_have_devices_of_their_own(tmp_path, monkeypatch):
-    """On a machine that says that it has two GPUs."""
+    """On a machine that reports two GPUs."""
     monkeypatch.setattr(launchers, "local_devices", lambda environment: ("gpu", 2))
     program = (
         "import os, pathlib, sys, time; here = pathlib.Path(sys.argv[1]); "
         "(here / (sys.argv[2] + '.txt')).write_text(os.environ['CUDA_VISIBLE_DEVICES'])\n"
-        # The first two are there at the same time.
+        # The first two jobs run at the same time.
         "end = time.monotonic() + 20\n"
         "while len(list(here.glob('*.txt'))) < 2 and time.monotonic() < end: time.sleep(.02)"
     )

@@ -1,4 +1,4 @@
-"""Counting where trained policies go, against what an episode must add up to, and the refusals."""
+"""Counting where trained policies go: the counts add up to the steps of an episode; refusals."""
 
 import shutil
 from types import SimpleNamespace
@@ -39,7 +39,7 @@ def test_every_step_is_counted_once_on_a_cell_that_is_no_wall(runs, tmp_path, ca
         far = np.abs(np.argwhere(counts) - START).sum(-1)
         assert far.max() <= LENGTH
         assert row["env_steps"] == last
-        # A whole number of the steps of a policy that has learnt next to nothing, among five actions.
+        # The policy has learned next to nothing: a share of whole steps, near one of five actions.
         still = row["no_op"] * EPISODES * LENGTH
         assert still == pytest.approx(round(still), abs=0.01)
         assert 0.05 < row["no_op"] < 0.5

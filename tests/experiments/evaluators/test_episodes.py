@@ -25,7 +25,7 @@ KEY = jax.random.key(0)
 
 
 class Recorded:
-    """Two episodes that are the same whatever is asked for: of two steps and of one, with a cost and an objective."""
+    """Always the same two episodes, of two steps and of one, with a cost and an objective."""
 
     def __init__(self):
         self.asked = []
@@ -151,7 +151,7 @@ def test_an_evaluator_from_elsewhere_is_named_by_its_import_path(kind, monkeypat
         (f"{__name__}:right_moves", "section 'evaluators.x' lacks 'cells'"),
     ],
 )
-def test_an_evaluator_that_is_not_there_is_one_line(kind, message):
+def test_an_unknown_evaluator_is_one_line(kind, message):
     config = registry.load("ppo_cartpole:native,smoke").config.copy_and_resolve_references().unlock()
     config.evaluators.x = {"kind": kind}
     with pytest.raises(UserError, match=message):

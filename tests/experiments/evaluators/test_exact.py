@@ -1,4 +1,4 @@
-"""Exact evaluation against all trajectories of small models, the planner's evaluation, and many episodes."""
+"""Exact evaluation, compared with all trajectories of small models, the planner's evaluation and many episodes."""
 
 import itertools
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ MODEL = from_outcomes(
 
 
 def policy(time, state, paid):
-    """Probabilities of two actions that depend on all that they may depend on."""
+    """Probabilities of two actions that depend on everything that a policy may observe."""
     first = jax.nn.sigmoid(0.3 * time - state + 0.7 * paid)
     return jnp.stack([first, 1 - first], axis=-1)
 
@@ -68,7 +68,7 @@ def test_a_policy_is_followed_as_all_trajectories_are(discount):
     np.testing.assert_allclose((found.total, found.length), (total, steps), rtol=1e-5)
 
 
-def test_pairs_that_meet_are_one():
+def test_equal_pairs_of_state_and_reward_are_merged():
     # Discounted sums are all different, undiscounted ones are the integers in between.
     sizes = [reachable(gridworld("open"), 16, discount, returns=True).state.shape[1] for discount in (1.0, 0.99)]
     assert sizes[0] < 300 < 5_000 < sizes[1]
@@ -87,7 +87,7 @@ def evaluators_of(config):
     return agent, build_evaluators(config, source, agent, PureEpisodes(source.pure, agent))
 
 
-def test_many_episodes_of_an_agent_come_to_what_is_exact():
+def test_the_mean_of_many_episodes_is_the_exact_value():
     config = registry.load("eta_gridworld:cvar,smoke").config.copy_and_resolve_references()
     with config.unlocked():
         # Random weights alone would make the same action the best from every stock.

@@ -1,4 +1,4 @@
-"""Objectives of a stock-augmented agent: the searched stock, what is realised, and an agent that does nothing."""
+"""Objectives of a stock-augmented agent: the searched stock, the realised objective, an agent that does nothing."""
 
 import contextlib
 from types import SimpleNamespace
@@ -55,7 +55,7 @@ def test_the_initial_stocks_by_what_the_network_predicts():
     np.testing.assert_allclose(found, [-1.0, -1.5, -2.0])
 
 
-def test_a_range_of_stocks_that_may_be_too_narrow_is_said():
+def test_a_range_of_stocks_that_may_be_too_narrow_is_reported():
     functionals = {
         "tail": cvar(0.5),
         "best": optimistic_cvar(0.5),
@@ -135,7 +135,7 @@ def evaluators_of(config, source):
 @pytest.mark.parametrize("functional", [{"kind": "target_return", "target": 0.0}, {"kind": "mean"}])
 @pytest.mark.parametrize("kind", ["stock_objectives", "exact"])
 def test_units_matter_where_a_return_is_added_to_a_stock(functional, kind, smoke):
-    """The stock that an objective starts with is searched among what the network predicts, whatever is trained for."""
+    """An objective's start stock is searched by the network's predictions, whatever functional was trained for."""
     config, source = smoke
     config = config.copy_and_resolve_references().unlock()
     objectives = {"tau_50": {"kind": "cvar", "level": 0.5}}

@@ -70,7 +70,7 @@ def test_collect_append_replaces_the_same_variant_and_keeps_others(tmp_path):
     assert collecting.collect([longer], out, replace=True) == 8
 
 
-def test_no_row_of_a_file_is_lost_unless_it_is_said(tmp_path):
+def test_rows_are_dropped_only_if_asked_for(tmp_path):
     out = tmp_path / "out.jsonl"
     grpo, ppo = make_run(tmp_path, variant="grpo"), make_run(tmp_path, variant="ppo", seeds=(0, 1, 2))
     collecting.collect([grpo, ppo], out)

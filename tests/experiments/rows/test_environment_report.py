@@ -1,4 +1,4 @@
-"""What a run says about where it ran."""
+"""What a run records about the machine and the software that it ran on."""
 
 import json
 

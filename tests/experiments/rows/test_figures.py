@@ -1,4 +1,4 @@
-"""Figures: what is drawn is what the statistics say, and a file is written whole or not at all."""
+"""Figures draw the values of the statistics, and a file is written completely or not at all."""
 
 from pathlib import Path
 
@@ -165,7 +165,7 @@ def test_an_experiment_of_a_paper_without_the_metric_is_left_out_and_named(home,
         (["oprl_sokoban", "--out=configs_to_draw/rnd.py/a.png"], "cannot write configs_to_draw/rnd.py/a.png"),
     ],
 )
-def test_what_it_does_not_know_is_refused(home, tmp_path, capsys, arguments, message):
+def test_bad_arguments_are_refused(home, tmp_path, capsys, arguments, message):
     before = sorted(path.name for path in tmp_path.iterdir())
     assert figures_command.main(arguments, home) == 2
     captured = capsys.readouterr()

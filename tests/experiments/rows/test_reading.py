@@ -1,4 +1,4 @@
-"""Rows read from run folders and committed files, and the refusals."""
+"""Reading rows from run folders and committed files, and refusals."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Statistics against closed forms, enumeration and the published library."""
+"""Statistics, compared with closed forms, enumeration and the library rliable."""
 
 import itertools
 
@@ -41,7 +41,7 @@ def test_interquartile_mean_by_hand():
     ],
 )
 def test_stratified_bootstrap_agrees_with_rliable(scores, confidence, estimate, low, high):
-    """The ends are those of rliable 1.2.0 with 50000 repetitions; both sides carry Monte Carlo error."""
+    """The ends are those of rliable 1.2.0 with 50000 repetitions; both have Monte Carlo error."""
     interval = statistics.stratified_bootstrap(scores, repetitions=20_000, confidence=confidence)
     assert interval.estimate == pytest.approx(estimate, rel=1e-7)
     np.testing.assert_allclose([interval.low, interval.high], [low, high], atol=0.006)
@@ -107,7 +107,7 @@ def test_ratio_of_constant_groups_is_exact_and_of_noisy_ones_covers():
     assert covered >= 50
 
 
-def test_ratio_of_what_was_never_reached():
+def test_ratio_to_a_threshold_that_was_never_reached():
     censored = [10, 20, np.inf, np.inf]
     # The middle half of the four is (20, inf); resamples without inf exist, so that the low end is finite.
     ratio = statistics.interval_of_ratio(censored, [10, 10, 10, 10])

@@ -1,4 +1,4 @@
-"""The summary: numbers that follow from made rows, where they come from, and what is refused."""
+"""The summary: its numbers for made-up rows, where it reads them from, and what it refuses."""
 
 import io
 import json
@@ -140,7 +140,7 @@ ALIKE = [f"classification,delay_{delay}" for delay in (0, 100, 1000)]
 
 
 def summary_of_alike(baseline):
-    """What ``_print`` takes of variants whose names and numbers are long."""
+    """Arguments of ``_print`` for variants with long names and numbers."""
     rows = [row | {"env_steps": 1000 * row["env_steps"]} for name in ALIKE for row in straight(name, [0.2, 0.01, 0.2])]
     heading = {"experiment": "x", "metric": "success", "source": "y", "threshold": 0.4, "confidence": 0.95}
     return heading | {"baseline": baseline, "sharing_episodes": []}, summary.summarise(
@@ -229,7 +229,7 @@ def test_rows_whose_seeds_shared_their_evaluation_episodes_are_named(home, capsy
         (["zzz", "--results=results/oprl_sokoban.jsonl"], "unknown experiment 'zzz' in results/oprl_sokoban.jsonl"),
     ],
 )
-def test_what_it_does_not_know_is_refused(home, capsys, arguments, message):
+def test_bad_arguments_are_refused(home, capsys, arguments, message):
     (home / "page.md").write_bytes(b"# A page\n\xff\n")
     (home / "results" / "benchmark.jsonl").write_text('{"case": "x"}\n{"case": "y"}\n')
     assert summary_command.main(arguments) == 2

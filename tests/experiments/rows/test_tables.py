@@ -1,4 +1,4 @@
-"""The tables of the documentation are what the committed rows say."""
+"""The tables of the documentation agree with the committed rows."""
 
 import json
 import shutil

@@ -28,7 +28,7 @@ from tests.experiments import corridor
 
 
 def train(config, folder: Path, seeds: int, devices: int | None = None) -> None:
-    """``sagax run corridor`` on the first ``devices``, all if ``None``."""
+    """``sagax run corridor`` on the first ``devices`` devices, or on all if ``None``."""
     with contextlib.ExitStack() as patches:
         patches.enter_context(mock.patch.dict(ENVIRONMENTS, corridor=corridor.Corridor))
         patches.enter_context(mock.patch.object(registry, "load", lambda name: corridor.loaded(config)))
@@ -56,7 +56,7 @@ def resumed_elsewhere(folder: Path) -> None:
 
 
 def environments_of_one_seed() -> dict[str, float]:
-    """One seed, whose environments are shared by four devices: the largest difference from one device."""
+    """One seed whose environments are spread over four devices: the largest difference from one device."""
     config = corridor.with_critic()
     states = []
     with mock.patch.dict(ENVIRONMENTS, corridor=corridor.Corridor):

@@ -1,4 +1,4 @@
-"""Checkpoints: which are kept, what is never found, what is refused, and the full disk."""
+"""Checkpoints: which are kept, which are ignored, what is refused, and a full disk."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_what_is_saved_is_restored_bit_for_bit(checkpoints):
     assert jax.random.key_impl(found.state["key"]) == jax.random.key_impl(jax.random.key(3))
 
 
-def test_shapes_are_enough_of_a_template(checkpoints):
+def test_a_template_of_shapes_is_enough(checkpoints):
     save(checkpoints, 3)
     on_device = {name: leaf for name, leaf in state_of(3).items() if not isinstance(leaf, np.ndarray)}
     checkpoints.save(4, on_device, {}, 0.0)
@@ -95,7 +95,7 @@ def test_an_iteration_that_is_not_there_names_those_that_are(checkpoints):
         checkpoints.restore(state_of(0), 3)
 
 
-def test_a_save_that_was_killed_is_never_found(tmp_path):
+def test_a_save_that_was_killed_is_ignored(tmp_path):
     first = Checkpoints(tmp_path)
     save(first, 2)
     save(first, 4)
@@ -115,7 +115,7 @@ def test_a_save_that_was_killed_is_never_found(tmp_path):
     assert not list(tmp_path.glob("*tmp*"))
 
 
-def test_looking_leaves_the_save_of_another_process_alone(tmp_path):
+def test_reading_does_not_remove_the_save_of_another_process(tmp_path):
     first = Checkpoints(tmp_path)
     save(first, 2)
     first.close()
@@ -277,7 +277,7 @@ def test_a_kill_while_an_old_one_is_deleted_leaves_nothing_listed(tmp_path, monk
     second.close()
 
 
-def test_a_disk_that_fills_up_leaves_what_was_there(checkpoints, monkeypatch):
+def test_a_disk_that_fills_up_keeps_earlier_checkpoints(checkpoints, monkeypatch):
     save(checkpoints, 2, 0.5)
 
     def full(*arguments, **keywords):

@@ -34,7 +34,7 @@ def start(what: str, folder: Path, **environment: str) -> subprocess.Popen:
 
 
 def require_success(*started: subprocess.Popen) -> list[str]:
-    """Waits for all; what each printed."""
+    """Waits for all processes; returns what each printed."""
     printed = []
     for process in started:
         out, errors = process.communicate(timeout=240)
@@ -45,7 +45,7 @@ def require_success(*started: subprocess.Popen) -> list[str]:
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
-    """The folder of everything that one process did with four devices."""
+    """The folder with the results of one process with four devices."""
     folder = tmp_path_factory.mktemp("four")
     require_success(start("four", folder, XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} {FOUR}"))
     return folder
@@ -56,7 +56,7 @@ def rows(folder: Path) -> list[dict]:
 
 
 def assert_same_rows(found: list[dict], expected: list[dict]) -> None:
-    """What is counted exactly, what is computed to rounding."""
+    """Asserts that counts are equal exactly and computed numbers to rounding."""
     assert len(found) == len(expected) > 0
     for one, other in zip(found, expected, strict=True):
         assert one.keys() == other.keys()
@@ -129,7 +129,7 @@ def test_two_processes_train_what_one_trains(four, tmp_path, monkeypatch):
 
 
 def other_process(monkeypatch, index: int, told: int) -> list[int]:
-    """Makes this process the one of number ``index`` of two; the other one tells ``told``. What this one tells."""
+    """Makes this process number ``index`` of two. The other one sends ``told``; returns what this one sends."""
     said = []
 
     def largest(number):
@@ -189,7 +189,7 @@ def test_a_process_knows_its_place_from_the_environment_alone():
         ({PROCESS: "2"}, f"{PROCESS}=2: expected from 0 to 1"),
     ],
 )
-def test_a_place_that_is_none_is_refused(changes, message):
+def test_an_invalid_place_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
         described_process(GIVEN | changes)
 

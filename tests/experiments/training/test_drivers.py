@@ -112,7 +112,7 @@ def test_both_drivers_learn_the_same_in_an_environment_without_chance(kind):
 
 
 def test_the_host_driver_learns_without_jit():
-    """As a user debugs it: jax.disable_jit leaves numpy arrays where jit would have made them jax's."""
+    """A user may debug with jax.disable_jit, which leaves numpy arrays where jit would return jax arrays."""
     config = corridor.with_critic()
     config.environment.kind = "corridor_host"
     config.data.length = config.data.batch = 2
@@ -416,7 +416,7 @@ def test_an_undone_step_leaves_nothing_in_what_a_reward_learns_from(rejecting):
     assert metrics["sum/rejected"].tolist() == [1]
     left = undone.reward["implicit_prm"]
     restored = jax.tree.map(jnp.copy, undone._replace(reward={"implicit_prm": left._replace(replay=old)}))
-    # Something is there that was not learned from.
+    # There are data that were not learned from.
     with pytest.raises(AssertionError):
         corridor.assert_same_arrays(left.replay, old)
     corridor.assert_same_arrays(driver.chunk(undone, 2, 1)[0], driver.chunk(restored, 2, 1)[0])
@@ -472,7 +472,7 @@ def test_a_rejected_update_leaves_what_rewards_remember_of_the_environments():
         assert changed >= set(fields) and (changed > set(fields)) == (name != "visits")
         for field in old._fields:
             assert same(getattr(found, field), getattr(new if field in fields else old, field)), (name, field)
-    # A memory that is not finite would undo every step to come.
+    # A memory that is not finite would cause every later step to be undone.
     corridor.assert_same_arrays(lost.reward, state.reward)
     for each in (undone, lost):
         corridor.assert_same_arrays(each.agent, state.agent)
@@ -564,7 +564,7 @@ def test_the_count_of_steps_has_no_largest_number(monkeypatch, tmp_path):
     assert all(type(row["env_steps"]) is int for row in rows)
 
 
-def test_what_has_stopped_learns_nothing_more():
+def test_a_stopped_member_learns_nothing_more():
     driver = scan_driver(corridor.process(form="residual"), 0, 1)
     state = driver.start()
     state = state._replace(rejected=jnp.asarray([learn.REJECTED_LIMIT, 0], jnp.int32))
@@ -617,7 +617,7 @@ def test_of_a_sweep_only_the_member_that_is_not_finite_stops(part, monkeypatch, 
         "evaluation": "has a 'return' that is not finite",
     }
     assert line.startswith("stopped: bad, seed 0: ") and what[part] in line
-    # The mean of those that go on chooses the best checkpoint.
+    # The mean of the members that continue chooses the best checkpoint.
     found = Checkpoints(tmp_path / "checkpoints" / "program_0", read_only=True)
     assert found.restore(Uneven().start()).state.rejected.tolist() == [0, learn.REJECTED_LIMIT]
     assert found.best() == (1 if part == "environment" else 3)

@@ -1,4 +1,4 @@
-"""A run that was killed, at any moment, or stopped by a signal ends as the one that nobody disturbed, bit for bit."""
+"""A run that was killed at any moment, or stopped by a signal, ends as an uninterrupted run does, bit for bit."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def often(config, iterations):
 
 
 def talkative():
-    """Asks one question at a time, and waits for its answer as long as it takes."""
+    """Asks one question at a time and waits until it is answered."""
     settings = QUICK | {"kind": "http", "batch": 1, "timeout": 60.0}
     return often(talking.config_of("retrieval", **settings), 30)
 
@@ -155,8 +155,7 @@ def server():
 
 @pytest.fixture(scope="module")
 def uninterrupted(server, tmp_path_factory):
-    """``uninterrupted(name)``, the run folder of the run that nobody disturbed; its programs are in the compilation
-    cache from there on."""
+    """``uninterrupted(name)`` is the run folder of an uninterrupted run, which also fills the compilation cache."""
 
     @functools.cache
     def folder_of(name):
@@ -201,7 +200,7 @@ def test_twenty_kills_change_nothing(server, uninterrupted, tmp_path):
         # Whole lines only; a torn last one is dropped at the next start.
         reached.append(metrics.read_bytes().count(b"\n") if metrics.exists() else 0)
     assert len(answers) == KILLS
-    # Nothing but the chunk in hand is lost: rows are taken back for the one checkpoint at most that was not saved.
+    # At most the current chunk is lost: rows are removed for at most one checkpoint that was not saved.
     assert all(after >= before - 1 for before, after in itertools.pairwise(reached)), reached
     assert 0 < reached[-1] < CONFIGS["plain"]().iterations
     # Some of them struck while a checkpoint was being written.
@@ -220,7 +219,7 @@ def test_a_kill_changes_nothing_of_a_curiosity(server, uninterrupted, tmp_path):
 
 
 def texts_of(endpoint):
-    """What an endpoint was asked, but for the question at the start."""
+    """The questions that an endpoint received, except the one at the start."""
     return [json.loads(line.partition(": ")[2]) for lines in endpoint.asked[1:] for line in lines]
 
 
@@ -249,7 +248,7 @@ def test_a_kill_loses_no_question_and_no_answer(server, tmp_path):
     assert attempt(second) == 0, Path(f"{runs}.log").read_text()
     second.close()
     asked = texts_of(second)
-    # Nothing twice, not even by the other process, and what was on its way is asked.
+    # Nothing is asked twice, not even by the other process, and pending questions are asked.
     assert queued <= set(asked) and not set(asked) & set(answered) and len(set(asked)) == len(asked)
     rows = corridor.rows_of(folder)
     assert [row["iteration"] for row in rows] == list(range(1, config.iterations + 1))

@@ -1,4 +1,4 @@
-"""Progress: its arithmetic with a clock of our own, with and without a terminal; the result table."""
+"""Progress: its arithmetic with a fake clock, with and without a terminal; the result table."""
 
 import io
 import re
@@ -41,7 +41,7 @@ def test_plain_lines_come_at_intervals_and_once_at_the_end():
     ]
 
 
-def test_compilation_is_said_and_not_part_of_the_speed():
+def test_compilation_is_shown_and_is_not_part_of_the_speed():
     clock, stream = Clock(), io.StringIO()
     with module.progress(4, "x", stream=stream, plain_seconds=10, clock=clock) as reporter:
         reporter.phase(module.COMPILING)
@@ -61,7 +61,7 @@ def test_compilation_is_said_and_not_part_of_the_speed():
     ]
 
 
-def test_a_long_compilation_goes_on_being_said():
+def test_a_long_compilation_is_shown_repeatedly():
     written = threading.Event()
 
     class Stream(io.StringIO):
@@ -77,7 +77,7 @@ def test_a_long_compilation_goes_on_being_said():
         assert written.wait(30)
 
 
-def test_what_is_not_known_yet_is_said():
+def test_unknown_values_are_shown_as_unknown():
     stream = io.StringIO()
     with module.progress(10, "x", stream=stream, plain_seconds=0, clock=Clock()) as reporter:
         reporter.update(Done(0, 0), {"success": None})
@@ -104,7 +104,7 @@ def test_a_terminal_of_80_columns_shows_a_bar_with_the_metric_and_the_time_left(
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_an_error_inside_comes_out(terminal):
+def test_an_error_inside_is_raised(terminal):
     with pytest.raises(ZeroDivisionError):
         with module.progress(10, "x", stream=Terminal() if terminal else io.StringIO()):
             raise ZeroDivisionError

@@ -53,7 +53,7 @@ def test_the_run_state_is_that_of_the_driver_and_the_rest_is_counted_by_hand():
     assert needs.of_evaluation().memory == needs.parts["run state"] + needs.parts["evaluation"]
 
 
-def test_members_count_as_far_as_they_are_trained_side_by_side():
+def test_only_members_that_are_trained_side_by_side_count():
     config = corridor.with_replay()
     one, two, split = needs_of(config, 1), needs_of(config, 2), needs_of(config, 2, 1)
     for part in ("run state", "trajectory", "evaluation", "minibatch"):

@@ -1,4 +1,4 @@
-"""A run that was stopped or prolonged ends as the uninterrupted one does, bit for bit."""
+"""A run that was stopped or prolonged ends as an uninterrupted run does, bit for bit."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def replay_on_the_host():
 
 
 def frozen_lake():
-    """Observations of 64 bits, which a device does not have."""
+    """Observations of 64 bits, which devices do not support."""
     config = on_the_host()
     config.environment.environment_id = "FrozenLake-v1"
     return config
@@ -77,7 +77,7 @@ def normalised():
 
 
 def curious(*names, **environment):
-    """Curiosities beside the reward, each with a value head that does not end with episodes."""
+    """Curiosity rewards in addition to the reward, each with a value head that continues across episodes."""
     config = corridor.with_critic()
     if environment:
         config.environment = environment
@@ -88,7 +88,7 @@ def curious(*names, **environment):
 
 
 def on_a_line():
-    """Those that ``curious`` has not; exact counts need an environment of numbers."""
+    """The methods that ``curious`` lacks; exact counts need a discrete observation."""
     return curious("cells", "sides", "inverse", "blind", kind="noisy_line", length=3, time_limit=6)
 
 
@@ -163,11 +163,11 @@ def test_a_prolonged_run_equals_the_uninterrupted_one(name, tmp_path, compiled_o
     corridor.assert_same_arrays(found.state, expected.state)
     assert found.meta == expected.meta
     if isinstance(driver, HostDriver):
-        # The environments themselves go on alike too.
+        # The environments continue in the same way, too.
         assert found.host is not None
         observation = [driver.resume(each.state, each.host, 4).rollout.observation for each in (found, expected)]
         corridor.assert_same_arrays(*observation)
-    # Not trivially: the run changed the parameters.
+    # The comparison is not trivial: the run changed the parameters.
     with pytest.raises(AssertionError):
         corridor.assert_same_arrays(driver.start().agent.params, expected.state.agent.params)
 

@@ -1,4 +1,4 @@
-"""Rows on disk: torn lines, rewinding, full disks, and TensorBoard as a sink."""
+"""Rows on disk: torn lines, rewinding, full disks and TensorBoard files."""
 
 import os
 import resource
@@ -58,7 +58,7 @@ def test_rows_come_back_as_written_and_are_plain_numbers(tmp_path):
         (row(1, value={"a": 1}), "'value' in a row is"),
     ],
 )
-def test_a_row_that_is_no_row_is_refused_and_nothing_is_written(tmp_path, bad, message):
+def test_an_invalid_row_is_refused_and_nothing_is_written(tmp_path, bad, message):
     with RowWriter(tmp_path / "metrics.jsonl") as writer:
         with pytest.raises(ValueError, match=message):
             writer.append(bad)
@@ -224,7 +224,7 @@ def test_a_full_disk_is_one_message_and_leaves_whole_lines(tmp_path):
     writer.append(row(1, success=0.5))
     whole = path.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # The limit lets three bytes of the second row through, as a disk does that fills up in the middle of a write.
+    # The limit allows three bytes of the second row, as a disk that fills up in the middle of a write.
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 3, hard))
     try:
         with pytest.raises(UserError, match=r"cannot write .*metrics.jsonl: File too large"):

@@ -94,7 +94,7 @@ def replace_pickle(folder, pickled):
     checkpoints.close()
 
 
-def test_what_somebody_else_pickled_is_not_loaded(counting, tmp_path, monkeypatch, capsys, compiled_once):
+def test_a_pickle_from_elsewhere_is_not_loaded(counting, tmp_path, monkeypatch, capsys, compiled_once):
     folder, marker = tmp_path / "run", tmp_path / "marker"
     trained(counting, folder, 1)
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Signals: acknowledged at once, taken only where they were not ignored; a second interrupt ends the process."""
+"""Signals are acknowledged at once, handled only if they were not ignored; a second interrupt ends the process."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_an_interrupt_that_was_ignored_stays_ignored(start):
     assert out == f"stopped by {signal.SIGTERM.value}\n" and err == f"SIGTERM: {FINISHING}\n"
 
 
-def test_where_both_were_ignored_nothing_is_taken(start):
+def test_if_both_signals_were_ignored_neither_is_handled(start):
     ignored = [signal.SIGINT, signal.SIGTERM]
     process = start("[signal.raise_signal(number) for number in (2, 15)]", ignored=ignored)
     # Not ``communicate``, which does not see what ``readline`` has read ahead.

@@ -54,7 +54,7 @@ def reference(trajectories, states, discount=0.9):
     return raw
 
 
-def test_the_reward_is_the_error_over_the_deviation_of_the_return_along_time(run):
+def test_the_reward_is_the_error_over_the_standard_deviation_of_the_running_return(run):
     transform, trajectories, states = run
     raw = reference(trajectories, states)
     # One sum per environment along time, across unrolls and the ends of episodes.

@@ -1,4 +1,4 @@
-"""Scale, clip, normalise and the group filter against numpy."""
+"""Scale, clip, normalise and the group filter, compared with numpy."""
 
 import jax
 import numpy as np

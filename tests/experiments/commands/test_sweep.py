@@ -74,7 +74,7 @@ def test_the_points_are_ranked_and_the_best_is_a_command(swept, capsys):
 
 @pytest.fixture
 def corridor_sweep(monkeypatch, tmp_path, capsys):
-    """``corridor_sweep(*arguments)`` sweeps the corridor with three evaluations; returns the answer, rows and messages."""
+    """``corridor_sweep(*arguments)`` sweeps the corridor, three evaluations; returns answer, rows, messages."""
     corridor.register(monkeypatch)
     config = corridor.without_critic()
     config.iterations = 6

@@ -22,7 +22,7 @@ from envs.native.noisy_line import noisy_line_environment
 from envs.native.sokoban import Sokoban
 from envs.native.tabular import gridworld_environment, gymnasium_table
 
-# In which frames there is noise is drawn only where the noise is not asked for by the agent.
+# ``pixel_probability`` has an effect only if frames with noise are drawn, and not chosen by the agent.
 _PIXEL = {"pixel_probability": {"noise": ("pixel",)}}
 
 # By kind: a factory, or a ``Kind`` that declares more.

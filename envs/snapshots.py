@@ -1,8 +1,8 @@
 """The saved state of host environments, as data.
 
-A snapshot may lie in a folder that somebody else sends. It therefore holds JSON values and numpy arrays, which never
-execute anything; only environments that can be saved by pickle alone add a pickle, apart from the rest, which whoever
-restores the snapshot takes out unless it is known where it came from.
+A snapshot may be in a folder that somebody else sent. It therefore holds JSON values and numpy arrays, which never
+execute anything. Only environments that can be saved by pickle alone add a pickle, in a part of its own; code that
+restores a snapshot removes that part unless it knows where the snapshot came from.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ class Snapshot(NamedTuple):
     """The state of a ``VectorHost``.
 
     Attributes:
-      values: JSON values: a dictionary with text as keys.
-      arrays: numpy arrays by name, none of objects.
+      values: JSON values, a dictionary with strings as keys.
+      arrays: numpy arrays by name, none with objects as elements.
       pickled: the state of environments that can be saved by pickle alone. Unpickling runs code.
     """
 
@@ -28,11 +28,11 @@ class Snapshot(NamedTuple):
 
 
 class SnapshotError(ValueError):
-    """A snapshot that cannot be restored: of other environments, damaged, or without the pickle that it needs."""
+    """A snapshot that cannot be restored: it is of other environments, damaged, or lacks a pickle that it needs."""
 
 
 def wrap(inside: Snapshot | None, values: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Snapshot:
-    """The snapshot of what wraps environments with the snapshot ``inside`` and has state of its own."""
+    """The snapshot of a wrapper with state of its own around environments with the snapshot ``inside``."""
     named = {f"own/{name}": array for name, array in arrays.items()}
     if inside is None:
         return Snapshot({"inside": None, "own": dict(values)}, named)
@@ -44,7 +44,7 @@ def unwrap(snapshot: Snapshot) -> tuple[Snapshot | None, dict[str, Any], dict[st
     """The inverse of ``wrap``.
 
     Raises:
-      SnapshotError: it was not made by ``wrap``.
+      SnapshotError: the snapshot was not made by ``wrap``.
     """
     inside, own = snapshot.values.get("inside"), snapshot.values.get("own")
     if not isinstance(own, dict) or not (inside is None or isinstance(inside, dict)):
@@ -60,10 +60,10 @@ def unwrap(snapshot: Snapshot) -> tuple[Snapshot | None, dict[str, Any], dict[st
 
 
 def array_like(arrays: Mapping[str, np.ndarray], name: str, expected: Any) -> np.ndarray:
-    """The array of that name with the shape and type of ``expected``.
+    """The array ``name``, which must have the shape and type of ``expected``.
 
     Raises:
-      SnapshotError: there is none, or it is another one.
+      SnapshotError: the array is missing, or has another shape or type.
     """
     found = arrays.get(name)
     wanted = f"{np.dtype(expected.dtype)}{list(expected.shape)}"
@@ -74,7 +74,7 @@ def array_like(arrays: Mapping[str, np.ndarray], name: str, expected: Any) -> np
 
 
 def generator_state(generator: np.random.Generator) -> list[Any]:
-    """A generator of ``numpy.random.default_rng`` in JSON values; its integers have 128 bits and are text."""
+    """The state of a ``numpy.random.default_rng`` generator as JSON; its 128-bit integers become strings."""
     state = generator.bit_generator.state
     return [f"{state['state']['state']:x}", f"{state['state']['inc']:x}", state["has_uint32"], state["uinteger"]]
 
@@ -83,7 +83,7 @@ def generator_from(state: Any) -> np.random.Generator:
     """The inverse of ``generator_state``.
 
     Raises:
-      SnapshotError: ``state`` is not what it returns.
+      SnapshotError: ``state`` was not made by ``generator_state``.
     """
     generator = np.random.default_rng(0)
     try:

@@ -28,7 +28,7 @@ class TimeLimit:
     state with and without the limit.
 
     Raises:
-      TypeError: if ``environment`` is no ``Environment`` or ``max_episode_steps`` no integer.
+      TypeError: if ``environment`` is not an ``Environment`` or ``max_episode_steps`` is not an integer.
       ValueError: if ``max_episode_steps < 1``.
     """
 

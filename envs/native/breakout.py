@@ -1,8 +1,8 @@
-"""Breakout on a 10x10 grid in pure JAX, by the rules of MinAtar.
+"""Breakout on a 10x10 grid in pure JAX, with the rules of MinAtar.
 
 Source: Young and Tian, "MinAtar: An Atari-Inspired Testbed for Thorough and Reproducible Reinforcement Learning
-Experiments", arXiv 1903.03176; where the paper is silent (corners, several bricks in a row, an empty wall), the rules
-are those of the authors' implementation, of the minimal set of actions.
+Experiments", arXiv 1903.03176. Rules that the paper does not state (corners, several bricks in a row, an empty wall)
+are those of the authors' implementation. The actions are its minimal set.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from envs.base import EnvironmentSpec, TimeStep
 SIZE = 10
 STAY, LEFT, RIGHT = range(3)
 WALL = (1, 4)
-"""First row with bricks, and the first below them."""
+"""The first row with bricks, and the first row below them."""
 
 
 class BreakoutState(NamedTuple):
-    """One game.
+    """The state of one game.
 
     Attributes:
-      ball, trail: ``int32 [2]``, row and column of the ball and of where it was a step before.
+      ball, trail: ``int32 [2]``, row and column of the ball now and one step before.
       velocity: ``int32 [2]``, each 1 or -1: the ball moves along diagonals.
-      paddle: ``int32``, its column in the lowest row.
-      brick: ``bool [10, 10]``.
+      paddle: ``int32``, the column of the paddle, which is in the lowest row.
+      brick: ``bool [10, 10]``, the cells with a brick.
       struck: ``bool``: the last step broke a brick or went through one.
-      last_action: ``int32``, what was done in the last step.
+      last_action: ``int32``, the action executed in the last step.
     """
 
     ball: jax.Array
@@ -49,19 +49,20 @@ class BreakoutState(NamedTuple):
 class Breakout:
     """Breakout as an ``Environment``; actions 0 to 2 are stay, left, right.
 
-    The ball starts at the left or right edge, moving down and inwards. Walls, bricks and the paddle reflect it; from
-    the paddle's corner it goes straight back. A brick that is hit pays 1 and is gone, unless the step before has met
-    one, too: then the ball goes through it. Three new rows appear when the ball comes down and no brick is left.
-    ``terminated`` when the ball comes down beside the paddle. There is no clock inside: wrap in ``TimeLimit``.
+    The ball starts at the left or right edge and moves down and inwards. Walls, bricks and the paddle reflect it; from
+    the corner of the paddle it goes straight back. A brick that is hit pays 1 and disappears, unless the ball met a
+    brick in the previous step, too: then it passes through. Three new rows appear when the ball comes down and no brick
+    is left. The episode terminates when the ball comes down and misses the paddle. There is no time limit: wrap it in
+    ``TimeLimit``.
 
-    The observation is ``uint8 [10, 10, 4]``, planes paddle, ball, trail, brick.
+    The observation is ``uint8 [10, 10, 4]`` with the planes paddle, ball, trail and brick.
 
     Attributes:
-      sticky: the probability that the action of the step before is repeated instead of the one that is asked for; an
-        episode starts with ``STAY`` as that action.
+      sticky: the probability that the previously executed action is repeated instead of the chosen one; before the
+        first step that action is ``STAY``.
 
     Raises:
-      ValueError: if ``sticky`` is no probability.
+      ValueError: if ``sticky`` is not a probability.
     """
 
     sticky: float = 0.1

@@ -1,7 +1,7 @@
-"""A maze without reward to explore: four rooms in a chain, blocks in the corridors, and noise of several kinds.
+"""A maze to explore without reward: four rooms in a chain, blocks in the corridors, and several kinds of noise.
 
-In the style of the Pycolab maze of Jarrett et al. 2022 ("Curiosity in Hindsight", arXiv 2211.10515, section 5.1), whose
-map is not published. The map ``MAP``, the paths of the blocks and the places of the trackers were made for sagax.
+It follows the Pycolab maze of Jarrett et al. 2022 ("Curiosity in Hindsight", arXiv 2211.10515, section 5.1), whose
+map is not published. The map ``MAP``, the paths of the blocks and the positions of the trackers were made for sagax.
 
     room 1  ->  blocks  ->  room 2
                               |
@@ -90,9 +90,9 @@ def _cells(symbols: str) -> np.ndarray:
 
 
 def _views(marked: np.ndarray, outside: bool) -> np.ndarray:
-    """For every cell of the map its 5x5 neighbourhood in ``marked [H, W]`` as a word, ``uint32 [H * W]``.
+    """For every cell of the map, the 5x5 neighbourhood in ``marked [H, W]`` as one word, ``uint32 [H * W]``.
 
-    Bit ``5 i + j`` is the cell ``(i - 2, j - 2)`` away; beyond the map it is ``outside``.
+    Bit ``5 i + j`` is the value of the cell ``(i - 2, j - 2)`` away, or ``outside`` beyond the map.
     """
     padded = np.pad(marked, _RADIUS, constant_values=outside)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (_SIDE, _SIDE)).reshape(_HEIGHT * _WIDTH, -1)
@@ -119,15 +119,15 @@ _FIRST_OFFSETS = np.arange(len(PATHS), dtype=np.int32) % PATHS.shape[1]
 
 
 class MazeState(NamedTuple):
-    """One environment.
+    """The state of one environment.
 
     Attributes:
       cell: ``int32 [2]``, row and column of the agent.
-      offset: ``int32 [blocks]``, where on its path each block is.
-      direction: ``int32 [blocks]``, 1 or -1, where an oscillating block goes next.
+      offset: ``int32 [blocks]``, the position of each block on its path.
+      direction: ``int32 [blocks]``, 1 or -1, the direction in which an oscillating block moves next.
       visited: ``uint32 [words]``, bit ``row * width + column`` of a visited cell is 1; ``unpacked`` reads it.
-      trackers: ``int32``, how many were reached in this episode.
-      action: ``int32``, the last action that was carried out.
+      trackers: ``int32``, how many trackers were reached in this episode.
+      action: ``int32``, the last action that was executed.
     """
 
     cell: jax.Array
@@ -142,31 +142,31 @@ class MazeState(NamedTuple):
 class Maze:
     """The maze as an ``Environment``; actions 0 to 4 are no-op, up, down, left, right.
 
-    A step: the agent moves unless a wall or a block is ahead; then every block moves one cell on its path of three,
-    and waits where the agent stands in its way. Oscillating blocks turn at the ends of their path. Every episode
-    starts alike; nothing ends it: wrap in ``TimeLimit`` (500 steps in the paper).
+    In a step the agent moves unless a wall or a block is ahead. Then every block moves one cell on its path of three
+    cells, or waits if the agent stands in its way. Oscillating blocks turn at the ends of their path. All episodes
+    start in the same state, and nothing ends them: wrap the maze in ``TimeLimit`` (500 steps in the paper).
 
-    Observation ``uint8 [5, 5, 5]``: the cells around the agent, which is in the middle and always looks up, by channel
-    (``CHANNELS``). A tracker's mark stays when it is reached. Beyond the map is wall. The channel ``noise`` is 0 where
-    no noise is shown, so that one network fits every setting.
+    The observation ``uint8 [5, 5, 5]`` shows the cells around the agent, which is in the middle and always faces up, by
+    channel (``CHANNELS``). A tracker stays visible after it was reached. Cells beyond the map are walls. The channel
+    ``noise`` is 0 in frames without noise, so that one network fits every setting.
 
     ``info``: ``trackers`` reached in this episode (0 to 4), ``tracker_1`` to ``tracker_4`` (0 or 1), and ``coverage``,
-    the share of the cells that are no wall which the agent has stood on in this episode.
+    the share of the cells without a wall that the agent has visited in this episode.
 
     Attributes:
-      noise: ``none``; ``brownian``: a block goes one way with probability 1/4, the other with 1/4 and stays with 1/2,
-        and stays at the end of its path where it would leave it; ``pixel``: the channel ``noise`` shows 25 fair random
-        bits with ``pixel_probability``, independently in every frame; ``on_demand``: it shows them whenever the action
-        carried out was the no-op, never in the first frame.
-      sticky: probability that the last action carried out is repeated in place of the chosen one; before the first
-        step it is the no-op.
-      pixel_probability: of a noisy frame where ``noise`` is ``pixel``.
-      reward: ``none``: 0 always; ``trackers``: 1 for each tracker reached, in sequence.
-      report_cell: add ``cell`` to ``info``, the agent's cell as ``row * 17 + column``, for ``visits``. It is a measure
-        of nothing at an episode's end, so that environments to train in leave it out.
+      noise: ``none``; ``brownian``: each block moves forwards or backwards on its path with probability 1/4 each, else
+        stays, and stays at the end of its path instead of leaving it; ``pixel``: the channel ``noise`` shows 25 fair
+        random bits with ``pixel_probability``, independently in every frame; ``on_demand``: it shows them after every
+        step whose executed action was the no-op, and not in the first frame.
+      sticky: probability that the previously executed action is repeated instead of the chosen one; before the first
+        step that action is the no-op.
+      pixel_probability: the probability that a frame shows noise if ``noise`` is ``pixel``.
+      reward: ``none``: always 0; ``trackers``: 1 for each tracker reached, in order.
+      report_cell: whether to add ``cell`` to ``info``, the agent's cell as ``row * 17 + column``, for ``visits``. Leave
+        it out for training: evaluations would report it as if it were a metric of the episode.
 
     Raises:
-      TypeError, ValueError: an argument out of its range.
+      TypeError, ValueError: an argument is out of its range.
     """
 
     noise: str = "none"
@@ -194,7 +194,7 @@ class Maze:
         )
 
     def reset(self, key: jax.Array) -> tuple[MazeState, jax.Array]:
-        """The start; ``key`` draws the noise of the first frame only."""
+        """Starts an episode; ``key`` draws the noise of the first frame only."""
         state = MazeState(
             cell=jnp.asarray(START),
             offset=jnp.asarray(_FIRST_OFFSETS),
@@ -282,15 +282,15 @@ def unpacked(visited: jax.Array) -> jax.Array:
 
 
 def visits(trajectory: Trajectory) -> jax.Array:
-    """How often the agent stood on each cell after a step, ``int32 [H, W]``, padding left out; a heat map.
+    """How often the agent was on each cell after a step, ``int32 [H, W]``, without padding: a heat map.
 
-    It reads ``info`` of a ``Maze(report_cell=True)``, not the observation: the views of two cells can be the same.
+    It reads ``info`` of a ``Maze(report_cell=True)``, because two cells can have the same observation.
 
     Args:
       trajectory: ``[T, B]``, from any rollout.
 
     Raises:
-      ValueError: the trajectory is not from such a maze.
+      ValueError: the trajectory does not have ``info["cell"]``.
     """
     info = trajectory.extras["info"]
     if "cell" not in info:
@@ -313,7 +313,7 @@ def _on(cells: jax.Array, cell: jax.Array) -> jax.Array:
 
 
 def _bit(cell: jax.Array) -> jax.Array:
-    """The words of ``MazeState.visited`` with the bit of ``cell`` alone."""
+    """The words of ``MazeState.visited`` in which only the bit of ``cell`` is set."""
     index = cell[0] * _WIDTH + cell[1]
     number_of_words = -(-_HEIGHT * _WIDTH // _WORD)
     bit = jnp.uint32(1) << (index % _WORD).astype(jnp.uint32)
@@ -321,7 +321,7 @@ def _bit(cell: jax.Array) -> jax.Array:
 
 
 def _words(key: jax.Array) -> jax.Array:
-    """The random bits of one step, ``uint32 [3]``: for sticky actions, for blocks or noise, for whether noise shows."""
+    """The random bits of one step, ``uint32 [3]``: for sticky actions, for blocks or noise, and for noisy frames."""
     return jax.random.bits(key, (3,), jnp.uint32)
 
 

@@ -40,23 +40,23 @@ _CELL_COLOURS = (
     (40, 90, 220),  # player
     (150, 60, 200),  # player on target
 )
-# Cells carved around the walker beside its own: up, down, left, right.
+# Cells carved around the walker in addition to its own: up, down, left, right.
 _CARVED = ((0, 0, 0, 0), (0, 1, 0, 0), (0, 0, 0, 1), (0, 1, 0, 1), (1, 1, 0, 0), (0, 0, 1, 1))
 _TURN_PROBABILITY = 0.35
 _PREFERENCE = 0.4
 _MAX_ATTEMPTS = 256
-# Weights of the score of a room, in an int32: boxes off target first, then pushes between what the room needs and what
-# it should need (at most 56 of them), then luck.
+# Weights of the parts of a room's score, an int32: first the boxes off target, then the difference between the pushes
+# that the room needs and should need (at most 56), then a random number.
 _OFF_TARGET = 1 << 27
 _PUSH = 1 << 20
 _MOST_PUSHES = 64
-# After every so many attempts, a room may be one more push away from the number of pushes that was drawn.
+# After every so many attempts, the accepted difference from the drawn number of pushes grows by one.
 _PATIENCE = 16
 _LARGEST_LUCK = 100.0
 
 
 class SokobanState(NamedTuple):
-    """One room.
+    """The state of one room.
 
     Attributes:
       wall, target, box: ``bool [H, W]``.
@@ -73,24 +73,24 @@ class SokobanState(NamedTuple):
 class Sokoban:
     """Sokoban as an ``Environment``; actions 0 to 3 are up, down, left, right.
 
-    An action moves the player, pushing a box ahead where the cell behind the box is free, or does nothing.
-    ``terminated`` when every box is on a target. There is no clock inside: wrap in ``TimeLimit``.
+    An action moves the player and pushes a box ahead if the cell behind the box is free; otherwise it does nothing.
+    The episode terminates when every box is on a target. There is no time limit: wrap it in ``TimeLimit``.
 
-    ``reset`` retries until every box is off every target. After 256 attempts, which only crowded rooms reach
-    (4 boxes and inner walls on 6x6: one room in a thousand), it settles for the best room found, and where there
-    is none for a fixed room that takes ``3 * num_boxes - 2`` moves. So it always ends, never with a solved room,
-    and always with one that at most ``reverse_steps`` moves solve.
+    ``reset`` retries until every box is off every target. After 256 attempts, which only crowded rooms reach (4 boxes
+    and inner walls on 6x6: one room in a thousand), it takes the best room found, or, if there is none, a fixed room
+    that takes ``3 * num_boxes - 2`` moves. So it always ends, its room is never solved, and at most ``reverse_steps``
+    moves solve it.
 
     Attributes:
-      height, width: cells with the border, 6 to 10.
-      num_boxes: 1 to 4.
-      inner_walls: ``True``: rooms carved by a random walk; ``False``: the whole interior is floor.
-      pushes_low, pushes_high: every room draws a number of pushes uniformly from this range, both ends included, and is
-        chosen so that ``least_pushes`` is that number, or as near to it as 16 attempts for each push of difference
-        come. A wide range mixes easy rooms with hard ones, so that an agent with a sparse reward succeeds now and
-        then from the start. Both 0 (the default): no number is drawn. Otherwise ``num_boxes`` to
+      height, width: number of cells with the border, 6 to 10.
+      num_boxes: number of boxes, 1 to 4.
+      inner_walls: ``True``: a random walk carves the rooms; ``False``: the whole interior is floor.
+      pushes_low, pushes_high: every room draws a number of pushes uniformly from this range, both ends included, and
+        ``reset`` retries until ``least_pushes`` is that number; after every 16 attempts it accepts a difference of one
+        more push. A wide range mixes easy rooms with hard ones, so that an agent with a sparse reward sometimes
+        succeeds from the start. Both 0 (the default): no number is drawn. Otherwise ``num_boxes`` to
         ``num_boxes * (height + width - 6)``.
-      reverse_steps: length of the reverse walk and so a bound on the length of an optimal solution;
+      reverse_steps: length of the reverse walk, which is an upper bound on the length of an optimal solution;
         ``3 * num_boxes - 2`` to 1000. ``None``: ``(height + width - 4) * (2 * num_boxes + 3) // 2``; 20 for 6x6 with
         one box, whose rooms then are about as hard as those where player, box and target are placed at random.
       observation: ``symbolic``: ``uint8 [H, W, 4]``, planes wall, target, box, player; ``rgb``:
@@ -100,7 +100,7 @@ class Sokoban:
         +1 for a box pushed onto a target, -1 for one pushed off, +10 for solving.
 
     Raises:
-      TypeError, ValueError: an argument out of its range.
+      TypeError, ValueError: an argument is out of its range.
     """
 
     height: int = 6
@@ -148,7 +148,7 @@ class Sokoban:
         return EnvironmentSpec(space, gymnasium.spaces.Discrete(4), info=("success",))
 
     def observe(self, state: SokobanState) -> jax.Array:
-        """The observation of ``state`` in this environment's kind."""
+        """The observation of ``state``, symbolic or RGB."""
         return observe(state) if self.observation == "symbolic" else render(state, self.pixels_per_cell)
 
     def demonstrations(self, keys: jax.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +159,7 @@ class Sokoban:
         return demonstrations(self, keys)
 
     def reset(self, key: jax.Array) -> tuple[SokobanState, jax.Array]:
-        """Generates the room that belongs to ``key``."""
+        """Generates a room from ``key``."""
         drawn = jax.random.randint(
             jax.random.fold_in(key, _MAX_ATTEMPTS), (), self.pushes_low, self.pushes_high + 1, jnp.int32
         )
@@ -218,9 +218,9 @@ class Sokoban:
 
         The room is the state of the reverse walk with the highest score. More boxes off target score higher; among
         equals, so does a smaller ``|least_pushes - pushes|`` (where a number of pushes was drawn); among equals, so
-        does a larger product of the sum of the boxes' distances from where they started, the number of times that
-        another box or direction was pulled, and luck. Without luck every room would begin just before a push and as
-        far away as possible, and rooms would repeat.
+        does a larger product of three factors: the sum of the boxes' distances from where they started, the number of
+        times that another box or direction was pulled, and a random number. Without the random number every room would
+        begin just before a push and as far away as possible, and rooms would repeat.
         Positions are flat cell indices here: a move adds an offset.
         """
         shape = (self.height, self.width)
@@ -284,7 +284,7 @@ class Sokoban:
             best_boxes = jnp.where(better, boxes, best_boxes)
             return (player, boxes, pull, changes, best_score, best_player, best_boxes), None
 
-        # While every box is off target, each slice of the walk has its own box to turn to.
+        # Once every box is off target, each slice of the walk seeks one randomly drawn box.
         slices = jnp.arange(steps) * 2 * self.num_boxes // steps
         walk = {
             "direction": draws["direction"],
@@ -332,11 +332,11 @@ class Sokoban:
 
 
 def move(state: SokobanState, action: jax.Array) -> SokobanState:
-    """The room after ``action`` (0 to 3): the player walks, pushes, or stays where neither is possible."""
+    """The room after ``action`` (0 to 3): the player walks or pushes, or stays if neither is possible."""
     change = jnp.array(MOVES, jnp.int32)[action]
     ahead = state.player + change
     beyond = ahead + change
-    # The border is wall, so ahead is on the grid; beyond may not be, but only where ahead is wall.
+    # The border is wall, so ``ahead`` is on the grid; ``beyond`` may be off the grid only if ``ahead`` is a wall.
     beyond = jnp.clip(beyond, 0, jnp.array(state.wall.shape, jnp.int32) - 1)
     box_ahead = state.box[ahead[0], ahead[1]]
     blocked_beyond = state.wall[beyond[0], beyond[1]] | state.box[beyond[0], beyond[1]]
@@ -353,7 +353,7 @@ def least_pushes(boxes: jax.Array, targets: jax.Array, width: int) -> jax.Array:
 
     min over assignments p of sum_i |row(boxes[i]) - row(targets[p(i)])| + |column(boxes[i]) - column(targets[p(i)])|
 
-    A push moves one box by one cell, so that no solution has fewer; walls and detours only add pushes.
+    A push moves one box by one cell, so that no solution has fewer pushes; walls and detours only add pushes.
 
     Args:
       boxes, targets: ``int32 [N]``, flat cell indices ``row * width + column``.
@@ -461,7 +461,7 @@ def to_text(state: SokobanState) -> str:
 
 
 def _draw(key: jax.Array, **shapes: tuple[int, ...]) -> dict[str, jax.Array]:
-    """Uniform numbers in [0, 1) by name, cut from the result of one call, because each call adds to compile time."""
+    """Uniform numbers in [0, 1) by name, split from the result of one call, because each call adds compile time."""
     ends = np.cumsum([np.prod(shape) for shape in shapes.values()])
     pieces = jnp.split(jax.random.uniform(key, (int(ends[-1]),)), ends[:-1])
     return {name: piece.reshape(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}

@@ -56,7 +56,7 @@ def room(module: str) -> int | None:
 
 
 def violations(source: str, module: str, is_package: bool = False) -> list[str]:
-    """What is wrong with the imports of ``module``, one line each."""
+    """The forbidden imports of ``module``, described in one line each."""
     layer = module.split(".")[0]
     wrong = []
 

@@ -25,7 +25,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`\n]+)`")
 # Commands that take a name of an experiment, and those that take run folders.
 NAMED, FOLDERS = ("run", "show", "summary", "sweep"), ("collect", "evaluate")
-# What takes longer than a test may; its options are checked all the same.
+# Commands that are too slow for a test to run; their options are checked all the same.
 TOO_LONG = ("benchmark", "sweep")
 
 

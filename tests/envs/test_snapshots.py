@@ -21,7 +21,7 @@ def test_a_wrapped_snapshot_comes_back_in_its_parts():
 
 
 @pytest.mark.parametrize("values", [{}, {"own": 3}, {"own": {}, "inside": [1]}])
-def test_what_was_not_wrapped_is_refused(values):
+def test_a_snapshot_that_was_not_wrapped_is_refused(values):
     with pytest.raises(SnapshotError, match="lacks the parts"):
         unwrap(Snapshot(values, {}))
 
@@ -43,6 +43,6 @@ def test_a_generator_goes_on_where_it_was():
 
 
 @pytest.mark.parametrize("state", [None, [], ["x", "1", 0, 0], ["1", "1", 0, "y"], ["f" * 40, "1", 0, 0], [1, 2, 3, 4]])
-def test_what_is_no_generator_is_refused(state):
+def test_an_invalid_generator_state_is_refused(state):
     with pytest.raises(SnapshotError, match="no state of a random generator"):
         generator_from(state)

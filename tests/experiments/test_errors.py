@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full or gone do not end the work, and what is printed obeys nobody else."""
+"""Standard streams that are closed, full or gone do not end the work, and control codes are not printed."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""What a kind names: an entry of a catalogue, or a part of somebody else's by import path."""
+"""The values of ``kind``: an entry of a catalogue, or the import path of a factory from elsewhere."""
 
 import os
 

@@ -154,7 +154,7 @@ def test_every_real_number_of_a_factory_has_a_range_or_needs_none(section, selec
     parameters = inspect.signature(kind.factory).parameters
     real = {key for key, one in parameters.items() if str(one.annotation).split(" | ")[0] == "float"}
     assert not real - kind.ranges.keys() - FREE
-    # Nothing is declared of a parameter that the factory does not take.
+    # No range is declared for a parameter that the factory does not take.
     assert kind.ranges.keys() <= parameters.keys()
     for key, others in kind.needs.items():
         assert {key, *others} <= parameters.keys()

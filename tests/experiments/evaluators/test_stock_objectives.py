@@ -36,7 +36,7 @@ KEY = jax.random.key(0)
 OBJECTIVES = ("target_1", "tau_50")
 
 
-def test_the_initial_stocks_by_what_the_network_predicts():
+def test_initial_stocks_are_searched_by_the_predictions_of_the_network():
     # G is 0, 1 or 2 with probabilities 1/4, 1/4 and 1/2 whatever is done: CVaR at 1/2 is 1/2, and the quantile is 1.
     source = StockAugmented(ObservationActionReward(), 1.0, -3.0, 1.0)
     plain = NetworkConfig(hidden=())
@@ -113,7 +113,7 @@ def test_a_traced_factor_is_left_to_the_point_of_the_sweep():
         return factor
 
     jax.eval_shape(traced, 7.0)
-    # What a driver was given is known, and of 32 bits.
+    # The factor that a driver was given is concrete, in 32 bits.
     require_units_of_stock(agent | {"return_scale": 20.0}, "env", {"env": SCALED | {"factor": jnp.float32(0.05)}})
 
 
@@ -189,7 +189,7 @@ def test_both_drivers_find_the_same_in_an_environment_without_chance(smoke, monk
     driver = HostDriver(config, build_environment(config), members[0])
     found = driver.evaluate(driver.start())
     assert found.keys() == expected.keys() and "stock/tau_50" in found
-    # What may be asked for by --metric is what there is.
+    # --metric accepts exactly the metrics that exist.
     assert found.keys() == set(evaluation_metrics(config, build_environment(config)))
     kinds = ("objective", "mean", "stock", "edge")
     for name in ("objective", *(f"{kind}/{each}" for kind in kinds for each in OBJECTIVES)):

@@ -51,7 +51,7 @@ def test_collect_rounds_chooses_and_keeps_the_source(tmp_path):
     assert reading.read_runs(tmp_path, "none") == []
 
 
-def test_collect_says_with_what_a_run_was_continued(tmp_path):
+def test_collect_records_the_other_versions_that_continued_a_run(tmp_path):
     folder = make_run(tmp_path)
     environment = read_json(folder / run_folders.ENVIRONMENT_FILE)
     again = [{"first_row": 2} | environment, {"first_row": 4} | environment | {"commit": "def", "dirty": True}]

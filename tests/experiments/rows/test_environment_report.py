@@ -27,7 +27,7 @@ def test_every_session_that_made_rows_is_on_the_disk(tmp_path, monkeypatch):
     first = {"commit": "a", "command": "c"}
     assert session(0, "lost") and session(0, "a") == first
     assert session(4, "lost")["continued"][0]["commit"] == "lost"
-    # Nothing is left of what was made from row 4 on.
+    # Nothing made from row 4 on is left.
     assert session(4, "a", resumed_exactly=False) == first | {
         "continued": [{"first_row": 4, "resumed_exactly": False} | first]
     }

@@ -104,7 +104,7 @@ def test_the_command_writes_a_picture(home, tmp_path, capsys):
     assert capsys.readouterr().out == "out/curve.png: success of oprl_sokoban, rows of runs/oprl_sokoban\n"
     picture = matplotlib.image.imread(tmp_path / "out" / "curve.png")
     assert picture.shape[1] > 900
-    # Both colours of the palette are in it.
+    # Both colours of the palette are in the picture.
     for colour in figures.PALETTE[:2]:
         wanted = np.array([int(colour[start : start + 2], 16) for start in (1, 3, 5)]) / 255
         assert (np.abs(picture[..., :3] - wanted).max(-1) < 0.01).sum() > 100

@@ -24,7 +24,7 @@ from experiments.rows.tables import (
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_the_pages_are_what_the_rows_say():
+def test_the_pages_agree_with_the_rows():
     assert stale_pages(ROOT) == []
 
 
@@ -110,7 +110,7 @@ def test_of_two_measurements_of_a_device_the_newer_is_shown_and_an_early_end_is_
         ("2026-01", {"seeds": 100, "ended": "stopped after 60 s"}),
         ("2026-01", {"seeds": 200, "ended": "finished", "steps_per_second": 5.0} | figures),
     ]
-    # As rows were before the compiler's own time was told.
+    # Like rows from before the compiler's own time was recorded.
     del measured[-1][1]["first_chunk_seconds"]
     path = tmp_path / "devices.jsonl"
     records = [

@@ -1,4 +1,4 @@
-"""What ``test_devices.py`` runs in processes of its own, which have other devices than pytest's.
+"""Run by ``test_devices.py`` in separate processes, which have other devices than pytest's.
 
 ``python -m tests.experiments.training.device_worker four FOLDER`` (with four devices) and
 ``... part FOLDER`` (one of several processes).
@@ -33,7 +33,7 @@ def train(config, folder: Path, seeds: int, devices: int | None = None) -> None:
         patches.enter_context(mock.patch.dict(ENVIRONMENTS, corridor=corridor.Corridor))
         patches.enter_context(mock.patch.object(registry, "load", lambda name: corridor.loaded(config)))
         if devices is not None:
-            # Not before: of several processes, the run asks for devices when they have found each other.
+            # Not earlier: with several processes, the devices are known only once the processes are connected.
             chosen = jax.devices()[:devices]
             patches.enter_context(mock.patch.object(jax, "devices", lambda: chosen))
         assert run.main(["corridor", f"--runs={folder}", f"--seeds={seeds}"]) == 0
@@ -106,7 +106,7 @@ def host_devices() -> list[int]:
         state = driver.start()
         leaves = jax.tree.leaves((driver.template().agent, state.agent))
         driver.close()
-        # What was trained there is evaluated by the other driver on all devices.
+        # The agent that was trained there is evaluated by the other driver on all devices.
         config.environment.kind = "corridor"
         scan = ScanDriver(config, build_environment(config), corridor.members(0))
         assert scan.evaluate(jax.tree.map(lambda leaf: leaf[None], state._replace(rollout=())))["length"] > 0

@@ -57,7 +57,7 @@ def test_what_is_saved_is_restored_bit_for_bit(checkpoints):
     found = checkpoints.restore(state_of(0))
     assert (found.iteration, found.host, found.ours, found.meta) == (3, None, False, {"env_steps": [3]})
     assert_same_arrays(found.state, state_of(3))
-    # What a host owns stays numpy with its 64 bits; the rest goes to the device.
+    # Arrays of a host stay numpy arrays of 64 bits; all others go to the device.
     assert isinstance(found.state["observation"], np.ndarray) and found.state["counter"].dtype == np.int64
     assert isinstance(found.state["parameters"], jax.Array)
     assert jax.random.key_impl(found.state["key"]) == jax.random.key_impl(jax.random.key(3))
@@ -100,7 +100,7 @@ def test_a_save_that_was_killed_is_ignored(tmp_path):
     save(first, 2)
     save(first, 4)
     first.close()
-    # What a kill leaves: the folder under its temporary name, with some of its files.
+    # A kill leaves the folder under its temporary name, with some of its files.
     shutil.copytree(tmp_path / "4", tmp_path / "6.orbax-checkpoint-tmp-123")
     for file in sorted(path for path in (tmp_path / "6.orbax-checkpoint-tmp-123").rglob("*") if path.is_file())[::2]:
         file.unlink()
@@ -231,7 +231,7 @@ def test_whatever_is_damaged_the_one_before_is_restored(tmp_path, capsys):
         found.close()
 
 
-def test_who_only_looks_is_told_which_is_damaged_and_leaves_it(tmp_path, capsys):
+def test_reading_only_reports_a_damaged_checkpoint_and_leaves_it(tmp_path, capsys):
     whole = Checkpoints(tmp_path)
     save(whole, 1, 0.9)
     save(whole, 2, 0.5)
@@ -281,7 +281,7 @@ def test_a_disk_that_fills_up_keeps_earlier_checkpoints(checkpoints, monkeypatch
     save(checkpoints, 2, 0.5)
 
     def full(*arguments, **keywords):
-        # As a save that had begun: something is on the disk already.
+        # As if a save had begun: part of it is already on the disk.
         (checkpoints.folder / "4.orbax-checkpoint-tmp-9").mkdir()
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -115,7 +115,7 @@ def test_two_processes_train_what_one_trains(four, tmp_path, monkeypatch):
     assert_same_rows(rows(tmp_path / "parts"), rows(four / "whole"))
     # One of them writes and reports.
     assert "interquartile mean" in printed[0] and "interquartile mean" not in printed[1]
-    # What both wrote is one checkpoint, which one process reads.
+    # Both processes wrote one checkpoint together, and one process reads it.
     corridor.register(monkeypatch)
     config = corridor.without_critic()
     template = ScanDriver(config, build_environment(config), corridor.members(0, 1)).template()

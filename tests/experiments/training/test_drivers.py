@@ -181,7 +181,7 @@ def test_every_seed_is_evaluated_on_episodes_of_its_own_apart_from_training():
     found = driver.evaluate(state)
     assert found.keys() == {"return", "length"}
     assert found["length"][0] != found["length"][1]
-    # Nothing of the stream of training's keys is read.
+    # The evaluation does not use the training keys.
     other = driver.evaluate(state._replace(key=jax.vmap(jax.random.key)(jnp.asarray([7, 8]))))
     for name, values in found.items():
         np.testing.assert_array_equal(values, other[name])
@@ -362,7 +362,7 @@ def test_a_channel_of_another_shape_is_one_message_before_anything_is_learned(re
     [
         ({}, "try a smaller agent.learning_rate"),
         ({"agent": 5, "channel/a/x": -1, "state/a": -1}, "try a smaller agent.learning_rate"),
-        # What was not finite once, earlier, is not why the last steps were undone.
+        # A channel that was not finite once, earlier, did not cause the last steps to be undone.
         ({"agent": 5, "channel/a/x": 2, "state/a": 2}, "try a smaller agent.learning_rate"),
         (
             {"agent": 5, "channel/a/x": -1, "state/a": 5},
@@ -397,7 +397,7 @@ def replaying():
     return scan_driver(corridor.process(form="residual", replay=3, groups_per_update=1), 0)
 
 
-def test_what_a_reward_keeps_to_learn_from_is_not_copied():
+def test_the_learning_data_of_a_reward_are_not_copied():
     driver = replaying()
     template = driver.template()
     text = driver._make_chunk(2).lower(template, driver._values, jnp.int32(0)).as_text()
@@ -407,7 +407,7 @@ def test_what_a_reward_keeps_to_learn_from_is_not_copied():
     assert lines and not [line for line in lines if "stablehlo.select" in line or "is_finite" in line]
 
 
-def test_an_undone_step_leaves_nothing_in_what_a_reward_learns_from(rejecting):
+def test_an_undone_step_leaves_nothing_in_the_learning_data_of_a_reward(rejecting):
     rejecting(1)
     driver = replaying()
     before, _ = driver.chunk(driver.start(), 0, 1)
@@ -579,7 +579,7 @@ def test_a_stopped_member_learns_nothing_more():
 @pytest.mark.parametrize("part", ["environment", "evaluation"])
 def test_of_a_sweep_only_the_member_that_is_not_finite_stops(part, monkeypatch, tmp_path, capsys):
     class Uneven:
-        """A driver of two members, of which the second is not finite in iteration 1."""
+        """A driver of two members; the second is not finite in iteration 1."""
 
         members, compiles_ahead = (Member(0, "good"), Member(0, "bad")), False
 

@@ -13,7 +13,7 @@ def state(tmp_path, monkeypatch):
     return tmp_path / "state" / "sagax"
 
 
-def test_what_was_signed_here_is_ours_and_nothing_else(state, monkeypatch, tmp_path):
+def test_only_files_that_were_signed_here_are_ours(state, monkeypatch, tmp_path):
     signed = signature(b"pickle")
     assert is_ours(b"pickle", signed) and signature(b"pickle") == signed
     assert not is_ours(b"other", signed) and not is_ours(b"pickle", None) and not is_ours(b"pickle", "é")
@@ -24,7 +24,7 @@ def test_what_was_signed_here_is_ours_and_nothing_else(state, monkeypatch, tmp_p
     assert not is_ours(b"pickle", signed) and signature(b"pickle") != signed
 
 
-def test_a_key_that_others_can_read_or_that_is_a_link_is_none(state, tmp_path):
+def test_a_key_that_others_can_read_or_that_is_a_link_is_not_used(state, tmp_path):
     signed = signature(b"pickle")
     (state / "pickle_key").chmod(0o644)
     assert not is_ours(b"pickle", signed) and signature(b"pickle") is None

@@ -79,7 +79,7 @@ class Evil:
 
 
 def replace_pickle(folder, pickled):
-    """What a stranger can do: another pickle in the newest checkpoint, with digests that fit it."""
+    """Does what an attacker can: replaces the pickle in the newest checkpoint and makes the digests match."""
     path = folder / train.CHECKPOINT_FOLDER / train.program_name(0)
     checkpoints = Checkpoints(path)
     iteration = checkpoints.latest()
@@ -101,7 +101,7 @@ def test_a_pickle_from_elsewhere_is_not_loaded(counting, tmp_path, monkeypatch, 
         patch.setenv(STATE_VARIABLE, str(tmp_path / "stranger"))
         replace_pickle(folder, pickle.dumps(Evil(marker)))
     capsys.readouterr()
-    # Of a run that has ended nothing is loaded, and nothing is to be said.
+    # Nothing is loaded of a run that has ended, so there is no message.
     trained(counting, folder, 1)
     assert capsys.readouterr().err == "" and not marker.exists()
     assert trained(counting, folder, 2).finished

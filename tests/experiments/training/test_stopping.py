@@ -87,5 +87,5 @@ def test_an_interrupt_that_was_ignored_stays_ignored(start):
 def test_if_both_signals_were_ignored_neither_is_handled(start):
     ignored = [signal.SIGINT, signal.SIGTERM]
     process = start("[signal.raise_signal(number) for number in (2, 15)]", ignored=ignored)
-    # Not ``communicate``, which does not see what ``readline`` has read ahead.
+    # ``communicate`` would miss the lines that ``readline`` has already buffered.
     assert process.stdout.read() == "stopped by None\n" and process.stderr.read() == ""

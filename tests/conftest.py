@@ -21,3 +21,24 @@ os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).s
 
 settings.register_profile("sagax", deadline=None, derandomize=True)
 settings.load_profile("sagax")
+
+# The files that take longest, the longest first: a process that were given one of them last would work alone at the end.
+LONGEST = (
+    "test_configs.py",
+    "test_resume.py",
+    "test_notebooks.py",
+    "test_drivers.py",
+    "test_benchmark.py",
+    "test_devices.py",
+    "test_value_based.py",
+    "test_value_based_learning.py",
+    "test_implicit_prm.py",
+    "test_run_folders_of_others.py",
+    "test_sweep.py",
+    "test_kills.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Sorts the items by how long their file takes; the order within a file stays."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))

@@ -57,6 +57,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.iterations, config.evaluate_every = 4, 2
         config.environment.size, config.environment.frames, config.environment.time_limit = 42, 2, 50
         config.data.length, config.data.batch = 8, 8
+        config.network.channels, config.network.strides, config.network.hidden = (8, 16), (4, 2), (32,)
         config.evaluators.episodes.count = 2
     return config
 

@@ -306,6 +306,7 @@ def test_a_tiny_annotator_is_asked(capsys):
     assert found["name"] == "waiting" and found["target"] == 0.95 and found["ratio"] > 0
 
 
+@pytest.mark.optional
 def test_tiny_buffers_are_drawn_from(capsys):
     pytest.importorskip("flashbax")
     assert benchmark.main(["buffer", "--tiny", "--json", "--repeats=1"]) == 0

@@ -209,8 +209,11 @@ def test_a_run_that_ended_between_two_evaluations_returns_to_their_rhythm(tmp_pa
     assert [row["iteration"] for row in corridor.rows_of(tmp_path / "run")] == [1, 2, 4, 5]
 
 
-@pytest.mark.parametrize("make", [corridor.without_critic, a_jax_host], ids=["scan", "host"])
-@pytest.mark.parametrize("iterations", [2, 4], ids=["unfinished", "finished"])
+@pytest.mark.parametrize(
+    ("make", "iterations"),
+    [(corridor.without_critic, 2), (a_jax_host, 4)],
+    ids=["scan driver, unfinished", "host driver, finished"],
+)
 def test_seeds_are_added_to_a_run_as_further_programs(make, iterations, tmp_path, compiled_once):
     config = make()
     config.iterations = iterations

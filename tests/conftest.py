@@ -22,7 +22,7 @@ os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).s
 settings.register_profile("sagax", deadline=None, derandomize=True)
 settings.load_profile("sagax")
 
-# The files that take longest, the longest first: a process that were given one of them last would work alone at the end.
+# The files that take longest, the longest first: a process that got one of them last would work alone at the end.
 LONGEST = (
     "test_configs.py",
     "test_resume.py",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from agents.base import Agent
+from experiments.__main__ import COMMANDS as COMMANDS_OF_SAGAX
 from experiments.__main__ import main
 from experiments.assembly import registry
 from experiments.benchmarks.cases import CASES
@@ -175,6 +176,29 @@ def test_run_cards_add_to_committed_files():
     assert writing
     for line in writing:
         assert "--append" in line and (ROOT / re.search(r"--out=(\S+)", line)[1]).is_file(), line
+
+
+def commands_of_cards() -> list[tuple[str, str]]:
+    """Experiment and command, of every run card; a placeholder such as METHOD or ``[:dqn]`` stands for a variant."""
+    lines = [
+        (name, line.strip()) for name in registry.names() for line in registry.module_of(name).__doc__.splitlines()
+    ]
+    return [(name, line) for name, line in lines if line.startswith("sagax ")]
+
+
+@pytest.mark.parametrize(("experiment", "line"), commands_of_cards())
+def test_a_command_of_a_run_card_has_its_options_and_keys(experiment, line, capsys):
+    # What follows many blanks is a remark.
+    words = shlex.split(re.split(r" {3,}", line)[0].replace("...", ""))
+    name, arguments = module_of(words), words[2:]
+    assert name in COMMANDS_OF_SAGAX
+    text = help_of(name, capsys)
+    for option in (word.partition("=")[0] for word in arguments if word.startswith("--")):
+        known = option.startswith((registry.PREFIX, sweeps.PREFIX)) or f"{option}" in re.findall(r"--[\w-]+", text)
+        assert known, f"{name} has no option {option}"
+    assert any(experiment in word for word in arguments if not word.startswith("--"))
+    keys = {word.partition("=")[0].split(".", 1)[1] for word in arguments if word.startswith(("--config.", "--sweep."))}
+    assert keys <= registry.keys(registry.load(experiment).config).keys()
 
 
 def test_the_experiments_of_the_readme_exist():

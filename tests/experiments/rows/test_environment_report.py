@@ -2,6 +2,7 @@
 
 import json
 
+from experiments import ROOT
 from experiments.disk import read_json
 from experiments.rows import environment_report as module
 from experiments.rows.environment_report import changed_sessions, environment_report, note_session
@@ -14,6 +15,15 @@ def test_environment_report_names_versions_device_and_command():
     assert report["evaluation_episodes"] == "per_seed"
     assert report["platform"] in ("cpu", "gpu", "tpu") and report["device"]
     json.dumps(report, allow_nan=False)
+
+
+def test_a_commit_is_recorded_only_where_the_repository_is_ours(monkeypatch):
+    """A copy of sagax inside another repository would record that repository's commit, as clean."""
+    answers = {"--show-toplevel": str(ROOT), "HEAD": "a1b2", "--untracked-files=no": ""}
+    monkeypatch.setattr(module, "_git", lambda root, *arguments: answers[arguments[-1]])
+    assert [environment_report([])[key] for key in ("commit", "dirty")] == ["a1b2", False]
+    answers["--show-toplevel"] = str(ROOT.parent)
+    assert [environment_report([])[key] for key in ("commit", "dirty")] == [None, None]
 
 
 def test_every_session_that_made_rows_is_on_the_disk(tmp_path, monkeypatch):

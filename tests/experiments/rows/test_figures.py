@@ -99,6 +99,14 @@ def test_thousands(value, text):
     assert figures._thousands(value) == text
 
 
+def test_the_settings_of_a_user_do_not_reach_the_figure(home, tmp_path):
+    """A matplotlibrc that asks for LaTeX would end the command where no LaTeX is installed."""
+    with matplotlib.rc_context({"text.usetex": True, "axes.facecolor": "red"}):
+        assert figures_command.main(["oprl_sokoban", "--out=plain.png"], home) == 0
+    picture = matplotlib.image.imread(tmp_path / "plain.png")
+    assert (picture[..., 1] > 0.9).mean() > 0.5
+
+
 def test_the_command_writes_a_picture(home, tmp_path, capsys):
     assert figures_command.main(["oprl_sokoban", "--out=out/curve.png", "--threshold=0.5"], home) == 0
     assert capsys.readouterr().out == "out/curve.png: success of oprl_sokoban, rows of runs/oprl_sokoban\n"

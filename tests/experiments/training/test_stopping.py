@@ -52,7 +52,7 @@ def start():
         process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_is_a_request_and_is_acknowledged(start, number):
     process = start(WAITS)
     process.send_signal(number)

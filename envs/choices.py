@@ -19,6 +19,11 @@ def nearest(name: Any, known: Iterable[str], limit: int = 3) -> str:
     return suggested(by_lower[choice] for choice in close)
 
 
+def similar(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
+    """Those of ``known`` that differ from ``name`` by hardly more than a slip of the keyboard, the nearest first."""
+    return difflib.get_close_matches(name, list(known), n=limit, cutoff=0.8)
+
+
 def suggested(names: Iterable[str]) -> str:
     """``", did you mean 'a' or 'b'?"``; an empty string where there is no name."""
     quoted = " or ".join(map(repr, names))

@@ -1,9 +1,12 @@
 """Settings of every test: JAX on the CPU, compiled programs kept between runs, reproducible property tests."""
 
+import gc
 import os
+import sys
 from importlib import metadata
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # Before anything imports jax, and for the processes that tests start too.
@@ -27,6 +30,7 @@ LONGEST = (
     "test_configs.py",
     "test_resume.py",
     "test_notebooks.py",
+    "test_kills.py",
     "test_drivers.py",
     "test_benchmark.py",
     "test_devices.py",
@@ -35,10 +39,19 @@ LONGEST = (
     "test_implicit_prm.py",
     "test_run_folders_of_others.py",
     "test_sweep.py",
-    "test_kills.py",
 )
 
 
 def pytest_collection_modifyitems(items):
     """Sorts the items by how long their file takes; the order within a file stays."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_programs():
+    """Forgets compiled programs after each file: kept, those of all tests would take 3 GB."""
+    yield
+    # Tests of commands and documents may never have imported jax.
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+    gc.collect()

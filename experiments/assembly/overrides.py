@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import ast
 import copy
-import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from envs.choices import nearest, suggested
+from envs.choices import nearest, similar, suggested
 from experiments.assembly import effects, sections
 from experiments.assembly.sections import Found, Key, Section
 from experiments.assembly.synonyms import meant, meant_options
@@ -267,8 +266,8 @@ def _unknown_key(config: ConfigDict, key: str, found: Found | None) -> UserError
         own = [f"{found.where}.{name}" for name in found.section.keys(found.entry)[0]]
         named = sections.part(config, found.where.split(".")).get(found.section.selector)
         of_kind = f" to {named!r}" if named else ""
-    similar = difflib.get_close_matches(key, own, n=2, cutoff=0.8)
-    likely = meant(key, known) or similar or same_leaf
+    close = similar(key, own, limit=2)
+    likely = meant(key, known) or close or same_leaf
     hint = suggested(likely[:3]) if likely else nearest(key, own or known)
     listing = f" (known{of_kind}: {', '.join(own)})" if own else ""
     return UserError(f"unknown configuration key {key!r}{hint}{listing}")

@@ -96,7 +96,7 @@ def montezuma():
     pytest.importorskip("ale_py")
     pytest.importorskip("cv2")
     config = registry.load("curiosity_montezuma:smoke").config.copy_and_resolve_references().unlock()
-    config.network.update({"channels": (2, 2, 2), "hidden": (4,)})
+    config.network.update({"channels": (2, 2), "strides": (4, 2), "hidden": (4,)})
     config.rewards.curiosity.update(SIZES | {"minibatches": 1, "updates": 1})
     config.agent.update({"anneal": False, "epochs": 1, "minibatches": 1})
     config.environment.time_limit = 10

@@ -18,7 +18,7 @@ run: setup ## train oprl_sokoban, print its results and draw its learning curve 
 
 # Two processes, file by file: most of a test is compiling, which keeps one core busy.
 test: lint ## lint, types and every test but the studies
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10 -m "not study and not optional"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 -m "not study and not optional"
 
 lint: setup ## ruff (rules and format) and mypy
 	$(BIN)/python -m ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import os
 import platform
 import shlex
 import subprocess
@@ -39,7 +40,7 @@ def environment_report(command: Sequence[str] | None = None) -> dict[str, Any]:
     Returns:
       ``commit`` (None unless sagax is a git checkout of its own), ``dirty`` (tracked files differ from the commit),
       ``versions``, ``device`` (kind), ``device_count``, ``platform``, ``evaluation_episodes``, ``settings`` (of JAX:
-      see ``SETTINGS``), ``command``, ``started`` (UTC).
+      see ``SETTINGS``), ``xla_flags`` (the variable), ``command``, ``started`` (UTC).
     """
     import jax
 
@@ -64,6 +65,7 @@ def environment_report(command: Sequence[str] | None = None) -> dict[str, Any]:
         "system": platform.platform(),
         EVALUATION_EPISODES: PER_SEED,
         "settings": settings(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "command": shlex.join(command if command is not None else command_line()),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -20,7 +20,7 @@ from experiments.assembly.members import members_of, variant_name
 from experiments.commands.command_parser import CommandParser
 from experiments.commands.options import add_runs_option
 from experiments.errors import SIGNAL_EXIT, UserError, command, say
-from experiments.rows import figures, reading, run_folders
+from experiments.rows import reading, run_folders
 from experiments.training.compilation_cache import enable_compilation_cache
 from experiments.training.processes import SharedStop, join_processes, writer_first, writes
 from experiments.training.progress import progress, result_table
@@ -72,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = made.parse_known_args(argv)
     join_processes()
     if arguments.figure:
+        from experiments.rows import figures
+
         figures.require_destination(arguments.figure)
     loaded = registry.load(arguments.name)
     overrides = registry.parse_overrides(rest, made.shown_options(), loaded.config)
@@ -115,6 +117,8 @@ def _report(outcome: Outcome, loaded_name: str, config, folder: Path, arguments:
     found = [name for name in reading.metrics_of(final) if name.startswith(NARROW)]
     metrics += [name for name in found if any(row.get(name) for row in final)]
     if arguments.figure and outcome.rows:
+        from experiments.rows import figures
+
         figures.save(figures.draw({loaded_name: outcome.rows}, config.evaluation.metric), arguments.figure)
     if arguments.json:
         last = {}

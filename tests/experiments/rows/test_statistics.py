@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from experiments.rows import statistics
 
@@ -19,6 +20,14 @@ def rows_of(table, metric="success", spacing=100):
         for seed, values in enumerate(table)
         for point, value in enumerate(values)
     ]
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1, None])
+@pytest.mark.parametrize("count", [1, 3, 4, 7, 8, 30])
+def test_interquartile_mean_is_the_trimmed_mean_of_scipy(count, axis):
+    values = np.random.default_rng(count).normal(size=(count, 2, 3))
+    found = statistics.interquartile_mean(values, axis=axis)
+    np.testing.assert_allclose(found, stats.trim_mean(values, 0.25, axis=axis), rtol=1e-12)
 
 
 def test_interquartile_mean_by_hand():

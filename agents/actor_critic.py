@@ -8,7 +8,8 @@ from typing import NamedTuple
 import jax
 
 from agents.distributions import Distribution, distribution_for
-from agents.networks import Head, Network, NetworkConfig, network
+from agents.networks.base import Head, Network
+from agents.networks.sequence import NetworkConfig, network
 from envs.base import EnvironmentSpec, PyTree
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from agents.distributions import Distribution
-from agents.networks import Network
+from agents.networks.base import Network
 from envs.base import PyTree
 
 

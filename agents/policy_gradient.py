@@ -27,7 +27,7 @@ from agents.losses import (
     step_weights,
 )
 from agents.minibatches import minibatch_epochs
-from agents.networks import NetworkConfig
+from agents.networks.sequence import NetworkConfig
 from agents.optimisers import chained, gradient_norm
 from agents.statistics import masked_std
 from envs.base import EnvironmentSpec, PyTree, Trajectory

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from agents.networks import orthogonal
+from agents.networks.layers import orthogonal
 from envs.base import PyTree
 
 

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from agents.functionals import Functional, statistic
-from agents.networks import Head, NetworkConfig, implicit_quantile_network, network
+from agents.networks.base import Head
+from agents.networks.implicit_quantile import implicit_quantile_network
+from agents.networks.sequence import NetworkConfig, network
 from agents.value_losses import midpoints
 from envs.base import EnvironmentSpec, Observation, PyTree, UnsupportedSpaceError
 from envs.choices import require_known

@@ -18,7 +18,7 @@ import optax
 from agents.base import Agent, DataSpec
 from agents.channels import credit_weights, read_channel
 from agents.functionals import Functional, require
-from agents.networks import NetworkConfig
+from agents.networks.sequence import NetworkConfig
 from agents.optimisers import chained, gradient_norm
 from agents.priority_tree import PriorityTree
 from agents.replay import ReplayState, importance_weights, replay_add, replay_init, replay_prioritise, replay_sample

@@ -25,7 +25,7 @@ from agents.catalogue import FAMILIES, Family
 from agents.credit import Credit, Entry
 from agents.estimators import ESTIMATORS, Estimator
 from agents.functionals import FUNCTIONALS, Functional, expectation
-from agents.networks import NetworkConfig
+from agents.networks.sequence import NetworkConfig
 from envs.base import Environment, EnvironmentSpec, VectorHost
 from envs.catalogue import ENVIRONMENTS
 from envs.keys import seed_key

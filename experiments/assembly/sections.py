@@ -20,7 +20,7 @@ from agents.behaviour_cloning import behaviour_cloning
 from agents.catalogue import FAMILIES, Family
 from agents.estimators import ESTIMATORS
 from agents.functionals import FUNCTIONALS, expectation
-from agents.networks import NetworkConfig
+from agents.networks.sequence import NetworkConfig
 from envs.catalogue import ENVIRONMENTS
 from envs.kinds import Kind
 from envs.stock import StockAugmented

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from agents.base import DataSpec
-from agents.networks import observation_features, space_leaves
+from agents.networks.encoders import observation_features, space_leaves
 from agents.observation_hash import observation_hash
 from agents.state import NO_PART, fields
 from agents.statistics import masked_mean

@@ -12,7 +12,9 @@ from gymnasium import spaces
 
 from agents.base import DataSpec
 from agents.distributions import distribution_for
-from agents.networks import Head, NetworkConfig, action_features, action_size, network
+from agents.networks.base import Head
+from agents.networks.encoders import action_features, action_size
+from agents.networks.sequence import NetworkConfig, network
 from agents.optimisers import chained
 from agents.statistics import masked_mean
 from envs.base import EnvironmentSpec, PyTree

@@ -28,7 +28,9 @@ import optax
 from gymnasium import spaces
 
 from agents.base import DataSpec
-from agents.networks import Head, NetworkConfig, action_features, action_size, network
+from agents.networks.base import Head
+from agents.networks.encoders import action_features, action_size
+from agents.networks.sequence import NetworkConfig, network
 from agents.optimisers import chained
 from agents.recurrence import gated_recurrence
 from agents.state import fields

@@ -12,7 +12,9 @@ import numpy as np
 import optax
 
 from agents.base import DataSpec
-from agents.networks import Head, NetworkConfig, network, space_leaves
+from agents.networks.base import Head
+from agents.networks.encoders import space_leaves
+from agents.networks.sequence import NetworkConfig, network
 from agents.optimisers import chained
 from agents.state import fields
 from agents.statistics import masked_mean

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from agents.base import DataSpec
-from agents.networks import CharacterConfig, character_network
+from agents.networks.characters import CharacterConfig, character_network
 from agents.observation_hash import observation_hash
 from agents.optimisers import chained
 from agents.state import fields

@@ -21,7 +21,8 @@ import optax
 
 from agents.base import DataSpec
 from agents.distributions import distribution_for
-from agents.networks import Head, NetworkConfig, network
+from agents.networks.base import Head
+from agents.networks.sequence import NetworkConfig, network
 from agents.returns import return_to_go
 from agents.state import fields
 from agents.statistics import from_groups, masked_mean, to_groups

@@ -11,7 +11,8 @@ from gymnasium import spaces
 
 from agents.behaviour_cloning import Demonstrations, behaviour_cloning
 from agents.distributions import distribution_for
-from agents.networks import Head, NetworkConfig, network
+from agents.networks.base import Head
+from agents.networks.sequence import NetworkConfig, network
 
 KEY = jax.random.key(0)
 # These programs run for milliseconds; nearly all time goes into compiling them.

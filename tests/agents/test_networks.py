@@ -9,18 +9,12 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from agents.networks import (
-    CharacterConfig,
-    Head,
-    NetworkConfig,
-    _convolution,
-    action_features,
-    action_size,
-    character_network,
-    network,
-    orthogonal,
-    space_leaves,
-)
+from agents.networks.base import Head
+from agents.networks.characters import CharacterConfig, character_network
+from agents.networks.encoders import action_features, action_size, space_leaves
+from agents.networks.implicit_quantile import implicit_quantile_network
+from agents.networks.layers import convolution, orthogonal
+from agents.networks.sequence import NetworkConfig, network
 from envs.base import UnsupportedSpaceError
 
 KEY = jax.random.key(0)
@@ -269,7 +263,7 @@ def test_the_convolution_equals_the_one_of_the_library(size, stride):
     options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 
     def ours(images, kernel):
-        return _convolution(images, kernel, (stride, stride), "SAME", **options)
+        return convolution(images, kernel, (stride, stride), "SAME", **options)
 
     def theirs(images, kernel):
         return jax.lax.conv_general_dilated(images, kernel, (stride, stride), "SAME", **options)
@@ -318,3 +312,70 @@ def test_the_character_network_of_the_paper_has_five_positions_left():
     assert shapes["dense"][0]["kernel"].shape == (5 * 64, 128)
     with pytest.raises(ValueError, match="leave nothing of 64 characters"):
         character_network(64, config)
+
+
+# The parameters that a key gives: a checkpoint stores them by position, so that neither names nor order may change.
+SEQUENCE = {
+    "conv_0_0/bias": ((2,), 0.0),
+    "conv_0_0/kernel": ((3, 3, 3, 2), 12.42809),
+    "dense_0/bias": ((4,), 0.0),
+    "dense_0/kernel": ((10, 4), 14.01525),
+    "dense_1/bias": ((3,), 0.0),
+    "dense_1/kernel": ((4, 3), 7.871133),
+    "free_policy": ((1,), 0.0),
+    "gru/hn/bias": ((3,), 0.0),
+    "gru/hn/kernel": ((3, 3), 4.750074),
+    "gru/hr/kernel": ((3, 3), 4.794971),
+    "gru/hz/kernel": ((3, 3), 4.809977),
+    "gru/in/bias": ((3,), 0.0),
+    "gru/in/kernel": ((3, 3), 2.805241),
+    "gru/ir/bias": ((3,), 0.0),
+    "gru/ir/kernel": ((3, 3), 4.861282),
+    "gru/iz/bias": ((3,), 0.0),
+    "gru/iz/kernel": ((3, 3), 4.033916),
+    "head_env/bias": ((1,), 0.0),
+    "head_env/kernel": ((3, 1), 1.432343),
+    "head_policy/bias": ((2,), 0.0),
+    "head_policy/kernel": ((3, 2), 0.03051112),
+    "norm_0/bias": ((4,), 0.0),
+    "norm_0/scale": ((4,), 4.0),
+    "norm_1/bias": ((3,), 0.0),
+    "norm_1/scale": ((3,), 3.0),
+}
+IMPLICIT_QUANTILE = {
+    "dense_0/bias": ((4,), 0.0),
+    "dense_0/kernel": ((3, 4), 6.630975),
+    "fraction/bias": ((4,), 0.0),
+    "fraction/kernel": ((5, 4), 10.73071),
+    "head_quantile/bias": ((2,), 0.0),
+    "head_quantile/kernel": ((4, 2), 3.456903),
+}
+CHARACTERS = {
+    "convolutions/0/bias": ((4,), 0.0),
+    "convolutions/0/kernel": ((1, 3, 3, 4), 14.19117),
+    "convolutions/1/bias": ((4,), 0.0),
+    "convolutions/1/kernel": ((1, 2, 4, 4), 13.30758),
+    "dense/0/bias": ((5,), 0.0),
+    "dense/0/kernel": ((16, 5), 23.3682),
+    "embedding": ((256, 3), 603.835),
+    "output/bias": ((1,), 0.0),
+    "output/kernel": ((5, 1), 0.1881621),
+}
+
+
+def test_parameters_keep_their_names_their_order_and_their_initial_values():
+    space = spaces.Dict(image=spaces.Box(0, 255, (4, 4, 3), np.uint8), speed=spaces.Box(-1, 1, (2,), np.float32))
+    config = NetworkConfig(hidden=(4, 3), channels=(2,), strides=(2,), recurrent_size=3, layer_norm=True)
+    characters = CharacterConfig(embedding_size=3, channels=4, kernels=(3, 2), pools=(2, 1), hidden=(5,))
+    networks = [
+        (network(space, {"policy": Head(3, scale=0.01, num_free=1), "env": Head(1)}, config), SEQUENCE),
+        (implicit_quantile_network(BOX, Head(2), NetworkConfig(hidden=(4,)), cosines=5), IMPLICIT_QUANTILE),
+        (character_network(12, characters), CHARACTERS),
+    ]
+    for made, expected in networks:
+        leaves = jax.tree_util.tree_flatten_with_path(jax.jit(made.init)(jax.random.key(7)))[0]
+        found = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
+        assert list(found) == list(expected)
+        for name, (shape, size) in expected.items():
+            assert found[name].shape == shape, name
+            np.testing.assert_allclose(np.sum(np.abs(found[name])), size, rtol=1e-5, err_msg=name)

@@ -12,7 +12,7 @@ import pytest
 from agents.base import DataSpec
 from agents.credit import Credit, Entry
 from agents.estimators import ESTIMATORS
-from agents.networks import NetworkConfig
+from agents.networks.sequence import NetworkConfig
 from agents.optimisers import chained, gradient_norm
 from agents.policy_gradient import policy_gradient
 from agents.value_based import value_based

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from agents.base import DataSpec
 from agents.credit import Credit, Entry
 from agents.estimators import gae, group_outcome, group_steps, other_steps, plain_return
-from agents.networks import NetworkConfig
+from agents.networks.sequence import NetworkConfig
 from agents.policy_gradient import policy_gradient
 from envs.base import EnvironmentSpec, Transition
 from envs.native.probes import ObservationActionReward, TruncationProbe

@@ -10,7 +10,7 @@ import pytest
 from agents.base import DataSpec
 from agents.credit import Credit, Entry
 from agents.estimators import gae, group_outcome, whitened_return
-from agents.networks import NetworkConfig
+from agents.networks.sequence import NetworkConfig
 from agents.policy_gradient import policy_gradient
 from envs.native import probes
 from experiments.evaluators.base import PureEpisodes

@@ -11,7 +11,9 @@ from gymnasium import spaces
 
 from agents.base import DataSpec
 from agents.functionals import cvar, expectation, expected_utility, exponential_utility, homeostasis, target_return
-from agents.networks import Head, NetworkConfig, implicit_quantile_network
+from agents.networks.base import Head
+from agents.networks.implicit_quantile import implicit_quantile_network
+from agents.networks.sequence import NetworkConfig
 from agents.priority_tree import tree_init, tree_set, tree_weights
 from agents.replay import replay_sample
 from agents.return_networks import best_actions, return_network, stock_hats, utilities

@@ -10,7 +10,7 @@ import pytest
 
 from agents.base import DataSpec
 from agents.functionals import cvar, initial_stock
-from agents.networks import NetworkConfig
+from agents.networks.sequence import NetworkConfig
 from agents.return_networks import return_network, utilities
 from agents.value_based import value_based
 from envs.native import probes

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from agents.functionals import cvar, optimistic_cvar, target_return
-from agents.networks import NetworkConfig
+from agents.networks.sequence import NetworkConfig
 from agents.return_networks import return_network
 from envs.catalogue import ENVIRONMENTS
 from envs.hosts.jax import JaxHost

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents.networks import NetworkConfig
+from agents.networks.sequence import NetworkConfig
 from envs.base import NonFiniteEnvironmentError
 from experiments.assembly import build, registry
 from experiments.assembly.build import EVALUATION_SEED, TEST_SEED, build_environment, build_parts

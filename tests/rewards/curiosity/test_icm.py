@@ -9,7 +9,8 @@ import pytest
 from gymnasium import spaces
 
 from agents.base import DataSpec
-from agents.networks import Head, NetworkConfig, network
+from agents.networks.base import Head
+from agents.networks.sequence import NetworkConfig, network
 from envs.base import EnvironmentSpec, Transition
 from rewards.curiosity.icm import icm
 from tests.rewards.contract import KEY, arrays, assert_same, jit, obeys_the_contract, random_trajectory, started

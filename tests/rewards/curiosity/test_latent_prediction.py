@@ -9,7 +9,7 @@ import pytest
 from gymnasium import spaces
 
 from agents.base import DataSpec
-from agents.networks import NetworkConfig
+from agents.networks.sequence import NetworkConfig
 from envs.base import EnvironmentSpec
 from rewards.curiosity.latent_prediction import (
     aggregate,

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from agents.base import DataSpec
-from agents.networks import Head, NetworkConfig, network
+from agents.networks.base import Head
+from agents.networks.sequence import NetworkConfig, network
 from envs.native.noisy_line import least_squared_error, next_state_entropy, noisy_line
 from envs.native.tabular import TabularEnvironment
 from envs.rollout import start_unroll, unroll

@@ -9,7 +9,8 @@ import pytest
 from gymnasium import spaces
 
 from agents.base import DataSpec
-from agents.networks import Head, NetworkConfig, network
+from agents.networks.base import Head
+from agents.networks.sequence import NetworkConfig, network
 from envs.base import EnvironmentSpec
 from rewards.curiosity.rnd import rnd
 from rewards.moments import merge_moments, no_moments

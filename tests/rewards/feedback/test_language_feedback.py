@@ -10,7 +10,7 @@ import pytest
 from gymnasium import spaces
 
 from agents.base import DataSpec
-from agents.networks import CharacterConfig, character_network
+from agents.networks.characters import CharacterConfig, character_network
 from envs.base import EnvironmentSpec, Transition
 from rewards.base import chain
 from rewards.feedback.language_feedback import Annotations, language_feedback

@@ -13,7 +13,8 @@ from gymnasium import spaces
 from agents.base import DataSpec
 from agents.credit import Credit, Entry
 from agents.estimators import group_outcome
-from agents.networks import Head, NetworkConfig, network
+from agents.networks.base import Head
+from agents.networks.sequence import NetworkConfig, network
 from agents.policy_gradient import policy_gradient
 from agents.state import without_aliases
 from envs.base import EnvironmentSpec, Transition

@@ -1,0 +1,1 @@
+"""Networks by kind, and the encoders and layers that they are built of. The only package that imports flax.linen."""

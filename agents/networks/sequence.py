@@ -1,0 +1,149 @@
+"""The network of kind ``sequence``: an encoder for any observation space, dense layers, an optional GRU over time, and
+one linear head per output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import flax.linen as nn
+import gymnasium
+import jax
+import jax.numpy as jnp
+
+from agents.networks.base import Head, Network
+from agents.networks.encoders import blank, encodable_leaves, encode_leaf
+from agents.networks.layers import convolution, dense, orthogonal
+from envs.base import PyTree
+from envs.choices import require_known
+
+ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "elu": jax.nn.elu, "gelu": jax.nn.gelu, "silu": jax.nn.silu}
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The shape of a network; static.
+
+    Attributes:
+      hidden: widths of the dense layers after the encoder.
+      activation: one of ``ACTIVATIONS``.
+      channels: widths of 3x3 convolutions for image leaves (three-dimensional Box, ``[H, W, C]``, or ``[C, H, W]``
+        where ``2 C < min(H, W)``); ``()`` flattens images.
+      strides: one per convolution; empty means 1 throughout.
+      recurrent_size: width of a GRU after the dense layers; 0 for a feed-forward network.
+      layer_norm: normalise after every dense layer, before the activation.
+
+    Raises:
+      ValueError: an unknown activation, strides that do not match the channels, or sizes below 1.
+    """
+
+    hidden: tuple[int, ...] = (128, 128)
+    activation: str = "tanh"
+    channels: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    recurrent_size: int = 0
+    layer_norm: bool = False
+
+    def __post_init__(self):
+        require_known("activation", self.activation, ACTIVATIONS)
+        if self.strides and len(self.strides) != len(self.channels):
+            raise ValueError(f"strides={self.strides}: expected one per channel width {self.channels}")
+        for name in ("hidden", "channels", "strides"):
+            if any(width < 1 for width in getattr(self, name)):
+                raise ValueError(f"{name}={getattr(self, name)}: expected numbers of at least 1")
+        if self.recurrent_size < 0:
+            raise ValueError(f"recurrent_size={self.recurrent_size}: expected at least 0")
+
+
+def hidden_features(spaces: tuple[gymnasium.Space, ...], config: NetworkConfig, observation: PyTree) -> jax.Array:
+    """Encoder and dense layers, ``[T, B, features]``; called inside a compact module only."""
+    activation = ACTIVATIONS[config.activation]
+    gain = math.sqrt(2.0)
+    features = []
+    for index, (space, leaf) in enumerate(zip(spaces, jax.tree.leaves(observation), strict=True)):
+        x = encode_leaf(space, leaf)
+        if x.ndim == 5:
+            time_batch = x.shape[:2]
+            x = x.reshape(-1, *x.shape[2:])
+            for layer, width in enumerate(config.channels):
+                stride = config.strides[layer] if config.strides else 1
+                name = f"conv_{index}_{layer}"
+                x = nn.Conv(
+                    width,
+                    (3, 3),
+                    strides=stride,
+                    kernel_init=orthogonal(gain),
+                    conv_general_dilated=convolution,
+                    name=name,
+                )(x)
+                x = activation(x)
+            x = x.reshape(*time_batch, -1)
+        features.append(x)
+    x = jnp.concatenate(features, axis=-1) if len(features) > 1 else features[0]
+    for layer, width in enumerate(config.hidden):
+        x = dense(width, gain, f"dense_{layer}")(x)
+        if config.layer_norm:
+            x = nn.LayerNorm(name=f"norm_{layer}")(x)
+        x = activation(x)
+    return x
+
+
+class _SequenceModule(nn.Module):
+    spaces: tuple[gymnasium.Space, ...]
+    config: NetworkConfig
+    heads: tuple[tuple[str, int, float, int], ...]
+
+    @nn.compact
+    def __call__(self, observation, carry, episode_start):
+        config = self.config
+        x = hidden_features(self.spaces, config, observation)
+        if config.recurrent_size:
+            cell = nn.GRUCell(config.recurrent_size, recurrent_kernel_init=orthogonal(1.0), name="gru")
+
+            def step(cell, carry, inputs):
+                x, start = inputs
+                carry = jnp.where(start[:, None], 0.0, carry)
+                return cell(carry, x)
+
+            scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
+            if episode_start is None:
+                episode_start = jnp.zeros(x.shape[:2], bool)
+            carry, x = scan(cell, carry, (x, episode_start))
+        outputs = {}
+        for name, size, scale, num_free in self.heads:
+            output = dense(size - num_free, scale, f"head_{name}")(x)
+            if num_free:
+                free = self.param(f"free_{name}", nn.initializers.zeros, (num_free,))
+                output = jnp.concatenate([output, jnp.broadcast_to(free, (*output.shape[:-1], num_free))], axis=-1)
+            outputs[name] = output
+        return outputs, carry
+
+
+def network(observation_space: gymnasium.Space, heads: Mapping[str, Head], config: NetworkConfig) -> Network:
+    """Builds a network for ``observation_space`` with one output per head.
+
+    Hidden weights are orthogonal with gain sqrt(2), heads orthogonal with their own scale, biases zero
+    (Andrychowicz et al., 2021, "What matters for on-policy deep actor-critic methods?").
+
+    Integer Boxes are divided by their upper bound (not by the bound of their type, which says nothing about the
+    values), Discrete leaves are one-hot, and images with the channels first are transposed.
+
+    Raises:
+      UnsupportedSpaceError: if a leaf of the space cannot be encoded.
+    """
+    leaves = encodable_leaves(observation_space)
+    specification = tuple((name, head.size, head.scale, head.num_free) for name, head in heads.items())
+    module = _SequenceModule(leaves, config, specification)
+    recurrent = config.recurrent_size > 0
+
+    def initial_carry(batch):
+        return jnp.zeros((batch, config.recurrent_size)) if recurrent else ()
+
+    def init_fn(key):
+        return module.init(key, blank(leaves), initial_carry(1), None)["params"]
+
+    def apply_fn(params, observation, carry=(), episode_start=None):
+        return module.apply({"params": params}, observation, carry, episode_start)
+
+    return Network(init_fn, apply_fn, initial_carry, recurrent)

@@ -1,10 +1,9 @@
 """Sokoban in pure JAX: each room is generated from one key, on the device, by reverse play.
 
-A room is a grid with a closed border. The player walks in four directions and pushes one box at a time; the
-room is solved when every box is on a target. Rooms follow the recipe of Weber et al. 2017 ("Imagination-Augmented
-Agents for Deep Reinforcement Learning", appendix on Sokoban level generation) as in Schrader 2018 (gym-sokoban):
-a random walk carves the floor, boxes start *on* their targets, and a player who pulls them walks backwards from
-the solution. A pull played backwards is a legal push, so the walk itself, read from its end, is a solution.
+Rooms (``sokoban_rooms.py``) follow the recipe of Weber et al. 2017 ("Imagination-Augmented Agents for Deep
+Reinforcement Learning", appendix on Sokoban level generation) as in Schrader 2018 (gym-sokoban): a random walk carves
+the floor, boxes start *on* their targets, and a player who pulls them walks backwards from the solution. A pull played
+backwards is a legal push, so the walk itself, read from its end, is a solution.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import gymnasium
 import jax
@@ -21,25 +19,11 @@ import numpy as np
 
 from envs.base import EnvironmentSpec, TimeStep
 from envs.choices import require_known
-
-UP, DOWN, LEFT, RIGHT = range(4)
-MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
-"""Row and column change of the actions up, down, left, right."""
-
-SYMBOLS = " #.$*@+"
-"""XSB notation by cell code: floor, wall, target, box, box on target, player, player on target."""
+from envs.native import sokoban_solver
+from envs.native.sokoban_rooms import MOVES, SokobanState, grid, move, observe, render
 
 _OBSERVATIONS = ("symbolic", "rgb")
 _REWARDS = ("sparse", "dense")
-_CELL_COLOURS = (
-    (236, 228, 212),  # floor
-    (72, 72, 88),  # wall
-    (220, 60, 60),  # target
-    (170, 110, 40),  # box
-    (40, 160, 70),  # box on target
-    (40, 90, 220),  # player
-    (150, 60, 200),  # player on target
-)
 # Cells carved around the walker in addition to its own: up, down, left, right.
 _CARVED = ((0, 0, 0, 0), (0, 1, 0, 0), (0, 0, 0, 1), (0, 1, 0, 1), (1, 1, 0, 0), (0, 0, 1, 1))
 _TURN_PROBABILITY = 0.35
@@ -53,20 +37,8 @@ _MOST_PUSHES = 64
 # After every so many attempts, the accepted difference from the drawn number of pushes grows by one.
 _PATIENCE = 16
 _LARGEST_LUCK = 100.0
-
-
-class SokobanState(NamedTuple):
-    """The state of one room.
-
-    Attributes:
-      wall, target, box: ``bool [H, W]``.
-      player: ``int32 [2]``, row and column.
-    """
-
-    wall: jax.Array
-    target: jax.Array
-    box: jax.Array
-    player: jax.Array
+# Rooms of demonstrations that are observed at a time.
+_OBSERVE_CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -152,11 +124,17 @@ class Sokoban:
         return observe(state) if self.observation == "symbolic" else render(state, self.pixels_per_cell)
 
     def demonstrations(self, keys: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-        """The solver's shortest solutions of the rooms of ``keys [N]``; see ``envs.base.Demonstrator``."""
-        # The solver imports this module.
-        from envs.native.sokoban_solver import demonstrations
+        """The solver's shortest solutions of the rooms of ``keys [N]``; see ``envs.base.Demonstrator``.
 
-        return demonstrations(self, keys)
+        Raises:
+          ValueError: ``keys`` is empty or has not exactly one axis.
+        """
+        if jnp.ndim(keys) != 1 or len(keys) == 0:
+            raise ValueError(f"keys has shape {jnp.shape(keys)}: expected [N] with N at least 1")
+        states, actions = sokoban_solver.demonstrations(_reset_all(self, keys))
+        chunks = (slice(first, first + _OBSERVE_CHUNK) for first in range(0, len(actions), _OBSERVE_CHUNK))
+        parts = [SokobanState(*(leaf[chunk] for leaf in states)) for chunk in chunks]
+        return np.concatenate([np.asarray(_observe_all(self, part)) for part in parts]), actions
 
     def reset(self, key: jax.Array) -> tuple[SokobanState, jax.Array]:
         """Generates a room from ``key``."""
@@ -207,7 +185,7 @@ class Sokoban:
 
     def _fixed_room(self) -> SokobanState:
         """Boxes in row 2 under targets in row 1: one push up each, two steps from one to the next."""
-        rows, columns = _grid(self.height, self.width)
+        rows, columns = grid(self.height, self.width)
         in_use = (columns >= 1) & (columns <= self.num_boxes)
         wall = ~_interior(self.height, self.width)
         return SokobanState(wall, (rows == 1) & in_use, (rows == 2) & in_use, jnp.array([3, 1], jnp.int32))
@@ -326,26 +304,19 @@ class Sokoban:
         rectangles = jnp.array(_CARVED, jnp.int32)[_integers(draws["rectangle"], len(_CARVED))]
         up, down, left, right = rectangles.T
         row, column = positions.T
-        rows, columns = (axis[..., None] for axis in _grid(self.height, self.width))
+        rows, columns = (axis[..., None] for axis in grid(self.height, self.width))
         carved = (rows >= row - up) & (rows <= row + down) & (columns >= column - left) & (columns <= column + right)
         return jnp.any(carved, axis=-1) & _interior(self.height, self.width)
 
 
-def move(state: SokobanState, action: jax.Array) -> SokobanState:
-    """The room after ``action`` (0 to 3): the player walks or pushes, or stays if neither is possible."""
-    change = jnp.array(MOVES, jnp.int32)[action]
-    ahead = state.player + change
-    beyond = ahead + change
-    # The border is wall, so ``ahead`` is on the grid; ``beyond`` may be off the grid only if ``ahead`` is a wall.
-    beyond = jnp.clip(beyond, 0, jnp.array(state.wall.shape, jnp.int32) - 1)
-    box_ahead = state.box[ahead[0], ahead[1]]
-    blocked_beyond = state.wall[beyond[0], beyond[1]] | state.box[beyond[0], beyond[1]]
-    can_move = ~state.wall[ahead[0], ahead[1]] & ~(box_ahead & blocked_beyond)
-    pushes = can_move & box_ahead
-    rows, columns = _grid(*state.wall.shape)
-    leaves = pushes & (rows == ahead[0]) & (columns == ahead[1])
-    enters = pushes & (rows == beyond[0]) & (columns == beyond[1])
-    return state._replace(box=(state.box & ~leaves) | enters, player=jnp.where(can_move, ahead, state.player))
+@functools.partial(jax.jit, static_argnums=0)
+def _reset_all(environment: Sokoban, keys: jax.Array) -> SokobanState:
+    return jax.vmap(environment.reset)(keys)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _observe_all(environment: Sokoban, states: SokobanState) -> jax.Array:
+    return jax.vmap(environment.observe)(states)
 
 
 def least_pushes(boxes: jax.Array, targets: jax.Array, width: int) -> jax.Array:
@@ -368,98 +339,6 @@ def _distance(cells: jax.Array, others: jax.Array, width: int) -> jax.Array:
     return jnp.abs(cells // width - others // width) + jnp.abs(cells % width - others % width)
 
 
-def observe(state: SokobanState) -> jax.Array:
-    """Symbolic observation, ``uint8 [H, W, 4]``: planes wall, target, box, player."""
-    rows, columns = _grid(*state.wall.shape)
-    player = (rows == state.player[0]) & (columns == state.player[1])
-    return jnp.stack([state.wall, state.target, state.box, player], axis=-1).astype(jnp.uint8)
-
-
-def cell_codes(state: SokobanState) -> jax.Array:
-    """``int32 [H, W]``, indices into ``SYMBOLS``."""
-    rows, columns = _grid(*state.wall.shape)
-    player = (rows == state.player[0]) & (columns == state.player[1])
-    content = jnp.where(state.box, 3, jnp.where(player, 5, 0)) + state.target
-    content = jnp.where(state.target & ~state.box & ~player, 2, content)
-    return jnp.where(state.wall, 1, content)
-
-
-def render(state: SokobanState, pixels_per_cell: int = 8) -> jax.Array:
-    """Image, ``uint8 [H * pixels_per_cell, W * pixels_per_cell, 3]``.
-
-    Cell ``(row, column)`` is the tile ``cell_tiles(pixels_per_cell)[cell_codes(state)[row, column]]``.
-    """
-    height, width = state.wall.shape
-    tiles = jnp.asarray(cell_tiles(pixels_per_cell))[cell_codes(state)]
-    return tiles.transpose(0, 2, 1, 3, 4).reshape(height * pixels_per_cell, width * pixels_per_cell, 3)
-
-
-def cell_tiles(pixels_per_cell: int) -> np.ndarray:
-    """One image per cell code, ``uint8 [7, pixels_per_cell, pixels_per_cell, 3]``, in the order of ``SYMBOLS``.
-
-    A wall fills its cell; the rest is drawn on floor: a target as a small square, a box as a large one, the
-    player as a plus sign. Below four pixels every tile is one colour.
-    """
-    side = pixels_per_cell
-    colours = np.array(_CELL_COLOURS, np.uint8)
-    if side < 4:
-        return np.broadcast_to(colours[:, None, None], (7, side, side, 3)).copy()
-    margin = max(1, side // 8)
-    centre = (np.arange(side) >= side * 3 // 8) & (np.arange(side) < side - side * 3 // 8)
-    inside = (np.arange(side) >= margin) & (np.arange(side) < side - margin)
-    nothing, everything = np.zeros((side, side), bool), np.ones((side, side), bool)
-    small, large = centre[:, None] & centre, inside[:, None] & inside
-    plus = (centre[:, None] | centre) & large
-    drawn = np.stack([nothing, everything, small, large, large, plus, plus])
-    return np.where(drawn[..., None], colours[:, None, None], colours[0])
-
-
-def from_text(rows: str) -> SokobanState:
-    """Reads a room in XSB notation, one line per row; short lines are filled with wall.
-
-    ``#`` wall, space floor, ``.`` target, ``$`` box, ``*`` box on target, ``@`` player, ``+`` player on target.
-
-    Raises:
-      ValueError: an unknown character, not exactly one player, no box, another number of boxes than targets,
-        or a floor from which the player could leave the grid.
-    """
-    lines = [line.rstrip() for line in rows.strip("\n").splitlines()]
-    if not any(lines):
-        raise ValueError("the room is empty: expected lines of XSB notation, such as '#####'")
-    codes = np.full((len(lines), max(map(len, lines))), SYMBOLS.index("#"))
-    for row, line in enumerate(lines):
-        for column, symbol in enumerate(line):
-            if symbol not in SYMBOLS:
-                raise ValueError(
-                    f"unknown character {symbol!r} in row {row}, column {column}: expected one of {SYMBOLS!r}"
-                )
-            codes[row, column] = SYMBOLS.index(symbol)
-    wall, target = codes == 1, np.isin(codes, (2, 4, 6))
-    box, player = np.isin(codes, (3, 4)), np.argwhere(codes >= 5)
-    if len(player) != 1:
-        raise ValueError(f"{len(player)} players (@ or +): expected 1")
-    if box.sum() != target.sum() or not box.any():
-        raise ValueError(
-            f"{box.sum()} boxes ($ or *) and {target.sum()} targets (. * +): expected equally many, at least 1"
-        )
-    reached, frontier = set(), [tuple(player[0])]
-    while frontier:
-        row, column = frontier.pop()
-        if not (0 <= row < wall.shape[0] and 0 <= column < wall.shape[1]):
-            raise ValueError(
-                f"the room is open at row {row}, column {column}: expected walls around the player's floor"
-            )
-        if (row, column) not in reached and not wall[row, column]:
-            reached.add((row, column))
-            frontier += [(row + down, column + right) for down, right in MOVES]
-    return SokobanState(*map(jnp.asarray, (wall, target, box, player[0].astype(np.int32))))
-
-
-def to_text(state: SokobanState) -> str:
-    """The room in XSB notation, one line per row; inverse of ``from_text``."""
-    return "\n".join("".join(SYMBOLS[code] for code in row) for row in np.asarray(cell_codes(state)))
-
-
 def _draw(key: jax.Array, **shapes: tuple[int, ...]) -> dict[str, jax.Array]:
     """Uniform numbers in [0, 1) by name, split from the result of one call, because each call adds compile time."""
     ends = np.cumsum([np.prod(shape) for shape in shapes.values()])
@@ -472,12 +351,8 @@ def _integers(uniform: jax.Array, bound: jax.Array | int) -> jax.Array:
     return (uniform * bound).astype(jnp.int32)
 
 
-def _grid(height: int, width: int) -> tuple[jax.Array, jax.Array]:
-    return jnp.arange(height)[:, None], jnp.arange(width)[None, :]
-
-
 def _interior(height: int, width: int) -> jax.Array:
-    rows, columns = _grid(height, width)
+    rows, columns = grid(height, width)
     return (rows > 0) & (rows < height - 1) & (columns > 0) & (columns < width - 1)
 
 

@@ -12,23 +12,17 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Iterator
-from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
-from envs.base import Environment
 from envs.choices import require_known
-from envs.native.sokoban import MOVES, Sokoban, SokobanState, move
-from envs.wrappers import TimeLimit
+from envs.native.sokoban_rooms import MOVES, SokobanState, move
 
 _METRICS = ("moves", "pushes")
 _UNREACHABLE = 1 << 20
 _REPLAY_LENGTH_MULTIPLE = 32
-_OBSERVE_CHUNK = 1024
 
 
 Node = tuple[int, int]
@@ -120,32 +114,28 @@ def solve(state: SokobanState, *, metric: str = "moves", max_expansions: int = 1
 
 
 def demonstrations(
-    environment: Environment, keys: jax.Array, *, metric: str = "moves", max_expansions: int = 1_000_000
-) -> tuple[np.ndarray, np.ndarray]:
-    """Expert transitions for behaviour cloning: a shortest solution of the room that each key draws.
+    starts: SokobanState, *, metric: str = "moves", max_expansions: int = 1_000_000
+) -> tuple[SokobanState, np.ndarray]:
+    """Expert transitions for behaviour cloning: a shortest solution of each room.
 
     Args:
-      environment: ``Sokoban``, alone or inside ``TimeLimit``; the limit is ignored.
-      keys: typed keys ``[N]``, one per room.
+      starts: rooms ``[N, ...]``, as from ``Sokoban.reset`` under ``jax.vmap``.
       metric, max_expansions: see ``solve``.
 
     Returns:
-      The environment's observations ``[M, ...]`` and actions ``int32 [M]``, room after room; ``M`` is the sum of the
-      solutions' lengths.
+      The states ``[M, ...]`` that the solutions pass and the actions ``int32 [M]`` in them, room after room; ``M`` is
+      the sum of the solutions' lengths.
 
     Raises:
-      TypeError: ``environment`` is not Sokoban.
       SearchBudgetExceededError: see ``solve``.
-      ValueError: ``metric`` is unknown, or ``keys`` is empty or has not exactly one axis.
+      ValueError: ``metric`` is unknown, or ``starts`` has no axis of rooms or no room.
     """
     require_known("metric", metric, _METRICS)
-    sokoban = _without_time_limits(environment)
-    if jnp.ndim(keys) != 1 or len(keys) == 0:
-        raise ValueError(f"keys has shape {jnp.shape(keys)}: expected [N] with N at least 1")
-    starts = _reset_all(sokoban, keys)
+    if np.ndim(starts.wall) != 3 or len(starts.wall) == 0:
+        raise ValueError(f"starts.wall has shape {np.shape(starts.wall)}: expected [N, H, W] with N at least 1")
     on_host = jax.device_get(starts)
     solutions = []
-    for room in range(len(keys)):
+    for room in range(len(starts.wall)):
         solution = solve(_take(on_host, room), metric=metric, max_expansions=max_expansions)
         if solution is None:
             raise RuntimeError(f"room {room} has no solution: the environment's generation is broken")
@@ -155,29 +145,11 @@ def demonstrations(
     longest = -(-lengths.max() // _REPLAY_LENGTH_MULTIPLE) * _REPLAY_LENGTH_MULTIPLE
     padded = np.stack([np.pad(actions, (0, longest - len(actions))) for actions in solutions])
     real = np.arange(longest) < lengths[:, None]
-    states = _take(jax.device_get(_replay(starts, padded)), real)
-    observations = [
-        np.asarray(_observe_all(sokoban, _take(states, slice(first, first + _OBSERVE_CHUNK))))
-        for first in range(0, len(states.player), _OBSERVE_CHUNK)
-    ]
-    return np.concatenate(observations), np.concatenate(solutions)
+    return _take(jax.device_get(_replay(starts, padded)), real), np.concatenate(solutions)
 
 
-def _take(states: SokobanState, index: int | slice | np.ndarray) -> SokobanState:
+def _take(states: SokobanState, index: int | np.ndarray) -> SokobanState:
     return jax.tree.map(lambda leaf: leaf[index], states)
-
-
-def _without_time_limits(environment: Environment) -> Sokoban:
-    while isinstance(environment, TimeLimit):
-        environment = environment.environment
-    if not isinstance(environment, Sokoban):
-        raise TypeError(f"environment={environment!r}: expected Sokoban, or one within TimeLimit")
-    return environment
-
-
-@partial(jax.jit, static_argnums=0)
-def _reset_all(environment: Sokoban, keys: jax.Array) -> SokobanState:
-    return jax.vmap(environment.reset)(keys)[0]
 
 
 @jax.jit
@@ -185,11 +157,6 @@ def _reset_all(environment: Sokoban, keys: jax.Array) -> SokobanState:
 def _replay(start: SokobanState, actions: jax.Array) -> SokobanState:
     """The state before each action, ``[N, L, ...]`` from starts ``[N, ...]`` and actions ``[N, L]``."""
     return jax.lax.scan(lambda state, action: (move(state, action), state), start, actions)[1]
-
-
-@partial(jax.jit, static_argnums=0)
-def _observe_all(environment: Sokoban, states: SokobanState) -> jax.Array:
-    return jax.vmap(environment.observe)(states)
 
 
 class _Room:
@@ -254,6 +221,9 @@ class _Room:
 
     def estimate(self, boxes: int) -> int:
         """A lower bound on the pushes left; ``_UNREACHABLE`` or more if no assignment exists."""
+        # It takes a second to import, and most commands solve no room.
+        from scipy.optimize import linear_sum_assignment
+
         if boxes not in self.estimates:
             costs = np.array([self.push_distances[cell] for cell in _cells(boxes)])
             self.estimates[boxes] = int(costs[linear_sum_assignment(costs)].sum())

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from ml_collections import ConfigDict
 
-from envs.native.sokoban import SokobanState, move, observe
+from envs.native.sokoban_rooms import SokobanState, move, observe
 from envs.rollout import ACT, RESET
 from experiments.assembly.build import build_environment
 from experiments.training.learn import AGENT_UPDATE, ROLLOUT, stream

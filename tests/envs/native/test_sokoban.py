@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from envs.base import Environment
-from envs.native.sokoban import (
+from envs.native.sokoban import Sokoban
+from envs.native.sokoban_rooms import (
     DOWN,
     LEFT,
     RIGHT,
     SYMBOLS,
     UP,
-    Sokoban,
     SokobanState,
     cell_codes,
     cell_tiles,

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.native.probes import ConstantReward
-from envs.native.sokoban import Sokoban, from_text, least_pushes, to_text
+from envs.native.sokoban import Sokoban, least_pushes
+from envs.native.sokoban_rooms import from_text, to_text
 from envs.native.sokoban_solver import SearchBudgetExceededError, demonstrations, solve
-from envs.wrappers import TimeLimit
+from envs.wrappers import TimeLimit, demonstrator
 
 MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
 GENERATED = [
@@ -205,7 +205,7 @@ def test_metrics_weigh_what_they_say():
 def test_demonstrations():
     environment = Sokoban(num_boxes=2, inner_walls=True, observation="rgb", pixels_per_cell=4)
     keys = jax.random.split(jax.random.key(5), 9)
-    observations, actions = demonstrations(TimeLimit(environment, 3), keys)
+    observations, actions = demonstrator(TimeLimit(environment, 3)).demonstrations(keys)
     assert isinstance(observations, np.ndarray)
     assert observations.shape == (len(actions), *environment.spec.observation_space.shape)
     assert (observations.dtype, actions.dtype) == (np.uint8, np.int32)
@@ -238,8 +238,10 @@ def test_bad_arguments():
         solve(state, max_expansions=0)
     with pytest.raises(ValueError, match=r"shape \(60, 6, 6\): expected one room"):
         solve(rooms(Sokoban(), 60))
-    with pytest.raises(TypeError, match="expected Sokoban"):
-        demonstrations(TimeLimit(ConstantReward(), 3), jax.random.split(jax.random.key(0), 2))
+    with pytest.raises(ValueError, match=r"shape \(6, 6\): expected \[N, H, W\]"):
+        demonstrations(take(rooms(Sokoban(), 60), 0))
+    with pytest.raises(ValueError, match=r"unknown metric 'pushs'"):
+        demonstrations(rooms(Sokoban(), 60), metric="pushs")
     with pytest.raises(ValueError, match="expected \\[N\\]"):
-        demonstrations(Sokoban(), jax.random.key(0))
+        Sokoban().demonstrations(jax.random.key(0))
     assert to_text(state) == CORRIDOR

@@ -156,12 +156,16 @@ def _forgiving_streams() -> Iterator[ForgivingStream | None]:
     before = sys.stdout, sys.stderr
     # A command within a command has them already; a stream that was closed from the start is none.
     ours = [s if s is None or isinstance(s, ForgivingStream) else ForgivingStream(s) for s in before]
-    sys.stdout, sys.stderr = ours
-    try:
-        yield ours[0]
-    finally:
-        # Rich and warnings may hold a stream for longer; it goes on as it is.
-        sys.stdout, sys.stderr = before
+    with contextlib.ExitStack() as stack:
+        if ours[1] is None:
+            # ``print(..., file=None)`` would write to the standard output, in between the result.
+            ours[1] = ForgivingStream(stack.enter_context(open(os.devnull, "w")))
+        sys.stdout, sys.stderr = ours
+        try:
+            yield ours[0]
+        finally:
+            # Rich and warnings may hold a stream for longer; it goes on as it is.
+            sys.stdout, sys.stderr = before
 
 
 def _open_standard_descriptors() -> None:

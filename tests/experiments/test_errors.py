@@ -77,6 +77,22 @@ def test_work_goes_on_without_its_log(capsys, monkeypatch):
     assert capsys.readouterr().out == "result\n"
 
 
+def test_a_closed_log_is_not_written_among_the_results(capsys, monkeypatch):
+    """Python has no stream where a descriptor was closed (``2>&-``), and prints to the output in place of ``None``."""
+
+    @command
+    def main(argv=None):
+        print("progress", file=sys.stderr)
+        errors.say("a line")
+        print("result")
+        raise UserError("a mistake")
+
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main([]) == USAGE_EXIT
+    assert sys.stderr is None
+    assert capsys.readouterr().out == "result\n"
+
+
 def test_letters_that_a_terminal_does_not_have_are_escaped():
     content = io.BytesIO()
     stream = ForgivingStream(io.TextIOWrapper(content, encoding="latin-1"))

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import jax
 
 from agents.distributions import Distribution, distribution_for
-from agents.networks.base import Head, Network
-from agents.networks.sequence import NetworkConfig, network
+from agents.networks.base import Head, Network, NetworkBuilder
 from envs.base import EnvironmentSpec, PyTree
 
 
@@ -35,7 +34,7 @@ class ActorCritic(NamedTuple):
 
 
 def policy_network(
-    spec: EnvironmentSpec, config: NetworkConfig, *, continuous: str = "gaussian", critics: tuple[str, ...] = ()
+    spec: EnvironmentSpec, config: NetworkBuilder, *, continuous: str = "gaussian", critics: tuple[str, ...] = ()
 ) -> tuple[Network, Distribution]:
     """The policy network for ``spec`` and the action distribution that it parameterises.
 
@@ -48,13 +47,13 @@ def policy_network(
     distribution = distribution_for(spec.action_space, continuous=continuous)
     heads = {"policy": Head(distribution.num_parameters, scale=0.01, num_free=distribution.num_free)}
     heads |= {name: Head(1) for name in critics}
-    return network(spec.observation_space, heads, config), distribution
+    return config(spec.observation_space, heads), distribution
 
 
 def actor_critic(
     spec: EnvironmentSpec,
-    policy_config: NetworkConfig,
-    critic_config: NetworkConfig,
+    policy_config: NetworkBuilder,
+    critic_config: NetworkBuilder,
     *,
     critics: tuple[str, ...],
     shared: bool = False,
@@ -64,7 +63,7 @@ def actor_critic(
 
     Args:
       spec: the environment.
-      policy_config, critic_config: shapes of the two networks; the second is not used where ``shared``.
+      policy_config, critic_config: what builds the two networks; the second is not used where ``shared``.
       critics: names of the value heads; none makes a policy alone.
       shared: value heads on the policy's network instead of a network of their own.
       continuous: distribution for Box actions.
@@ -75,7 +74,7 @@ def actor_critic(
     policy, distribution = policy_network(spec, policy_config, continuous=continuous, critics=critics if shared else ())
     critic = None
     if critics and not shared:
-        critic = network(spec.observation_space, {name: Head(1) for name in critics}, critic_config)
+        critic = critic_config(spec.observation_space, {name: Head(1) for name in critics})
 
     def init_fn(key):
         policy_key, critic_key = jax.random.split(key)

@@ -27,6 +27,7 @@ from agents.losses import (
     step_weights,
 )
 from agents.minibatches import minibatch_epochs
+from agents.networks.base import NetworkBuilder
 from agents.networks.sequence import NetworkConfig
 from agents.optimisers import chained, gradient_norm
 from agents.statistics import masked_std
@@ -46,8 +47,8 @@ def policy_gradient(
     *,
     credit: Credit,
     data: DataSpec,
-    network_config: NetworkConfig = NetworkConfig(),  # noqa: B008  (frozen)
-    critic_config: NetworkConfig | None = None,
+    network_config: NetworkBuilder = NetworkConfig(),  # noqa: B008  (frozen)
+    critic_config: NetworkBuilder | None = None,
     shared_critic: bool = False,
     continuous: str = "gaussian",
     surrogate: str = "clip",
@@ -75,7 +76,7 @@ def policy_gradient(
       spec: the environment.
       credit: channels to advantage; an entry whose estimator needs a critic gets a value head of its name.
       data: unrolls, or episodes in groups.
-      network_config, critic_config: policy and critic; the critic's defaults to the policy's.
+      network_config, critic_config: what builds policy and critic, of any kind; the critic's defaults to the policy's.
       shared_critic: value heads on the policy's own network instead of a separate one.
       continuous: distribution for Box actions, see ``agents.distributions.distribution_for``.
       surrogate: ``clip`` (PPO) or ``plain`` (``-log pi A``).

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from agents.functionals import Functional, statistic
-from agents.networks.base import Head
+from agents.networks.base import Head, NetworkBuilder
 from agents.networks.implicit_quantile import implicit_quantile_network
-from agents.networks.sequence import NetworkConfig, network
+from agents.networks.sequence import NetworkConfig, require_sequence
 from agents.value_losses import midpoints
 from envs.base import EnvironmentSpec, Observation, PyTree, UnsupportedSpaceError
 from envs.choices import require_known
@@ -52,7 +52,7 @@ class ReturnNetwork(NamedTuple):
 
 def return_network(
     spec: EnvironmentSpec,
-    config: NetworkConfig,
+    config: NetworkBuilder,
     *,
     head: str = "expected",
     dueling: bool = False,
@@ -66,8 +66,9 @@ def return_network(
     """The network of ``agents.value_based``; see there for the arguments.
 
     Raises:
-      ValueError: an unknown head; a recurrent network; a dueling implicit head; fewer than 1 quantile or 2 atoms; a
-        single stock feature, or stock features where there is no stock or it is not used.
+      ValueError: an unknown head; a recurrent network; an implicit head that is dueling or with a network of another
+        kind than ``sequence``; fewer than 1 quantile or 2 atoms; a single stock feature, or stock features where there
+        is no stock or it is not used.
       UnsupportedSpaceError: actions that are not Discrete, or an observation space that cannot be encoded.
     """
     require_known("head", head, HEADS)
@@ -75,7 +76,7 @@ def return_network(
         raise UnsupportedSpaceError(
             f"value_based finds greedy actions in Discrete spaces only, got {spec.action_space}"
         )
-    if config.recurrent_size > 0:
+    if isinstance(config, NetworkConfig) and config.recurrent_size > 0:
         raise ValueError(f"recurrent_size={config.recurrent_size}: value_based is feed-forward, expected 0")
     if head == "implicit_quantile" and dueling:
         raise ValueError(f"dueling=True: expected one of the heads {HEADS[:3]}, got {head!r}")
@@ -96,7 +97,8 @@ def return_network(
 
     # Heads start near 0, so that the first prediction is a return of about 0 for every action.
     if head == "implicit_quantile":
-        implicit = implicit_quantile_network(space, Head(actions, scale=0.01), config)
+        numbers = require_sequence(config, "head='implicit_quantile'")
+        implicit = implicit_quantile_network(space, Head(actions, scale=0.01), numbers)
 
         def apply_implicit(params, observation, fractions=None):
             observation = time_major(observation)
@@ -109,7 +111,9 @@ def return_network(
 
     heads = {"advantage": Head(actions * size, scale=0.01)}
     heads |= {"value": Head(size, scale=0.01)} if dueling else {}
-    explicit = network(space, heads, config)
+    explicit = config(space, heads)
+    if explicit.recurrent:
+        raise ValueError(f"value_based is feed-forward, got {config} with a carry: expected recurrent=False")
 
     def apply_explicit(params, observation, fractions=None):
         del fractions

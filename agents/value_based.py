@@ -18,6 +18,7 @@ import optax
 from agents.base import Agent, DataSpec
 from agents.channels import credit_weights, read_channel
 from agents.functionals import Functional, require
+from agents.networks.base import NetworkBuilder
 from agents.networks.sequence import NetworkConfig
 from agents.optimisers import chained, gradient_norm
 from agents.priority_tree import PriorityTree
@@ -62,7 +63,7 @@ def value_based(
     spec: EnvironmentSpec,
     *,
     data: DataSpec,
-    network_config: NetworkConfig = NetworkConfig(),  # noqa: B008  (frozen)
+    network_config: NetworkBuilder = NetworkConfig(),  # noqa: B008  (frozen)
     head: str = "expected",
     channels: Mapping[str, float] | None = None,
     functional: Functional | None = None,
@@ -113,7 +114,8 @@ def value_based(
     Args:
       spec: the environment.
       data: of kind ``replay``: ``length`` rows of ``batch`` environments per update.
-      network_config: the network; feed-forward.
+      network_config: what builds the network: feed-forward, of any kind; the head ``implicit_quantile`` takes a
+        ``NetworkConfig`` alone.
       head: ``expected`` (DQN: Mnih et al., 2015), ``categorical`` (C51: Bellemare et al., 2017), ``quantile`` (QR-DQN:
         Dabney et al., 2018a) or ``implicit_quantile`` (IQN: Dabney et al., 2018b).
       channels: the weights of the channels that make up the reward, by name; ``{"env": 1.0}`` where ``None``. A learned

@@ -107,14 +107,15 @@ class EnvironmentSpec:
 
     def observation_template(self) -> PyTree:
         """One observation as a pytree of ``jax.ShapeDtypeStruct``."""
-        return _template(self.observation_space)
+        return observation_template(self.observation_space)
 
 
-def _template(space: gymnasium.Space) -> PyTree:
+def observation_template(space: gymnasium.Space) -> PyTree:
+    """One observation of ``space`` as a pytree of ``jax.ShapeDtypeStruct``."""
     if isinstance(space, gymnasium.spaces.Dict):
-        return {name: _template(part) for name, part in space.spaces.items()}
+        return {name: observation_template(part) for name, part in space.spaces.items()}
     if isinstance(space, gymnasium.spaces.Tuple):
-        return tuple(_template(part) for part in space.spaces)
+        return tuple(observation_template(part) for part in space.spaces)
     dtype = np.dtype(space.dtype)
     return jax.ShapeDtypeStruct(space.shape, NARROW.get(dtype.name, dtype))
 

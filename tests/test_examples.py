@@ -42,3 +42,7 @@ def test_an_own_environment_is_trained():
 
 def test_an_own_reward_is_trained():
     assert example("my_reward.py")["main"](iterations=2) >= 5
+
+
+def test_an_own_network_is_trained():
+    assert example("my_network.py")["main"](iterations=2) >= 5

@@ -1,14 +1,16 @@
-"""What a network is: pure functions over plain parameter pytrees, called time-major."""
+"""What a network is and what builds one: pure functions over plain parameter pytrees, called time-major."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+import gymnasium
 import jax
+import jax.numpy as jnp
 
-from envs.base import PyTree
+from envs.base import PyTree, observation_template
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Head:
 
     Attributes:
       size: numbers per step.
-      scale: gain of the initial weights.
+      scale: gain of the initial weights; 0 for an output that starts at 0.
       num_free: how many of the last numbers are free parameters, which do not depend on the observation.
     """
 
@@ -42,3 +44,97 @@ class Network(NamedTuple):
     apply: Callable[..., tuple[dict[str, jax.Array], PyTree]]
     initial_carry: Callable[[int], PyTree]
     recurrent: bool
+
+
+class NetworkBuilder(Protocol):
+    """What the factory of a network kind returns: ``build(observation_space, heads) -> Network``.
+
+    A kind is a factory whose keyword arguments are the keys of the section ``network``. It stands in
+    ``agents.networks.catalogue``, or is named by import path. A frozen dataclass with ``__call__`` is a factory and
+    what it returns at once. A network with a carry is a function of one step::
+
+        h_t = where(episode_start_t, initial_carry, carry_{t-1})
+        outputs_t, carry_t = f(params, observation_t, h_t)
+
+    What is built, see ``Network``, keeps to this:
+
+    * ``init(key) -> params``: a pytree of float arrays, which depends on the key alone.
+    * ``apply(params, observation [T, B, ...], carry=(), episode_start=None) -> (outputs, carry)``: ``outputs`` has an
+      array ``[T, B, head.size]`` by the name of every head, and the carry the shapes of ``initial_carry(B)``. One call
+      over ``T`` steps equals ``T`` calls of one step; acting is a call with ``T = 1``.
+    * An observation has the structure of ``observation_space``: a leaf, or a dictionary or a tuple of such.
+      ``agents.networks.encoders.observation_features`` makes ``[T, B, features]`` of any.
+    * A network without a carry has ``recurrent=False`` and the carry ``()``, and ignores ``episode_start``.
+    * Outputs are linear in the last features, without an activation: they are logits, means, values and quantiles.
+      ``head.scale`` is the gain at the start, because of which a policy begins near uniform and values near 0; a head
+      of scale 0 begins at 0. The last ``head.num_free`` numbers are parameters that are the same for every
+      observation, such as logarithms of a standard deviation.
+
+    It must not mix the steps of a batch (batch normalisation), draw random numbers in ``apply`` (dropout), keep state
+    outside of ``params`` and ``carry``, or decide in Python by the values of arrays: it is traced, differentiated and
+    vmapped over seeds.
+
+    Use a kind of your own where the architecture is the question: attention over entities, another recurrence.
+    Widths, convolutions, normalisation and a GRU are keys of the kind ``sequence``.
+
+    A policy-gradient agent builds one network with the head ``policy`` and another one with a head of size 1 per
+    critic, or one with all of them. A value-based agent builds one without a carry, with the head ``advantage`` and,
+    where it is dueling, ``value``. Its head ``implicit_quantile`` and the curiosity transforms make networks of their
+    own of the numbers of kind ``sequence``, and refuse others (``agents.networks.sequence.require_sequence``).
+
+    Raises:
+      ValueError: arguments that do not go together; best by the factory, before anything is built.
+      UnsupportedSpaceError: a space that it cannot encode.
+    """
+
+    def __call__(self, observation_space: gymnasium.Space, heads: Mapping[str, Head]) -> Network: ...
+
+
+def checked_network(build: NetworkBuilder, observation_space: gymnasium.Space, heads: Mapping[str, Head]) -> Network:
+    """``build(observation_space, heads)``, with its shapes checked by ``jax.eval_shape``: nothing is computed.
+
+    Use it on a builder from elsewhere: what breaks the contract of ``NetworkBuilder`` would show up far from its
+    cause, or, where shapes happen to broadcast, not at all.
+
+    Raises:
+      ValueError: anything but a ``Network``; parameters that are not floats; a head that is missing or not
+        ``[T, B, size]``; a carry whose shapes change, that has no batch axis, or that ``recurrent`` denies.
+    """
+    made = build(observation_space, heads)
+    if not isinstance(made, Network):
+        raise ValueError(f"what is built is {type(made).__name__}, expected {Network.__module__}.Network")
+    time, batch = 2, 3
+    params = jax.eval_shape(made.init, jax.eval_shape(lambda: jax.random.key(0)))
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(f"parameter {jax.tree_util.keystr(path)} is {_shown(leaf)}, expected floats")
+    carry = jax.eval_shape(lambda: made.initial_carry(batch))
+    shown = jax.tree.map(_shown, carry)
+    if made.recurrent != bool(jax.tree.leaves(carry)):
+        raise ValueError(f"recurrent={made.recurrent}, initial_carry({batch}) is {shown}: expected () without a carry")
+    if any(leaf.shape[:1] != (batch,) for leaf in jax.tree.leaves(carry)):
+        raise ValueError(f"initial_carry({batch}) is {shown}, expected {batch} as the first size of every array")
+    observation = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((time, batch, *leaf.shape), leaf.dtype),
+        observation_template(observation_space),
+    )
+    for start in (None, jax.ShapeDtypeStruct((time, batch), jnp.bool_)):
+        returned = jax.eval_shape(made.apply, params, observation, carry, start)
+        if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[0], Mapping):
+            raise ValueError(f"apply returned {type(returned).__name__}, expected (outputs by head, carry)")
+        outputs, after = returned
+        for name, head in heads.items():
+            if name not in outputs:
+                raise ValueError(f"apply returned the heads {sorted(outputs)}, expected {sorted(heads)}")
+            if outputs[name].shape != (time, batch, head.size):
+                expected = [time, batch, head.size]
+                raise ValueError(f"head {name!r} is {_shown(outputs[name])}, expected [T, B, size] = {expected}")
+        if jax.tree.structure(after) != jax.tree.structure(carry) or jax.tree.map(_shown, after) != shown:
+            raise ValueError(
+                f"apply returned the carry {jax.tree.map(_shown, after)}, expected {shown} as it was given"
+            )
+    return made
+
+
+def _shown(leaf: jax.ShapeDtypeStruct) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"

@@ -12,7 +12,7 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 
-from agents.networks.base import Head, Network
+from agents.networks.base import Head, Network, NetworkBuilder
 from agents.networks.encoders import blank, encodable_leaves, encode_leaf
 from agents.networks.layers import convolution, dense, orthogonal
 from envs.base import PyTree
@@ -23,7 +23,7 @@ ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "elu": jax.nn.elu, "gelu":
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The shape of a network; static.
+    """The shape of a network of kind ``sequence``; static. Called, it builds the network, see ``network``.
 
     Attributes:
       hidden: widths of the dense layers after the encoder.
@@ -54,6 +54,20 @@ class NetworkConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: expected numbers of at least 1")
         if self.recurrent_size < 0:
             raise ValueError(f"recurrent_size={self.recurrent_size}: expected at least 0")
+
+    def __call__(self, observation_space: gymnasium.Space, heads: Mapping[str, Head]) -> Network:
+        return network(observation_space, heads, self)
+
+
+def require_sequence(config: NetworkBuilder, what: str) -> NetworkConfig:
+    """``config``, for ``what`` makes networks of its own of the numbers of a ``NetworkConfig``.
+
+    Raises:
+      ValueError: for a builder of another kind, which has no such numbers.
+    """
+    if not isinstance(config, NetworkConfig):
+        raise ValueError(f"{what} makes networks of its own, got {config}: expected network.kind='sequence'")
+    return config
 
 
 def hidden_features(spaces: tuple[gymnasium.Space, ...], config: NetworkConfig, observation: PyTree) -> jax.Array:

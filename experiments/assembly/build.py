@@ -10,9 +10,11 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import optax
@@ -25,6 +27,8 @@ from agents.catalogue import FAMILIES, Family
 from agents.credit import Credit, Entry
 from agents.estimators import ESTIMATORS, Estimator
 from agents.functionals import FUNCTIONALS, Functional, expectation
+from agents.networks.base import Head, Network, NetworkBuilder, checked_network
+from agents.networks.catalogue import DEFAULT_NETWORK, NETWORKS
 from agents.networks.sequence import NetworkConfig
 from envs.base import Environment, EnvironmentSpec, VectorHost
 from envs.catalogue import ENVIRONMENTS
@@ -173,12 +177,37 @@ def build_parts(config: ConfigDict, spec: EnvironmentSpec, values: Mapping[str, 
     nested = with_values(config, values or {})
     context = {
         "data": call(DataSpec, "data", **nested["data"]),
-        "network_config": call(NetworkConfig, "network", **nested["network"]),
+        "network_config": _network_builder(nested["network"]),
     }
     kinds = _reward_kinds(nested)
     reward, written = _reward_chain(nested, kinds, spec, context)
     agent = _agent(nested, kinds, spec, written, context)
     return Parts(agent, reward, _warm_start(nested, spec, context["network_config"]))
+
+
+@dataclass(frozen=True)
+class OtherNetwork:
+    """A builder of another kind than ``sequence``: what it builds is checked, and what is refused names the section."""
+
+    kind: str
+    build: NetworkBuilder
+
+    def __call__(self, observation_space: gymnasium.Space, heads: Mapping[str, Head]) -> Network:
+        return call(checked_network, "network", self.build, observation_space, heads)
+
+    def __str__(self) -> str:
+        return f"network.kind={self.kind!r}"
+
+
+def _network_builder(section: Mapping[str, Any]) -> NetworkBuilder:
+    """What builds the networks of the section ``network``."""
+    kind = section.get("kind", DEFAULT_NETWORK)
+    made = call(resolve(kind, NETWORKS, "network kind").factory, "network", **_arguments(section))
+    if isinstance(made, NetworkConfig):
+        return made
+    if not callable(made) or isinstance(made, Network):
+        raise _wrong_result("network", kind, made, "a function (observation_space, heads) -> Network")
+    return OtherNetwork(kind, made)
 
 
 def _reward_kinds(nested: Mapping[str, Any]) -> dict[str, Kind]:
@@ -375,7 +404,7 @@ def build_functional(section: Mapping[str, Any], where: str = "agent.functional"
     return call(factory, where, **_arguments(section))
 
 
-def _warm_start(nested: Mapping[str, Any], spec: EnvironmentSpec, network_config: NetworkConfig):
+def _warm_start(nested: Mapping[str, Any], spec: EnvironmentSpec, network_config: NetworkBuilder):
     section = dict(nested.get("warm_start", {}))
     if section.pop("demonstrations", 0) == 0:
         return None

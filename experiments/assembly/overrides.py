@@ -115,7 +115,7 @@ def _choose(config: ConfigDict, section: Section, key: str, value: Any) -> None:
     path = where.split(".")
     former = sections.part(config, path)
     if not isinstance(value, str):
-        raise _wrong(key, value, "text", former.get(selector))
+        raise _wrong(key, value, "text", section.named(former))
     if former.get(selector) == value:
         return
     _require_place(config, path, key)
@@ -264,7 +264,7 @@ def _unknown_key(config: ConfigDict, key: str, found: Found | None) -> UserError
     of_kind = ""
     if found is not None and found.entry is not None:
         own = [f"{found.where}.{name}" for name in found.section.keys(found.entry)[0]]
-        named = sections.part(config, found.where.split(".")).get(found.section.selector)
+        named = found.section.named(sections.part(config, found.where.split(".")))
         of_kind = f" to {named!r}" if named else ""
     close = similar(key, own, limit=2)
     likely = meant(key, known) or close or same_leaf

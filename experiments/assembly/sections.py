@@ -20,7 +20,7 @@ from agents.behaviour_cloning import behaviour_cloning
 from agents.catalogue import FAMILIES, Family
 from agents.estimators import ESTIMATORS
 from agents.functionals import FUNCTIONALS, expectation
-from agents.networks.sequence import NetworkConfig
+from agents.networks.catalogue import DEFAULT_NETWORK, NETWORKS
 from envs.catalogue import ENVIRONMENTS
 from envs.kinds import Kind
 from envs.stock import StockAugmented
@@ -105,6 +105,7 @@ class Section(NamedTuple):
       supplied: parameters of the factory that the run supplies.
       own: ``(record) -> keys`` that are read before the factory is called.
       optional: whether a configuration may be without it.
+      default: what a section names that is without ``selector``; empty for nothing.
     """
 
     path: str
@@ -115,11 +116,16 @@ class Section(NamedTuple):
     supplied: tuple[str, ...] = ()
     own: Callable[[Any], dict[str, Key]] = _no_keys
     optional: bool = False
+    default: str = ""
 
     def matches(self, path: Sequence[str]) -> bool:
         """Whether ``path``, a dotted key cut at its dots, is the path of such a section."""
         parts = self.path.split(".")
         return len(parts) == len(path) and all(part in ("*", given) for part, given in zip(parts, path, strict=True))
+
+    def named(self, section: Mapping[str, Any]) -> Any:
+        """What ``section`` names by ``selector``, or else the default; ``None`` where there is neither."""
+        return section[self.selector] if self.selector in section else self.default or None
 
     def entry(self, section: Mapping[str, Any], where: str) -> Any:
         """The record of what ``section`` names; ``None`` where it names nothing yet.
@@ -129,10 +135,11 @@ class Section(NamedTuple):
         """
         if not self.selector:
             return Kind(self.table)
-        if self.selector not in section:
+        named = self.named(section)
+        if named is None:
             return None
         place = f"in {where}" if "." in where else ""
-        return resolve(section[self.selector], self.table, self.what, place, self.record)
+        return resolve(named, self.table, self.what, place, self.record)
 
     def keys(self, entry: Any) -> tuple[dict[str, Key], bool]:
         """The keys of a section that names ``entry``, and whether it takes any others as well."""
@@ -146,7 +153,7 @@ class Section(NamedTuple):
 _FUNCTIONALS = {"mean": expectation, **FUNCTIONALS}
 SECTIONS = (
     Section("data", DataSpec),
-    Section("network", NetworkConfig),
+    Section("network", NETWORKS, "kind", "network kind", default=DEFAULT_NETWORK),
     Section("environment", ENVIRONMENTS, "kind", "environment kind", supplied=("num_envs",), own=_environment_keys),
     Section("environment.stock", StockAugmented, supplied=("environment", "discount"), optional=True),
     Section(

@@ -97,12 +97,12 @@ def requirements(
         state, trajectory, start_states, episodes = jax.eval_shape(shapes, seed_key(0))
     except OverflowError as error:
         raise UserError(
-            f"data.length={data.length}, data.batch={data.batch}, network.hidden={tuple(config.network.hidden)}: "
+            f"data.length={data.length}, data.batch={data.batch}, network.hidden={_widths(config)}: "
             f"arrays of these sizes have no shape ({str(error).splitlines()[0]}); expected smaller numbers"
         ) from error
     slots = data.length * data.batch
     rows = _minibatch_rows(config)
-    row = size_of(trajectory) / slots + 4 * sum(config.network.hidden)
+    row = size_of(trajectory) / slots + 4 * sum(_widths(config))
     side_by_side = min(members, members_per_program or members) if source.pure is not None else 1
     parts = {
         "run state": size_of(state),
@@ -123,6 +123,13 @@ def requirements(
 
 def _is_float(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _widths(config: ConfigDict) -> tuple[int, ...]:
+    """Widths of the hidden layers, as far as the section ``network`` says them: another kind may have no such key."""
+    hidden = config.network.get("hidden", ())
+    each = hidden if isinstance(hidden, tuple | list) else (hidden,)
+    return tuple(width for width in each if isinstance(width, int))
 
 
 def _minibatch_rows(config: ConfigDict) -> int:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from agents.networks.catalogue import DEFAULT_NETWORK
 from envs.base import ObservationRangeError
 from envs.choices import nearest
 from experiments.assembly import registry
@@ -89,9 +90,12 @@ def require_complete(config: ConfigDict, path: Path) -> None:
             f"{path} describes no run: its agent.family is {str(family)[:40]!r}, expected one of {[*FAMILIES]}"
         )
     values = registry.keys(config)
+    own = ["environment", "evaluators", "credit", "rewards", "agent.channels", "agent.functional"]
+    if config.network.get("kind", DEFAULT_NETWORK) != DEFAULT_NETWORK:
+        own.append("network")
     for key, expected in registry.keys(FAMILIES[family]()).items():
-        # Some sections are the experiment's own, and some keys of others may be empty.
-        if key.startswith(("environment", "evaluators", "credit", "rewards", "agent.channels", "agent.functional")):
+        # Some sections are the experiment's own or of another kind, and some keys of others may be empty.
+        if key.startswith(tuple(own)):
             continue
         if key not in values:
             raise UserError(f"{path} describes no run: its configuration lacks {key!r}")

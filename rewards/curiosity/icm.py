@@ -14,7 +14,7 @@ from agents.base import DataSpec
 from agents.distributions import distribution_for
 from agents.networks.base import Head
 from agents.networks.encoders import action_features, action_size
-from agents.networks.sequence import NetworkConfig, network
+from agents.networks.sequence import NetworkConfig, network, require_sequence
 from agents.optimisers import chained
 from agents.statistics import masked_mean
 from envs.base import EnvironmentSpec, PyTree
@@ -85,13 +85,13 @@ def icm(
       channel: the channel that is written.
 
     Raises:
-      ValueError: counts out of range.
+      ValueError: counts out of range, or a network of another kind than ``sequence``.
       UnsupportedSpaceError: spaces without an encoder or a distribution.
     """
     if embedding_size < 1:
         raise ValueError(f"icm: embedding_size={embedding_size}: expected at least 1")
     check_fit("icm", updates=updates, minibatches=minibatches, items=data.length * data.batch, unit="steps")
-    config = replace(network_config, recurrent_size=0)
+    config = replace(require_sequence(network_config, "icm"), recurrent_size=0)
     model_config = NetworkConfig(hidden=(embedding_size,), activation=config.activation)
     distribution = distribution_for(spec.action_space, continuous=continuous)
     encoder = network(spec.observation_space, {"embedding": Head(embedding_size)}, config)

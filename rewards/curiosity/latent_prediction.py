@@ -30,7 +30,7 @@ from gymnasium import spaces
 from agents.base import DataSpec
 from agents.networks.base import Head
 from agents.networks.encoders import action_features, action_size
-from agents.networks.sequence import NetworkConfig, network
+from agents.networks.sequence import NetworkConfig, network, require_sequence
 from agents.optimisers import chained
 from agents.recurrence import gated_recurrence
 from agents.state import fields
@@ -255,7 +255,7 @@ def latent_prediction(
       channel: the channel that is written.
 
     Raises:
-      ValueError: counts out of range, or a horizon longer than the data.
+      ValueError: counts out of range, a horizon longer than the data, or a network of another kind than ``sequence``.
       UnsupportedSpaceError: if a part of the observation or the action cannot be encoded.
     """
     counts = {"horizon": horizon, "embedding_size": embedding_size, "memory_size": memory_size}
@@ -269,7 +269,7 @@ def latent_prediction(
     if horizon > data.length:
         raise ValueError(f"latent_prediction: horizon={horizon}: expected at most data.length={data.length}")
     actions = action_size(spec.action_space)
-    config = replace(network_config, recurrent_size=0)
+    config = replace(require_sequence(network_config, "latent_prediction"), recurrent_size=0)
     head_config = NetworkConfig(hidden=(hidden_size,), activation=config.activation)
     encoder = network(spec.observation_space, {"embedding": Head(embedding_size)}, config)
     closed = gated_recurrence(embedding_size + actions, memory_size)

@@ -14,7 +14,7 @@ import optax
 from agents.base import DataSpec
 from agents.networks.base import Head
 from agents.networks.encoders import space_leaves
-from agents.networks.sequence import NetworkConfig, network
+from agents.networks.sequence import NetworkConfig, network, require_sequence
 from agents.optimisers import chained
 from agents.state import fields
 from agents.statistics import masked_mean
@@ -90,7 +90,7 @@ def rnd(
       channel: the channel that is written.
 
     Raises:
-      ValueError: counts out of range.
+      ValueError: counts out of range, or a network of another kind than ``sequence``.
       UnsupportedSpaceError: if a part of the observation cannot be encoded.
     """
     if embedding_size < 1 or predictor_layers < 0:
@@ -108,7 +108,7 @@ def rnd(
             for x, box in zip(leaves, boxes, strict=True)
         ]
     )
-    config = replace(network_config, recurrent_size=0)
+    config = replace(require_sequence(network_config, "rnd"), recurrent_size=0)
     deeper = replace(config, hidden=(*config.hidden, *(embedding_size,) * predictor_layers))
     heads = {"embedding": Head(embedding_size)}
     target = network(whitened_space, heads, config)

@@ -21,8 +21,8 @@ import optax
 
 from agents.base import DataSpec
 from agents.distributions import distribution_for
-from agents.networks.base import Head
-from agents.networks.sequence import NetworkConfig, network
+from agents.networks.base import Head, NetworkBuilder
+from agents.networks.sequence import NetworkConfig
 from agents.returns import return_to_go
 from agents.state import fields
 from agents.statistics import from_groups, masked_mean, to_groups
@@ -87,7 +87,7 @@ def implicit_prm(
     spec: EnvironmentSpec,
     *,
     data: DataSpec,
-    network_config: NetworkConfig = NetworkConfig(),  # noqa: B008  (frozen)
+    network_config: NetworkBuilder = NetworkConfig(),  # noqa: B008  (frozen)
     continuous: str = "gaussian",
     form: str = "policy",
     reference: str = "rolling",
@@ -126,8 +126,8 @@ def implicit_prm(
     Args:
       spec: the environment.
       data: the rollouts; must be episodes in groups.
-      network_config: the model. With form ``policy`` it must equal the policy's own where the model starts from the
-        policy's parameters (``policy_params`` at ``init``).
+      network_config: what builds the model, of any kind. With form ``policy`` it must equal the policy's own where the
+        model starts from the policy's parameters (``policy_params`` at ``init``).
       form: ``policy``: ``pi_phi`` is a policy network of its own. ``residual``: the network's output is added to the
         distribution parameters of the behaviour policy, which for a categorical policy is ``pi_phi ~ pi_old exp(g)``;
         the rolling reference is then exact, and rewards start at 0. ``centred``:
@@ -195,7 +195,7 @@ def implicit_prm(
     head = Head(distribution.num_parameters, scale=0.01, num_free=distribution.num_free)
     if form != "policy":
         head = Head(distribution.num_parameters, scale=0.0)
-    model = network(spec.observation_space, {"policy": head}, network_config)
+    model = network_config(spec.observation_space, {"policy": head})
     optimiser = optax.chain(
         optax.clip_by_global_norm(max_gradient_norm), optax.adamw(learning_rate, weight_decay=weight_decay)
     )

@@ -86,6 +86,7 @@ def test_what_a_file_names_by_import_path_is_not_imported_before_it_is_trusted(m
     config = ConfigDict(
         {
             "environment": {"kind": "os:system", "command": "false"},
+            "network": {"kind": "own_package.networks:network", "hidden": (4,)},
             "agent": {"family": "policy_gradient", "note": "a:b"},
             "credit": {"env": {"estimator": "gae"}, "own": {"estimator": "own_package.module:estimator"}},
             "rewards": {"own": {"kind": "own_package.rewards:transform"}, "env": {"kind": "scale"}},
@@ -94,6 +95,7 @@ def test_what_a_file_names_by_import_path_is_not_imported_before_it_is_trusted(m
     paths = imported_kinds(config)
     assert paths == {
         "environment.kind": "os:system",
+        "network.kind": "own_package.networks:network",
         "credit.own.estimator": "own_package.module:estimator",
         "rewards.own.kind": "own_package.rewards:transform",
     }
@@ -102,7 +104,7 @@ def test_what_a_file_names_by_import_path_is_not_imported_before_it_is_trusted(m
         UserError, match=r"runs/x: credit\.own\.estimator=own_package\.module:estimator would import and"
     ):
         require_trusted(paths, "runs/x")
-    monkeypatch.setenv("SAGAX_TRUST", "own_package.module,own_package.rewards")
+    monkeypatch.setenv("SAGAX_TRUST", "own_package.module,own_package.rewards,own_package.networks")
     with pytest.raises(
         UserError, match=r"environment\.kind=os:system would import and call system of os; .*TRUST=os in"
     ):

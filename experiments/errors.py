@@ -22,6 +22,11 @@ class UserError(Exception):
     """A mistake that the user can repair; its text is the whole message, without a traceback."""
 
 
+class RefusedAtStartError(UserError):
+    """A mistake that shows at the first step of a run, before anything was learned; what the run has made on the disk
+    until then is taken back."""
+
+
 def unknown(kind: str, name: Any, known: Iterable[str], where: str = "") -> UserError:
     """The error for a ``name`` that is none of ``known``: what it was, the nearest ones, and the whole list."""
     return UserError(choices.unknown(kind, name, known, where))

@@ -26,6 +26,7 @@ from experiments.training.processes import SharedStop, join_processes, writer_fi
 from experiments.training.progress import progress, result_table
 from experiments.training.requirements import memory, require_memory, requirements
 from experiments.training.stopping import stop_on_signals
+from experiments.training.taking_back import taken_back_if_refused
 from experiments.training.train import (
     PROLONGABLE,
     Outcome,
@@ -88,14 +89,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     variant = variant_name(loaded.variant, loaded.overrides.keys() - set(PROLONGABLE), config)
     members = [member._replace(variant=variant) for member in members]
     folder = run_folders.run_folder(arguments.runs, loaded.name, variant)
-    require_annotator(config, source, folder)
+    require_annotator(config, source, folder, fresh=arguments.fresh)
     enable_compilation_cache()
-    programs = writer_first(
-        lambda: prepare_folder(folder, config, members, fresh=arguments.fresh and writes(), members_per_program=size)
-    )
     title = f"{loaded.name}:{variant}" if variant else loaded.name
     total = config.iterations * len(members)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(taken_back_if_refused(folder, fresh=arguments.fresh))
+        programs = writer_first(
+            lambda: prepare_folder(
+                folder, config, members, fresh=arguments.fresh and writes(), members_per_program=size
+            )
+        )
         # One process tells the user about the run.
         told = sys.stderr if writes() else stack.enter_context(open(os.devnull, "w"))
         seeds = f"{len(members)} seed{'s' if len(members) > 1 else ''}"

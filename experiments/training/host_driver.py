@@ -26,7 +26,7 @@ from experiments.assembly.build import (
 )
 from experiments.assembly.evaluators import build_evaluators
 from experiments.assembly.members import Member
-from experiments.errors import UserError
+from experiments.errors import RefusedAtStartError, UserError
 from experiments.evaluators.base import HostEpisodes
 from experiments.evaluators.base import evaluate as evaluate_all
 from experiments.training import learn
@@ -157,11 +157,14 @@ class HostDriver:
         asks nobody.
 
         Raises:
-          UserError: if it cannot be reached.
+          RefusedAtStartError: if it cannot be reached, or refuses.
         """
         if self._annotation is None and "annotator" in self._config:
             annotation: Any = self._make_annotation()
-            annotation.start(self._annotated)
+            try:
+                annotation.start(self._annotated)
+            except UserError as error:
+                raise RefusedAtStartError(error) from error
             self._annotation = annotation
 
     def _close_annotation(self) -> None:

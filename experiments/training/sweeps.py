@@ -24,6 +24,7 @@ from experiments.training.progress import progress
 from experiments.training.requirements import memory, require_memory, requirements
 from experiments.training.scan_driver import ScanDriver
 from experiments.training.stopping import stop_on_signals
+from experiments.training.taking_back import taken_back_if_refused
 from experiments.training.train import PROLONGABLE, prepare_folder, require_annotator, train
 
 PREFIX = "--sweep."
@@ -149,12 +150,18 @@ def run_job(made: Plan, index: int, members_per_program: int | None, fresh: bool
     """Trains one job in this process; returns its exit status. See ``train`` for ``unpickle``."""
     job = made.jobs[index]
     source = build_environment(job.config)
-    require_annotator(job.config, source, job.folder)
+    require_annotator(job.config, source, job.folder, fresh=fresh)
     enable_compilation_cache()
-    programs = prepare_folder(job.folder, job.config, job.members, fresh=fresh, members_per_program=members_per_program)
     title = f"{made.name} sweep, job {index + 1} of {len(made.jobs)}, {len(job.members)} members"
     total = job.config.iterations * len(job.members)
-    with stop_on_signals() as stop, progress(total, title, metric=job.config.evaluation.metric) as reporter:
+    with (
+        taken_back_if_refused(job.folder, fresh=fresh),
+        stop_on_signals() as stop,
+        progress(total, title, metric=job.config.evaluation.metric) as reporter,
+    ):
+        programs = prepare_folder(
+            job.folder, job.config, job.members, fresh=fresh, members_per_program=members_per_program
+        )
         outcome = train(
             job.config,
             made.name,

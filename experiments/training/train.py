@@ -20,7 +20,7 @@ from experiments.assembly import registry
 from experiments.assembly.build import EnvironmentSource, build_annotation, build_environment
 from experiments.assembly.members import Member
 from experiments.disk import write_json_atomic
-from experiments.errors import UserError, reason, say
+from experiments.errors import RefusedAtStartError, UserError, reason, say
 from experiments.rows import reading, run_folders
 from experiments.rows.environment_report import note_session, require_same_settings
 from experiments.training import learn
@@ -146,15 +146,15 @@ def _remove(folder: Path) -> None:
         say(f"cannot remove all of {doomed}: {reason(error)}")
 
 
-def require_annotator(config: ConfigDict, source: EnvironmentSource, folder: Path) -> None:
+def require_annotator(config: ConfigDict, source: EnvironmentSource, folder: Path, *, fresh: bool = False) -> None:
     """Checks, before a run folder is made, what the annotator of the run needs of this machine; asks nobody.
 
-    A run that is there may have ended, and then needs no annotator.
+    A run that is there may have ended, and then needs no annotator, unless it is to start over (``fresh``).
 
     Raises:
       UserError: if something is missing, such as the address of a language model.
     """
-    annotation = None if folder.exists() else build_annotation(config, source)
+    annotation = None if folder.exists() and not fresh else build_annotation(config, source)
     if annotation is not None:
         annotation.require()
 
@@ -453,8 +453,12 @@ class _Run:
         that names the last good checkpoint."""
         try:
             return work()
-        except (FloatingPointError, ObservationRangeError, ChannelError) as error:
+        except (FloatingPointError, ObservationRangeError) as error:
             raise UserError(f"{error}; {self._last_good()}") from error
+        except ChannelError as error:
+            # What an annotator has answered meanwhile was paid for, and stays.
+            kind = UserError if "annotator" in self._config else RefusedAtStartError
+            raise kind(f"{error}; {self._last_good()}") from error
 
     def _last_good(self) -> str:
         latest = self._checkpoints.latest()

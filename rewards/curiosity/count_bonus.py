@@ -175,7 +175,8 @@ def _ranges(space: gymnasium.Space) -> Ranges:
         elif isinstance(leaf, spaces.MultiBinary):
             ranges.append((np.zeros(leaf.shape, np.int64), np.full(leaf.shape, 2)))
         elif np.issubdtype(leaf.dtype, np.integer) and leaf.is_bounded():
-            ranges.append((leaf.low.astype(np.int64), leaf.high.astype(np.int64) - leaf.low.astype(np.int64) + 1))
+            # As integers of Python: from the smallest of 64 bits to the largest there are more than 64 bits count.
+            ranges.append((leaf.low.astype(np.int64), leaf.high.astype(object) - leaf.low.astype(object) + 1))
         else:
             raise ValueError(
                 f"count_bonus: identify='exact' counts bounded integers, the observation has {leaf}: "
@@ -187,7 +188,7 @@ def _ranges(space: gymnasium.Space) -> Ranges:
             f"count_bonus: identify='exact' would need a table of 2 ** {size:.1f} states for {space}: expected at most "
             f"2 ** {math.log2(LARGEST_TABLE):.0f}, or identify='hash'"
         )
-    return ranges
+    return [(low, sizes.astype(np.int64)) for low, sizes in ranges]
 
 
 def _mixed_radix(ranges: Ranges, observation: PyTree) -> jax.Array:

@@ -651,8 +651,11 @@ def test_a_wrong_key_is_one_line_before_training_and_a_finished_run_asks_nothing
     assert command(config, monkeypatch, tmp_path) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: the annotator at http://127.0.0.1") and "401" in error and SECRET not in error
-    assert corridor.rows_of(tmp_path / "talking" / "default") == []
     server.close()
+    assert command(config, monkeypatch, tmp_path) == 2
+    assert "nobody answers at http://127.0.0.1" in capsys.readouterr().err
+    # A refusal leaves nothing behind.
+    assert list(tmp_path.iterdir()) == []
     serve()
     assert command(config, monkeypatch, tmp_path) == 0
     server = serve(fails(401))

@@ -350,7 +350,8 @@ def test_a_channel_that_is_not_finite_is_blamed_on_the_transform_that_wrote_it(
 def test_a_channel_of_another_shape_is_one_message_before_anything_is_learned(rewarding, monkeypatch, tmp_path, capsys):
     rewarding(broken=stateless(lambda t: write_channel(t, "env", jnp.sum(t.rewards["env"], axis=0))))
     config = corridor.without_critic()
-    assert run_of(monkeypatch, config, tmp_path) == 2
+    assert run_of(monkeypatch, config, tmp_path / "runs") == 2
+    assert not (tmp_path / "runs").exists()
     [error] = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error:")]
     length, batch = config.data.length, config.data.batch
     expected = f"has shape ({batch},): expected [T, B] = ({length}, {batch}); the last good checkpoint: there is no"

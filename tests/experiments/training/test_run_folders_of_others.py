@@ -270,6 +270,12 @@ def test_a_run_folder_without_its_annotators_address_is_not_made(tmp_path, monke
     assert run.main(["talking", f"--runs={tmp_path / 'runs'}"]) == 2
     assert "SAGAX_ANNOTATOR_URL" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+    # Nor is a run removed that was to start over.
+    kept = tmp_path / "runs" / "talking" / "default" / run_folders.CONFIG_FILE
+    kept.parent.mkdir(parents=True)
+    kept.write_text("kept")
+    assert run.main(["talking", f"--runs={tmp_path / 'runs'}", "--fresh"]) == 2
+    assert "SAGAX_ANNOTATOR_URL" in capsys.readouterr().err and kept.read_text() == "kept"
 
 
 def test_rows_in_a_hidden_folder_are_not_read(tmp_path):

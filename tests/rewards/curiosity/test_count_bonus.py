@@ -170,6 +170,7 @@ def test_counts_in_whole_episodes_leave_out_the_padding():
         ),
         (FLOATS, {}, "bounded integers, the observation has Box.*identify='hash'"),
         (EnvironmentSpec(spaces.MultiBinary(30), spaces.Discrete(2)), {}, r"2 \*\* 30.0 states"),
+        (EnvironmentSpec(spaces.Box(-(2**63), 2**63 - 1, (2,), np.int64), spaces.Discrete(2)), {}, r"2 \*\* 128.0"),
     ],
 )
 def test_count_bonus_refuses(spec, arguments, message):

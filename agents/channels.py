@@ -5,7 +5,7 @@ Without these checks an array ``[B]`` would broadcast against ``[T, B]`` and tra
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,17 @@ def require_step_shape(what: str, array: jax.Array, trajectory: Trajectory) -> N
     """
     if jnp.shape(array) != trajectory.mask.shape:
         raise ChannelError(f"{what} has shape {jnp.shape(array)}: expected [T, B] = {trajectory.mask.shape}")
+
+
+def channel_weights(channels: Mapping[str, float] | None) -> dict[str, float]:
+    """The weight of each channel in a reward that sums ``channels``; the environment's alone where it is ``None``.
+
+    >>> channel_weights(None)
+    {'env': 1.0}
+    >>> channel_weights({"env": 1.0, "cost/energy": -0.1})
+    {'env': 1.0, 'cost/energy': -0.1}
+    """
+    return {"env": 1.0} if channels is None else dict(channels)
 
 
 def read_channel(trajectory: Trajectory, channel: str, reader: str) -> jax.Array:

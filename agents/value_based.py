@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from agents.base import Agent, DataSpec
-from agents.channels import credit_weights, read_channel
+from agents.channels import channel_weights, credit_weights, read_channel
 from agents.functionals import Functional, require
 from agents.networks.base import NetworkBuilder
 from agents.networks.sequence import NetworkConfig
@@ -184,7 +184,7 @@ def value_based(
         optimiser=chained(*steps, optax.adam(learning_rate, eps=adam_epsilon), flatten=flatten),
         flatten=flatten,
         actions=int(spec.action_space.n),
-        channels={"env": 1.0} if channels is None else dict(channels),
+        channels=channel_weights(channels),
         functional=functional,
         return_scale=return_scale,
         use_stock=use_stock,

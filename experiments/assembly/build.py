@@ -24,6 +24,7 @@ from agents.actor_critic import policy_network
 from agents.base import Agent, DataSpec
 from agents.behaviour_cloning import Demonstrations, behaviour_cloning
 from agents.catalogue import FAMILIES, Family
+from agents.channels import channel_weights
 from agents.credit import Credit, Entry
 from agents.estimators import ESTIMATORS, Estimator
 from agents.functionals import FUNCTIONALS, Functional, expectation
@@ -288,7 +289,7 @@ def _agent(nested, kinds: Mapping[str, Kind], spec, written: list[str], context:
     if "credit" in parameters:
         supplied["credit"] = _credit(nested, kinds, written, section.pop("whiten", "none"))
     else:
-        _require_read_channels(nested, kinds, written, section.get("channels", {"env": 1.0}))
+        _require_read_channels(nested, kinds, written, channel_weights(section.get("channels")))
     if "functional" in parameters:
         functional = build_functional(section.pop("functional", {"kind": "mean"}))
         supplied["functional"] = functional

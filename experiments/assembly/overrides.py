@@ -121,7 +121,7 @@ def _choose(config: ConfigDict, section: Section, key: str, value: Any) -> None:
     _require_place(config, path, key)
     entry = section.entry({selector: value}, where)
     known, _ = section.keys(entry)
-    kept = {name: one for name, one in _fields(former).items() if name in known and _fits(known[name], one)}
+    kept = {name: one for name, one in _fields(former).items() if name in known and fits(known[name], one)}
     _holder(config, path[:-1])[path[-1]] = {selector: value, **{name: kept[name] for name in kept if name != selector}}
     if section.selector == "family" and former:
         before = section.entry(former, where)
@@ -209,8 +209,8 @@ def _fields(section: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
     return dict(section.items(preserve_field_references=True) if isinstance(section, ConfigDict) else section)
 
 
-def _fits(key: Key, field: Any) -> bool:
-    """Whether a field of another kind's section may stay under the same name."""
+def fits(key: Key, field: Any) -> bool:
+    """Whether ``field``, a value or a reference to one, has the type of ``key``: a whole number is a float, too."""
     value = field.get() if isinstance(field, config_dict.FieldReference) else field
     kind, optional = sections.type_of(key)
     if value is None:
@@ -221,7 +221,9 @@ def _fits(key: Key, field: Any) -> bool:
         return isinstance(value, ConfigDict)
     if kind is tuple:
         return isinstance(value, tuple | list)
-    return _scalar(value, kind) is not None and not (kind is str and not isinstance(value, str))
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return not (isinstance(value, str) and kind is not str) and _scalar(value, kind) is not None
 
 
 def _keys_inside(config: ConfigDict, where: str) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from agents.channels import channel_weights
 from agents.functionals import FIXED, FUNCTIONALS, Functional, searched_stock, statistic
 from envs.base import Observation, PyTree
 from envs.choices import require_known
@@ -158,12 +159,13 @@ def require_units_of_stock(agent: Mapping[str, Any], channel: str, changes: Mapp
     Raises:
       UserError: names the key and what it should be.
     """
-    if list(agent["channels"]) != [channel]:
+    weights = channel_weights(agent.get("channels"))
+    if list(weights) != [channel]:
         raise UserError(
-            f"agent.channels: the agent's reward is made of {', '.join(agent['channels'])}, the stock adds up "
+            f"agent.channels: the agent's reward is made of {', '.join(weights)}, the stock adds up "
             f"{channel!r}; an objective of stock plus return expects {channel!r} alone"
         )
-    factors = {f"agent.channels.{channel}": agent["channels"][channel]}
+    factors = {f"agent.channels.{channel}": weights[channel]}
     for name, section in changes.items():
         if section["kind"] != "scale":
             raise UserError(

@@ -33,6 +33,8 @@ RESULTS_FOLDER = "results"
 SECTIONS = ("environment", "data", "network", "agent", "rewards", "evaluators", "evaluation")
 # Some room is left for what is written beside it under the same name.
 LONGEST_NAME = 200
+# Seeds have 31 bits.
+LARGEST_SEED = 2**31 - 1
 
 
 def run_folder(root: str | os.PathLike, name: str, variant: str = "") -> Path:
@@ -80,6 +82,13 @@ def read_description(folder: Path) -> dict[str, Any]:
     for member in members if isinstance(members, list) and members else [None]:
         if not isinstance(member, dict) or any(type(member.get(key)) is not kind for key, kind in kinds.items()):
             raise UserError(f"{path} describes no run: its 'members' are no list of objects with {', '.join(kinds)}")
+        if not 0 <= member["seed"] <= LARGEST_SEED:
+            raise UserError(f"{path} describes no run: its seed {member['seed']} is none from 0 to {LARGEST_SEED}")
+        if any(type(value) not in (int, float) for value in member["values"].values()):
+            raise UserError(f"{path} describes no run: the values of seed {member['seed']} are no numbers")
+    identities = [(member["variant"], member["seed"], *sorted(member["values"].items())) for member in members]
+    if len(set(identities)) < len(identities):
+        raise UserError(f"{path} describes no run: its 'members' list one twice")
     sizes = found.setdefault("programs", [len(members)])
     if not isinstance(sizes, list) or any(type(size) is not int or size < 1 for size in sizes):
         raise UserError(f"{path} describes no run: its 'programs' are no list of positive integers")

@@ -12,8 +12,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.annotation.service import Scripted, as_text, remembered_messages
-from experiments.assembly.build import build_environment, build_parts
+from experiments.assembly.build import build_annotation, build_environment, build_parts
 from experiments.assembly.evaluators import evaluation_context
+from experiments.assembly.factories import call
 from experiments.assembly.members import Member
 from experiments.errors import UserError
 from experiments.evaluators.base import PureEpisodes
@@ -71,7 +72,7 @@ def count_visits(folder: Path, checkpoint: str = "latest", episodes: int | None 
     agent = build_parts(config, source.spec).agent
     context = evaluation_context(reporting, reporting_source, agent, PureEpisodes(environment, agent))
     counts = [section.count for section in config.evaluators.values() if "count" in section]
-    evaluator = visits(context, count=episodes or max(counts, default=16))
+    evaluator = call(visits, "evaluators", context, count=episodes or max(counts, default=16))
     count = jax.jit(evaluator.evaluate)
     rows = []
     for own, found in restored_programs(folder, config, source, members, checkpoint):
@@ -97,6 +98,7 @@ def rate(folder: Path, checkpoint: str = "latest") -> reading.Section:
         raise UserError(f"{folder}: annotator.kind={kind!r}: expected a run with a scripted annotator")
     header, start = row_starts(folder)
     source = build_environment(config)
+    build_annotation(config, source)
     reward, channel, script = build_parts(config, source.spec).reward, _channel(config), _script(config)
     length, batch = source.spec.message_length, config.data.batch
     rows = []
@@ -116,11 +118,18 @@ def rate(folder: Path, checkpoint: str = "latest") -> reading.Section:
 
 
 def _channel(config: ConfigDict) -> str:
-    """The channel of the one reward that reads labels."""
-    [section] = (each for each in config.rewards.values() if each.kind == "language_feedback")
+    """The channel of the one reward that reads labels.
+
+    Raises:
+      UserError: if none of the catalogue's does.
+    """
+    found = [each for each in config.rewards.values() if each.kind == "language_feedback"]
+    if len(found) != 1:
+        raise UserError(f"{len(found)} rewards of kind 'language_feedback': expected one, whose payments can be listed")
+    [section] = found
     return section.get("channel", inspect.signature(language_feedback).parameters["channel"].default)
 
 
 def _script(config: ConfigDict) -> Scripted:
     taken = inspect.signature(Scripted).parameters
-    return Scripted(**{name: value for name, value in config.annotator.items() if name in taken})
+    return call(Scripted, "annotator", **{name: value for name, value in config.annotator.items() if name in taken})

@@ -17,10 +17,11 @@ from ml_collections import ConfigDict
 from agents.networks.catalogue import DEFAULT_NETWORK
 from envs.base import ObservationRangeError
 from envs.choices import nearest
-from experiments.assembly import registry
+from experiments.assembly import registry, sections
 from experiments.assembly.build import TEST_SEED, EnvironmentSource, build_environment
 from experiments.assembly.kinds import require_trusted
 from experiments.assembly.members import Member, variant_name
+from experiments.assembly.overrides import fits
 from experiments.assembly.ranges import validate
 from experiments.assembly.sections import imported_kinds
 from experiments.configs._common import policy_gradient_config, value_based_config
@@ -72,6 +73,15 @@ def read_run(folder: Path) -> tuple[ConfigDict, list[Member]]:
     config = registry.from_json_dict(found["config"])
     require_complete(config, folder / run_folders.CONFIG_FILE)
     require_trusted(imported_kinds(config), folder)
+    require_types(config, folder / run_folders.CONFIG_FILE)
+    validate(config)
+    known = registry.keys(config)
+    for name in {name for member in members for name in member.values}:
+        if not isinstance(known.get(name), float):
+            raise UserError(
+                f"{folder / run_folders.CONFIG_FILE} describes no run: its members have values of {name[:40]!r}, "
+                "expected numbers of its configuration"
+            )
     return config, members
 
 
@@ -81,15 +91,20 @@ def require_complete(config: ConfigDict, path: Path) -> None:
     Raises:
       UserError: with the first key that is missing or has another type.
     """
+    values = registry.keys(config)
+    for key, value in values.items():
+        if isinstance(value, int) and abs(value) > registry.LARGEST_INTEGER:
+            raise UserError(
+                f"{path} describes no run: its {key} is {value}, expected at most {registry.LARGEST_INTEGER}"
+            )
     family = config.agent.get("family")
     if isinstance(family, str) and ":" in family:
         # A family of the user's own, by its import path.
         return
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise UserError(
             f"{path} describes no run: its agent.family is {str(family)[:40]!r}, expected one of {[*FAMILIES]}"
         )
-    values = registry.keys(config)
     own = ["environment", "evaluators", "credit", "rewards", "agent.channels", "agent.functional"]
     if config.network.get("kind", DEFAULT_NETWORK) != DEFAULT_NETWORK:
         own.append("network")
@@ -102,10 +117,61 @@ def require_complete(config: ConfigDict, path: Path) -> None:
         value = values[key]
         numbers = isinstance(value, int | float) and isinstance(expected, float)
         same = type(value) is type(expected) or (numbers and not isinstance(value, bool))
-        if not same and value is not None and expected is not None:
+        # What may be empty in a section is its factory's to say, see ``require_types``: nothing is imported here.
+        empty = value is None and sections.section_at(key.split(".")[:-1]) is not None
+        if not same and not empty and expected is not None:
             raise UserError(
                 f"{path} describes no run: its {key} is {str(value)[:40]!r}, expected one like {expected!r}"
             )
+    start_states = config.rollout.start_states
+    if start_states is not None and type(start_states) is not int:
+        raise UserError(
+            f"{path} describes no run: its rollout.start_states is {str(start_states)[:40]!r}, expected an integer"
+        )
+
+
+def require_types(config: ConfigDict, path: Path) -> None:
+    """Checks that a configuration from a file has sections where there must be some, and in them values of the types
+    that their factories take.
+
+    Raises:
+      UserError: with the first key whose value is of another type, or a section that names something unknown.
+    """
+    for where, value in _places(config):
+        section = sections.section_at(where.split("."))
+        if not isinstance(value, ConfigDict):
+            raise UserError(f"{path} describes no run: its {where} is {str(value)[:40]!r}, expected a section")
+        if section is not None and section.selector and section.named(value) is None:
+            raise UserError(f"{path} describes no run: its configuration lacks '{where}.{section.selector}'")
+    for found in sections.sections_of(config):
+        known, _ = found.section.keys(found.entry)
+        inner = {name for name in known if sections.section_at([*found.where.split("."), name]) is not None}
+        for name, value in sections.part(config, found.where.split(".")).items():
+            if name not in known.keys() - inner:
+                continue
+            declared = {f"{found.where}.{name}": (known[name], value)}
+            if isinstance(value, ConfigDict) and sections.type_of(known[name])[0] is dict:
+                each = sections.value_type(known[name])
+                declared |= {f"{found.where}.{name}.{key}": (each, one) for key, one in value.items()}
+            for where, (key, one) in declared.items():
+                if not fits(key, one):
+                    kind, optional = sections.type_of(key)
+                    expected = f"{kind.__name__}{' or none' if optional else ''}"
+                    raise UserError(f"{path} describes no run: its {where} is {str(one)[:40]!r}, expected {expected}")
+
+
+def _places(config: ConfigDict) -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of whatever stands where a configuration may have a section, or a section of sections."""
+
+    def walk(holder: ConfigDict, path: list[str]) -> Iterator[tuple[str, Any]]:
+        for name, value in holder.items():
+            place = [*path, name]
+            if sections.section_at(place) is not None or sections.section_at([*place, "*"]) is not None:
+                yield ".".join(place), value
+            if isinstance(value, ConfigDict):
+                yield from walk(value, place)
+
+    return walk(config, [])
 
 
 def read_single_run(folder: Path) -> tuple[ConfigDict, list[Member]]:

@@ -501,6 +501,30 @@ def test_an_endpoint_that_refuses_at_the_start_is_one_message(status, words, loc
     assert SECRET not in str(caught.value) and len(server.requests) == 1
 
 
+def repeats_the_key(status):
+    """Says the key that it was sent in the reason, in a header and in the body."""
+
+    def answer(server, handler, body):
+        handler.send_response(status, f"no {SECRET}")
+        handler.send_header("WWW-Authenticate", SECRET)
+        handler.end_headers()
+        handler.wfile.write(SECRET.encode())
+
+    return answer
+
+
+def repeats_the_key_in_no_protocol(server, handler, body):
+    handler.wfile.write(f"HTTP/9 {SECRET} {SECRET}\r\n\r\n".encode())
+
+
+@pytest.mark.parametrize("answer", [*map(repeats_the_key, (400, 401, 403, 404, 418)), repeats_the_key_in_no_protocol])
+def test_a_key_that_the_server_repeats_is_not_shown(answer, serve, service):
+    server = serve(answer)
+    with pytest.raises(UserError, match=r"answers 4\d\d|nobody answers at") as caught:
+        service()
+    assert SECRET in server.requests[0][1]["Authorization"] and SECRET not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("first", "counted"),
     [

@@ -315,6 +315,11 @@ MISTAKES = {
         [SOKOBAN, "--figure=/dev/null/curve.png"],
         ["cannot write /dev/null/curve.png", "Not a directory"],
     ),
+    "no member per program": ([SOKOBAN, "--members-per-program=0"], ["--members-per-program=0: expected at least 1"]),
+    "half a member per program": (
+        [SOKOBAN, "--members-per-program=.5"],
+        ["--members-per-program", "expected an integer, got '.5'"],
+    ),
     "a number of seeds that is none": ([SOKOBAN, "--seeds=x"], ["--seeds", "expected an integer, got 'x'"]),
 }
 

@@ -131,6 +131,8 @@ def _limits(space: gymnasium.Space) -> tuple[np.ndarray, np.ndarray, str] | None
         return np.asarray(space.start), np.asarray(space.start + space.n - 1), f"the values of {space}"
     if isinstance(space, spaces.MultiDiscrete):
         return space.start, space.start + space.nvec - 1, f"the values of {space}"
+    if isinstance(space, spaces.MultiBinary):
+        return np.asarray(0), np.asarray(1), f"the values of {space}"
     narrow = NARROW.get(np.dtype(space.dtype).name)
     if narrow is None:
         return None

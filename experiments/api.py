@@ -27,7 +27,7 @@ from envs.base import EnvironmentSpec, PyTree
 from envs.keys import seed_key
 from experiments.assembly import registry
 from experiments.assembly.build import build_environment, build_parts
-from experiments.assembly.checks import checked_environment
+from experiments.assembly.checks import checked_environment, require_observations
 from experiments.assembly.members import members_of, variant_name
 from experiments.assembly.registry import Loaded
 from experiments.errors import UserError
@@ -38,6 +38,7 @@ from experiments.training.progress import Silent
 from experiments.training.requirements import memory, require_memory, requirements
 from experiments.training.restored import read_single_run, restored_programs
 from experiments.training.stopping import StopRequested
+from experiments.training.taking_back import taken_back_if_refused
 
 
 def load(name: str, overrides: Mapping[str, Any] | None = None) -> Loaded:
@@ -68,12 +69,14 @@ def train(experiment: Loaded | str, folder: str | Path, *, seeds: int | None = N
     """
     loaded = load(experiment) if isinstance(experiment, str) else experiment
     source = checked_environment(loaded.config)
+    require_observations(loaded.config, source)
     require_memory(requirements(loaded.config, source, seeds), memory())
     members = members_of(loaded.config, loaded.variant, seeds, first_seed)
     folder = Path(folder).expanduser()
     enable_compilation_cache()
-    programs = training.prepare_folder(folder, loaded.config, members)
-    return training.train(loaded.config, loaded.name, programs, folder, Silent(), StopRequested(), source).rows
+    with taken_back_if_refused(folder):
+        programs = training.prepare_folder(folder, loaded.config, members)
+        return training.train(loaded.config, loaded.name, programs, folder, Silent(), StopRequested(), source).rows
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces
 from ml_collections import ConfigDict
 
+from envs.base import Observation, ObservationRangeError, PyTree, TimeStep, observation_template
+from envs.keys import seed_key
+from envs.rollout import bounded_action
+from envs.spaces import leaves, narrowed
 from experiments.assembly import registry
 from experiments.assembly.build import (
     EnvironmentSource,
@@ -15,6 +23,8 @@ from experiments.assembly.build import (
 from experiments.assembly.evaluators import evaluation_metrics
 from experiments.assembly.ranges import validate
 from experiments.errors import UserError, unknown
+
+DISCRETE = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
 def checked_environment(config: ConfigDict) -> EnvironmentSource:
@@ -33,6 +43,60 @@ def checked_environment(config: ConfigDict) -> EnvironmentSource:
     if config.evaluation.metric not in measured:
         raise unknown("metric", config.evaluation.metric, measured, "in evaluation.metric")
     return source
+
+
+def require_observations(config: ConfigDict, source: EnvironmentSource) -> None:
+    """Checks a reset and a step of a pure environment against its spec; inside jit, it could refuse nothing later on.
+
+    Shapes are only traced. Where a part of the observation is discrete, its values are computed, too: a network would
+    see nothing but zeros for a value outside of its space. Host environments check all that they return themselves.
+
+    Raises:
+      UserError: for an observation of another structure or shape, or outside of its space; for a reward or an end that
+        is not one number; for costs or objectives of other names.
+    """
+    environment = source.pure
+    if environment is None:
+        return
+    spec, name = environment.spec, f"environment.kind={config.environment.kind!r}"
+    action = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), observation_template(spec.action_space))
+
+    def observed(key: jax.Array) -> tuple[Observation, TimeStep]:
+        state, observation = environment.reset(key)
+        return observation, environment.step(key, state, bounded_action(spec.action_space, action))[1]
+
+    first, step = jax.eval_shape(observed, seed_key(0))
+    expected = _shapes(spec.observation_template())
+    for what, observation in (
+        ("observation of reset", first),
+        ("observation of step", step.observation),
+        ("final_observation", step.final_observation),
+    ):
+        if _shapes(observation) != expected:
+            raise UserError(
+                f"{name}: the {what} has the shape {_shapes(observation)}, expected {expected}, as the spec's "
+                f"observation space {spec.observation_space}"
+            )
+    for what, found, names in (("costs", step.costs, spec.costs), ("objectives", step.objectives, spec.objectives)):
+        if sorted(found) != sorted(names):
+            raise UserError(f"{name}: step returns the {what} {sorted(found)}, expected those of the spec, {[*names]}")
+    numbers = {"reward": step.reward, "terminated": step.terminated, "truncated": step.truncated}
+    for what, number in (numbers | step.costs | step.objectives).items():
+        if jnp.shape(number) != ():
+            raise UserError(f"{name}: {what} of step has the shape {jnp.shape(number)}, expected one number")
+    if not any(isinstance(leaf, DISCRETE) for _, leaf in leaves(spec.observation_space)):
+        return
+    first, step = jax.device_get(jax.jit(observed)(seed_key(0)))
+    for number, observation in enumerate((first, step.observation, step.final_observation)):
+        batch = jax.tree.map(lambda value: np.asarray(value)[None], observation)
+        try:
+            narrowed(name, min(number, 1), spec.observation_space, batch)
+        except ObservationRangeError as error:
+            raise UserError(str(error)) from error
+
+
+def _shapes(tree: PyTree) -> PyTree:
+    return jax.tree.map(jnp.shape, tree)
 
 
 def _require_countable(config: ConfigDict) -> None:

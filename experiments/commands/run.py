@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.assembly import registry
-from experiments.assembly.checks import checked_environment
+from experiments.assembly.checks import checked_environment, require_observations
 from experiments.assembly.members import members_of, variant_name
 from experiments.commands.command_parser import CommandParser
 from experiments.commands.options import add_runs_option
@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     loaded = registry.with_overrides(loaded, overrides)
     config = loaded.config
     source = checked_environment(config)
+    require_observations(config, source)
     size = arguments.members_per_program
     if size is not None and size < 1:
         raise UserError(f"--members-per-program={size}: expected at least 1")

@@ -40,7 +40,7 @@ from experiments.training.sweeps import (
     grid_of,
     plan,
     ranking,
-    require_job_memory,
+    require_job,
     require_metric,
     run_job,
 )
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         require_metric(arguments.metric, base)
     chosen = made.jobs if arguments.job is None else made.jobs[arguments.job : arguments.job + 1]
     for job in chosen:
-        require_job_memory(job, arguments.members_per_program)
+        require_job(job, arguments.members_per_program)
 
     def train_job(index: int) -> int:
         return run_job(

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from experiments.assembly import registry
 from experiments.assembly.build import EnvironmentSource, build_environment, builds_environment
-from experiments.assembly.checks import checked_environment
+from experiments.assembly.checks import checked_environment, require_observations
 from experiments.assembly.evaluators import evaluation_metrics
 from experiments.assembly.members import Member, members_of, variant_name
 from experiments.errors import SIGNAL_EXIT, UserError, unknown
@@ -136,14 +136,16 @@ def plan(
     return Plan(loaded.name, jobs, commands)
 
 
-def require_job_memory(job: Job, members_per_program: int | None) -> None:
-    """Checks that the programs of a job fit into memory, as ``requirements.require_memory`` does for a run.
+def require_job(job: Job, members_per_program: int | None) -> None:
+    """Checks that the environment of a job returns what it says and that its programs fit into memory, as is done for
+    a run.
 
     Raises:
       UserError: if they do not.
     """
-    needs = requirements(job.config, build_environment(job.config), len(job.members), members_per_program)
-    require_memory(needs, memory())
+    source = build_environment(job.config)
+    require_observations(job.config, source)
+    require_memory(requirements(job.config, source, len(job.members), members_per_program), memory())
 
 
 def run_job(made: Plan, index: int, members_per_program: int | None, fresh: bool, unpickle: bool = False) -> int:

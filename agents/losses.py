@@ -68,6 +68,13 @@ def step_weights(mask: jax.Array, reduction: str) -> jax.Array:
     * ``episodes``: ``m / sum_t(m) / B``, the mean over each column's steps, then over columns;
     * ``constant``: ``m / (T B)``: no episode length in the weight (Dr.GRPO, Liu et al., 2025). The entropy bonus is
       then the smaller the more padding there is.
+
+    >>> mask = jnp.array([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    >>> for reduction in ("steps", "episodes", "constant"):
+    ...     print(step_weights(mask, reduction)[0].tolist())
+    [0.125, 0.125, 0.125, 0.125]
+    [0.0625, 0.125, 0.25, 0.25]
+    [0.0625, 0.0625, 0.0625, 0.0625]
     """
     if reduction == "steps":
         return mask / jnp.maximum(jnp.sum(mask), 1.0)

@@ -22,6 +22,10 @@ def return_to_go(rewards: jax.Array, ends: jax.Array, discount: float | jax.Arra
 
     Returns:
       ``G``, ``[T, B]``.
+
+    >>> rewards, ends = jnp.array([[1.0], [2.0], [4.0]]), jnp.array([[False], [True], [False]])
+    >>> return_to_go(rewards, ends, discount=0.5)[:, 0].tolist()
+    [2.0, 2.0, 4.0]
     """
 
     def step(later, inputs):

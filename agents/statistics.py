@@ -10,7 +10,11 @@ import jax.numpy as jnp
 
 
 def masked_mean(x: jax.Array, mask: jax.Array, axis=None, keepdims: bool = False) -> jax.Array:
-    """``sum(m x) / max(sum(m), 1)`` over ``axis``; 0 where everything is masked."""
+    """``sum(m x) / max(sum(m), 1)`` over ``axis``; 0 where everything is masked.
+
+    >>> float(masked_mean(jnp.array([1.0, 3.0, 9.0]), jnp.array([1.0, 1.0, 0.0])))
+    2.0
+    """
     return jnp.sum(x * mask, axis, keepdims=keepdims) / jnp.maximum(jnp.sum(mask, axis, keepdims=keepdims), 1.0)
 
 
@@ -31,7 +35,11 @@ def whiten(x: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def to_groups(x: jax.Array, group_size: int) -> jax.Array:
-    """Splits the batch axis into groups of neighbours: ``[..., B] -> [..., G, N]`` with ``N = group_size``."""
+    """Splits the batch axis into groups of neighbours: ``[..., B] -> [..., G, N]`` with ``N = group_size``.
+
+    >>> to_groups(jnp.arange(6), 3).tolist()
+    [[0, 1, 2], [3, 4, 5]]
+    """
     return x.reshape(*x.shape[:-1], -1, group_size)
 
 

@@ -13,7 +13,11 @@ import jax.numpy as jnp
 
 def huber_loss(error: jax.Array, delta: float | jax.Array) -> jax.Array:
     """``error^2 / 2`` where ``|error| <= delta``, beyond it ``delta (|error| - delta / 2)`` (Huber, 1964); any
-    shape."""
+    shape.
+
+    >>> huber_loss(jnp.array([0.5, 3.0]), delta=1.0).tolist()
+    [0.125, 2.5]
+    """
     size = jnp.abs(error)
     quadratic = jnp.minimum(size, delta)
     return 0.5 * jnp.square(quadratic) + delta * (size - quadratic)

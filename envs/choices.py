@@ -11,6 +11,11 @@ def nearest(name: Any, known: Iterable[str], limit: int = 3) -> str:
     """``", did you mean 'a' or 'b'?"``, with the closest of ``known``, at least one however far.
 
     Returns an empty string where ``known`` is empty.
+
+    >>> nearest("lambda", ["gae_lambda", "discount"])
+    ", did you mean 'gae_lambda'?"
+    >>> nearest("anything", [])
+    ''
     """
     choices = [str(choice) for choice in dict.fromkeys(known)]
     by_lower = {choice.lower(): choice for choice in reversed(choices)}
@@ -34,6 +39,9 @@ def unknown(kind: str, name: Any, known: Iterable[str], where: str = "", meant: 
     """The message for a ``name`` that is not in ``known``: the name, the nearest known names, and all known names.
 
     What is ``meant`` by another library's word for it is named in place of the nearest.
+
+    >>> unknown("metric", "succes", ["success", "return"])
+    "unknown metric 'succes', did you mean 'success'? (known: success, return)"
     """
     choices = [str(choice) for choice in known]
     place = f" {where}" if where else ""

@@ -72,7 +72,11 @@ def with_start(observation: dict[str, Array], start: Array, discount: float | ja
 
 def next_stock(stock: Any, reward: Any, discount: float | jax.Array) -> Any:
     """``(stock + reward) / discount``, so that ``C_0 + G_0 = discount ** t (C_t + G_t)`` at every step ``t``, up to
-    ``LARGEST_STOCK`` in size."""
+    ``LARGEST_STOCK`` in size.
+
+    >>> next_stock(np.array([3.0, -1.0]), reward=1.0, discount=0.5).tolist()
+    [8.0, 0.0]
+    """
     return ((stock + reward) / discount).clip(-LARGEST_STOCK, LARGEST_STOCK)
 
 

@@ -112,6 +112,12 @@ def parse_json(text: str | bytes) -> Any:
 
     Raises:
       ValueError: it is no such text.
+
+    >>> parse_json('{"return": 1.5}')
+    {'return': 1.5}
+    >>> parse_json("NaN")
+    Traceback (most recent call last):
+    ValueError: NaN is no JSON
     """
     if isinstance(text, bytes):
         text = text.decode()

@@ -56,7 +56,11 @@ def cannot_read(path: Any, error: OSError) -> UserError:
 
 
 def printable(text: Any) -> str:
-    """``text`` with escapes in place of what a terminal would obey or could not show; it may be a stranger's words."""
+    r"""``text`` with escapes in place of what a terminal would obey or could not show; it may be a stranger's words.
+
+    >>> print(printable("\x1b[31mred\n"))
+    \x1b[31mred\n
+    """
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(text))
 
 

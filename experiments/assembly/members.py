@@ -39,6 +39,9 @@ def variant_name(variant: str, overrides: Iterable[str], config: ConfigDict) -> 
 
     Values are written as ``config`` holds them, so that ``1e-3`` and ``0.001`` are one variant; a slash would make
     another folder of what follows it.
+
+    >>> variant_name("grpo", ["agent.learning_rate"], ConfigDict({"agent": {"learning_rate": 1e-3}}))
+    'grpo+agent.learning_rate=0.001'
     """
     values = keys(config)
     # An entry that was taken away (``rewards.curiosity=none``) has no value left.

@@ -48,6 +48,11 @@ def path_part(text: str) -> str:
     What separates folders, is hidden or cannot be printed is replaced. File systems take names of 255 bytes. Where
     something was replaced, or many overrides make a longer name, it ends in a digest of the whole ``text``, so that two
     texts never have one name; the rows inside keep the variant in full.
+
+    >>> path_part("ppo+agent.clip=0.1")
+    'ppo+agent.clip=0.1'
+    >>> path_part("../elsewhere")
+    '_._elsewhere~b8543627c7604859'
     """
     safe = "".join(letter if letter.isprintable() and letter not in "/\\" else "_" for letter in text)
     safe = f"_{safe[1:]}" if safe.startswith(".") else safe
@@ -104,7 +109,11 @@ def programs_of(description: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
 
 
 def is_sweep_point(variant: str) -> bool:
-    """Whether rows of ``variant`` are those of a point of a sweep, ``VARIANT+sweep+KEY=VALUE``."""
+    """Whether rows of ``variant`` are those of a point of a sweep, ``VARIANT+sweep+KEY=VALUE``.
+
+    >>> is_sweep_point("ppo+sweep+agent.clip=0.1"), is_sweep_point("ppo+agent.clip=0.1")
+    (True, False)
+    """
     return SWEEP_MARK in variant.split("+")
 
 

@@ -55,6 +55,9 @@ def interquartile_mean(values: Any, axis: int | None = None) -> np.ndarray:
     """The mean of the middle half: ``floor(n / 4)`` values are cut at each end.
 
     With fewer than 4 values nothing is cut, so that it is the mean.
+
+    >>> float(interquartile_mean([0, 1, 3, 100]))
+    2.0
     """
     # As scipy.stats.trim_mean does, without a second of importing it in every process.
     ordered = np.sort(np.asarray(values, dtype=float), axis=axis)
@@ -195,6 +198,11 @@ def steps_to_threshold(env_steps: Any, values: Any, threshold: float, smoothing:
 
     Raises:
       ValueError: if the shapes differ, the steps do not increase, or ``smoothing`` is out of range.
+
+    >>> steps_to_threshold([0, 100, 200], [0.0, 0.5, 1.0], threshold=0.75)
+    150.0
+    >>> steps_to_threshold([0, 100, 200], [0.0, 0.5, 1.0], threshold=2.0)
+    inf
     """
     steps, heights = np.asarray(env_steps, dtype=float), np.asarray(values, dtype=float)
     if steps.ndim != 1 or steps.shape != heights.shape:

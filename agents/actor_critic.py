@@ -101,7 +101,11 @@ def action_probabilities(
 ) -> jax.Array:
     """Probabilities ``[B, A]`` of Discrete actions on observations ``[B, ...]``; where ``greedy``, 1 for the mode."""
     logits = model.forward(params, jax.tree.map(lambda x: x[None], observation), carry, None)[0][0]
-    return jax.nn.one_hot(model.distribution.mode(logits), logits.shape[-1]) if greedy else jax.nn.softmax(logits)
+    return (
+        jax.nn.one_hot(model.distribution.mode(logits), logits.shape[-1], dtype=logits.dtype)
+        if greedy
+        else jax.nn.softmax(logits)
+    )
 
 
 def act(

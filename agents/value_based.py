@@ -349,7 +349,7 @@ def batch_loss(
     mean predicted value ``[]``."""
     outputs = rule.returns.apply(online, batch.observation, fractions)
     # A masked sum, not a gather: the gradient of a gather is a scatter, which is slow on every device.
-    outputs = jnp.sum(jax.nn.one_hot(batch.action, rule.actions)[..., None] * outputs, axis=1)
+    outputs = jnp.sum(jax.nn.one_hot(batch.action, rule.actions, dtype=outputs.dtype)[..., None] * outputs, axis=1)
     loss, priority = head_loss(outputs, target, head=rule.returns.head, fractions=fractions, huber=rule.huber)
     value = utilities(rule.returns.distribution(outputs[:, None]), batch.observation, None)[:, 0]
     valid = batch.segment.weight

@@ -123,9 +123,9 @@ def target_policy(key: jax.Array, best: jax.Array, *, head: str, share_ties: boo
     """
     actions = best.shape[-1]
     if not share_ties:
-        return jax.nn.one_hot(jnp.argmax(best, axis=-1), actions)
+        return jax.nn.one_hot(jnp.argmax(best, axis=-1), actions, dtype=jnp.float32)
     if head in QUANTILE_HEADS:
-        return jax.nn.one_hot(jax.random.categorical(key, jnp.log(best)), actions)
+        return jax.nn.one_hot(jax.random.categorical(key, jnp.log(best)), actions, dtype=jnp.float32)
     return best
 
 

@@ -33,7 +33,7 @@ def pairwise_preference(scores: jax.Array, positive: jax.Array) -> tuple[jax.Arr
     margin = scores[:, :, None] - scores[:, None, :]
     count = jnp.sum(pair)
     loss = jnp.sum(pair * jax.nn.softplus(-margin)) / jnp.maximum(count, 1.0)
-    wins = jnp.sum(pair * ((margin > 0) + 0.5 * (margin == 0)))
+    wins = jnp.sum(pair * ((margin > 0) + 0.5 * (margin == 0).astype(scores.dtype)))
     return loss, jnp.where(count > 0, wins / jnp.maximum(count, 1.0), 0.5)
 
 

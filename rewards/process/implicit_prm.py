@@ -218,7 +218,7 @@ def implicit_prm(
             ratio = distribution.log_prob(behaviour + own, rollouts.action)
             ratio -= distribution.log_prob(behaviour, rollouts.action)
         else:
-            chosen = jax.nn.one_hot(rollouts.action, distribution.num_parameters)
+            chosen = jax.nn.one_hot(rollouts.action, distribution.num_parameters, dtype=own.dtype)
             ratio = jnp.sum((chosen - jax.nn.softmax(rollouts.distribution)) * own, axis=-1)
         return jnp.where(rollouts.mask > 0, ratio, 0.0)
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from agents.channels import ChannelError
 from experiments.assembly import registry
 from experiments.assembly.build import EnvironmentSource, build_environment, builds_environment
 from experiments.assembly.checks import checked_environment, require_observations
@@ -73,7 +74,11 @@ def grid_of(arguments: Sequence[str], default: Mapping[str, Sequence[Any]]) -> t
 
 def is_traceable(config: ConfigDict, source: EnvironmentSource, key: str, values: Sequence[Any] = ()) -> bool:
     """Whether ``key`` may be a traced number with these ``values``: floats on which no factory and no learning step
-    branches."""
+    branches.
+
+    Raises:
+      UserError: if a reward transform writes an array of another shape, which the learning step refuses.
+    """
     # All members of a program share one environment.
     if source.pure is None or not key.startswith(TRACED_SECTIONS) or builds_environment(config, key):
         return False
@@ -84,6 +89,8 @@ def is_traceable(config: ConfigDict, source: EnvironmentSource, key: str, values
         ScanDriver(config, source, [Member(0, "", {key: registry.keys(config)[key]})]).trace()
     except jax.errors.ConcretizationTypeError:
         return False
+    except ChannelError as error:
+        raise UserError(str(error)) from error
     return True
 
 

@@ -19,6 +19,8 @@ from experiments.errors import UserError
 from experiments.rows import reading
 from experiments.training import launchers, sweeps
 from experiments.training.processes import VARIABLES
+from rewards.base import stateless, write_channel
+from rewards.catalogue import REWARDS
 from tests.experiments import corridor
 
 TINY = [
@@ -148,6 +150,15 @@ def test_a_learning_rate_is_traced_and_a_width_is_not():
     # Without a norm there is nothing to clip: another program.
     assert sweeps.is_traceable(config, source, "agent.max_gradient_norm", [0.5, 1.0])
     assert not sweeps.is_traceable(config, source, "agent.max_gradient_norm", [0.5, None])
+
+
+def test_a_channel_of_another_shape_is_refused_before_any_work(monkeypatch):
+    monkeypatch.setitem(REWARDS, "summed", lambda: stateless(lambda t: write_channel(t, "env", t.mask[0])))
+    corridor.register(monkeypatch)
+    config = corridor.without_critic()
+    config.rewards.short = {"kind": "summed"}
+    with pytest.raises(UserError, match=r"written by the reward transform 'short', has shape \(8,\)"):
+        sweeps.is_traceable(config, build_environment(config), "agent.learning_rate")
 
 
 def test_every_combination_of_untraced_keys_is_a_job(tmp_path):

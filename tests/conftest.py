@@ -22,6 +22,10 @@ if metadata.version("jaxlib").startswith("0.10."):
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
 
+# Tracing makes many objects and few cycles: a twentieth of all time went to looking for those. ``forgotten_programs``
+# collects them after each file.
+gc.set_threshold(100_000, 50, 100)
+
 settings.register_profile("sagax", deadline=None, derandomize=True)
 settings.load_profile("sagax")
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from envs.base import PyTree, observation_template
+from envs.keys import seed_key
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def checked_network(build: NetworkBuilder, observation_space: gymnasium.Space, h
     if not isinstance(made, Network):
         raise ValueError(f"what is built is {type(made).__name__}, expected {Network.__module__}.Network")
     time, batch = 2, 3
-    params = jax.eval_shape(made.init, jax.eval_shape(lambda: jax.random.key(0)))
+    params = jax.eval_shape(made.init, jax.eval_shape(lambda: seed_key(0)))
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(f"parameter {jax.tree_util.keystr(path)} is {_shown(leaf)}, expected floats")

@@ -16,7 +16,7 @@ from agents.planning.distributional import value_iteration
 from agents.planning.return_distributions import StockGrid, categorical, lattice
 from envs.keys import seed_key
 from envs.native.tabular import gridworld
-from experiments.benchmarks import numpy_planner
+from experiments.benchmarks import numpy_planner, reward_cases
 from experiments.benchmarks.baseline_sides import baseline, baseline_job, replay_job
 from experiments.benchmarks.cases import CASES, Case
 from experiments.benchmarks.device_cases import FINISHED, Measurement, devices, measured
@@ -280,10 +280,21 @@ def test_a_tiny_case_prints_one_object(case, targets, details, capsys, tmp_path)
         assert comparison["ratio"] == comparison["ours_median"] / comparison["reference_median"]
 
 
-def test_a_tiny_curiosity_is_timed_beside_ppo_and_beside_another(capsys):
+def test_a_tiny_curiosity_is_timed_beside_ppo_and_beside_another(capsys, monkeypatch):
+    names = []
+
+    def small(name, **settings):
+        """Checks the configuration that is asked for, and returns one that compiles sooner: test_configs trains those
+        of the maze."""
+        loaded(name, **settings)
+        names.append(name)
+        return loaded("ppo_cartpole:native,smoke")
+
+    monkeypatch.setattr(reward_cases, "loaded", small)
     assert benchmark.main(["curiosity", "--tiny", "--json", "--repeats=1"]) == 0
     found = {one["name"]: one for one in json.loads(capsys.readouterr().out)["comparisons"]}
     assert list(found) == ["hindsight", "rnd", "hindsight_to_rnd", "seeds"]
+    assert names == [f"curiosity_maze:{method}" for method in ("ppo", "hindsight", "rnd", "rnd")]
     # At most four times the cost.
     assert found["hindsight_to_rnd"]["target"] == 0.25
     ratio = found["hindsight"]["ratio"] / found["rnd"]["ratio"]

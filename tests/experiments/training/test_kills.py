@@ -216,6 +216,7 @@ def test_kills_change_nothing(counts, server, uninterrupted, tmp_path):
     assert_same_runs(folder, whole)
 
 
+@pytest.mark.study
 def test_a_kill_changes_nothing_of_a_curiosity(server, uninterrupted, tmp_path):
     whole, runs = uninterrupted("curious"), tmp_path / "runs"
     folder = runs / "corridor" / "default"

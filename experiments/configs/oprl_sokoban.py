@@ -10,17 +10,17 @@ Command:
 Expected, from scratch, 200 iterations (final success; thousand environment steps to 80 %; 95 % intervals; 30 seeds for
 ppo and ppo_residual, 10 for the others):
     ppo_residual   0.94 [0.94, 0.95]    250 [240, 261]
-    ppo            0.97 [0.96, 0.98]    302 [292, 312]    258 [251, 267] with agent.learning_rate=0.008
-    gigpo          0.90 [0.85, 0.92]    335 [308, 373]
-    reinforce_pp   0.89 [0.85, 0.92]    343 [302, 412]
-    oprl_residual  0.85 [0.82, 0.88]    366 [332, 402]
-    grpo           0.92 [0.91, 0.94]    432 [415, 453]
-    rloo           0.87 [0.84, 0.90]    488 [465, 534]
-    control_variate 0.83 [0.76, 0.88]   not reached by 3 of 10
-    drgrpo         0.76 [0.73, 0.80]    not reached by 4 of 10
-    oprl           0.23 [0.21, 0.25]    not reached
-    oprl_released  0.17 [0.15, 0.19]    not reached
-    prime          0.12 [0.04, 0.25]    not reached
+    ppo            0.98 [0.97, 0.98]    300 [289, 317]    258 [251, 267] with agent.learning_rate=0.008
+    gigpo          0.92 [0.91, 0.93]    325 [303, 354]
+    reinforce_pp   0.87 [0.83, 0.90]    345 [297, 408]
+    oprl_residual  0.88 [0.87, 0.91]    387 [362, 416]
+    grpo           0.92 [0.89, 0.93]    449 [426, 493]
+    rloo           0.87 [0.86, 0.88]    519 [486, 554]
+    control_variate 0.83 [0.74, 0.89]   not reached by 2 of 10
+    drgrpo         0.74 [0.68, 0.77]    not reached by 5 of 10
+    oprl           0.21 [0.19, 0.23]    not reached
+    oprl_released  0.18 [0.16, 0.20]    not reached
+    prime          0.11 [0.04, 0.28]    not reached
 
 Hard rooms (METHOD,hard): 10x10 cells, one box, a number of pushes drawn from 2 to 14 for each room (12 is the most that
 such a room can need). Solved optimally, 1,000 of them take 8 pushes in the median (quartiles 5 and 11, 12 at most) and

@@ -123,7 +123,10 @@ def test_two_processes_train_what_one_trains(four, tmp_path, monkeypatch):
         corridor.checkpoint_of(folder / "corridor" / "default", template)
         for folder in (tmp_path / "parts", four / "whole")
     )
-    assert found.iteration == expected.iteration == 4 and found.meta == expected.meta
+    assert found.iteration == expected.iteration == 4
+    # The metadata holds the rows, too, which are the same to rounding.
+    assert_same_rows(found.meta.pop("rows"), expected.meta.pop("rows"))
+    assert found.meta == expected.meta
     for one, other in zip(corridor.arrays(found.state), corridor.arrays(expected.state), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 

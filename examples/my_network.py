@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from agents.networks.base import Network
-from agents.networks.encoders import action_size, observation_features
+from agents.networks.encoders import feature_size, observation_features
 from experiments.api import load, train
 
 
@@ -28,8 +28,7 @@ class Fourier:
     frequency: float = 1.0
 
     def __call__(self, observation_space, heads) -> Network:
-        # The size of the features of a space is that of an action of the same space.
-        inputs = action_size(observation_space)
+        inputs = feature_size(observation_space)
 
         def init(key):
             matrix_key, phase_key, *head_keys = jax.random.split(key, 2 + len(heads))

@@ -37,9 +37,11 @@ def encode_leaf(space: gymnasium.Space, x: jax.Array) -> jax.Array:
     """
     spaces = gymnasium.spaces
     if isinstance(space, spaces.Discrete):
-        return jax.nn.one_hot(x - int(space.start), int(space.n))
+        return jax.nn.one_hot(x - int(space.start), int(space.n), dtype=jnp.float32)
     if isinstance(space, spaces.MultiDiscrete):
-        parts = [jax.nn.one_hot(x[..., i] - int(space.start[i]), int(n)) for i, n in enumerate(space.nvec)]
+        parts = [
+            jax.nn.one_hot(x[..., i] - int(space.start[i]), int(n), dtype=jnp.float32) for i, n in enumerate(space.nvec)
+        ]
         return jnp.concatenate(parts, axis=-1)
     if isinstance(space, spaces.MultiBinary):
         return x.astype(jnp.float32).reshape(*x.shape[:2], -1)
@@ -111,8 +113,8 @@ def action_features(space: gymnasium.Space, action: PyTree) -> jax.Array:
     return observation_features(space, from_indices(space, bounded_action(space, action)))
 
 
-def action_size(space: gymnasium.Space) -> int:
-    """The number of features of ``action_features``."""
+def feature_size(space: gymnasium.Space) -> int:
+    """The number of features that ``observation_features`` or ``action_features`` makes of ``space``."""
 
     def size(leaf):
         if isinstance(leaf, gymnasium.spaces.Discrete):

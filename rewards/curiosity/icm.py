@@ -13,7 +13,7 @@ from gymnasium import spaces
 from agents.base import DataSpec
 from agents.distributions import distribution_for
 from agents.networks.base import Head
-from agents.networks.encoders import action_features, action_size
+from agents.networks.encoders import action_features, feature_size
 from agents.networks.sequence import NetworkConfig, network, require_sequence
 from agents.optimisers import chained
 from agents.statistics import masked_mean
@@ -99,7 +99,7 @@ def icm(
     def model(features, size):
         return network(spaces.Box(-1, 1, (features,)), {"output": Head(size)}, model_config)
 
-    forward = model(embedding_size + action_size(spec.action_space), embedding_size)
+    forward = model(embedding_size + feature_size(spec.action_space), embedding_size)
     inverse = model(2 * embedding_size, distribution.num_parameters)
     optimiser = chained(optax.adam(learning_rate), flatten=flatten)
 

@@ -29,7 +29,7 @@ from gymnasium import spaces
 
 from agents.base import DataSpec
 from agents.networks.base import Head
-from agents.networks.encoders import action_features, action_size
+from agents.networks.encoders import action_features, feature_size
 from agents.networks.sequence import NetworkConfig, network, require_sequence
 from agents.optimisers import chained
 from agents.recurrence import gated_recurrence
@@ -268,7 +268,7 @@ def latent_prediction(
         raise ValueError(f"latent_prediction: contrast={contrast}: expected at least 2 samples")
     if horizon > data.length:
         raise ValueError(f"latent_prediction: horizon={horizon}: expected at most data.length={data.length}")
-    actions = action_size(spec.action_space)
+    actions = feature_size(spec.action_space)
     config = replace(require_sequence(network_config, "latent_prediction"), recurrent_size=0)
     head_config = NetworkConfig(hidden=(hidden_size,), activation=config.activation)
     encoder = network(spec.observation_space, {"embedding": Head(embedding_size)}, config)

@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from agents.networks.base import Head
 from agents.networks.characters import CharacterConfig, character_network
-from agents.networks.encoders import action_features, action_size, space_leaves
+from agents.networks.encoders import action_features, feature_size, observation_features, space_leaves
 from agents.networks.implicit_quantile import implicit_quantile_network
 from agents.networks.layers import convolution, orthogonal
 from agents.networks.sequence import NetworkConfig, network
@@ -280,9 +280,16 @@ def test_actions_as_features():
     action = (jnp.array([[2]]), jnp.array([[[0.5, 3.0]]]), jnp.array([[[1, 0]]]))
     # Actions count from 0, are clipped to the bounds, and are one-hot part by part.
     np.testing.assert_array_equal(action_features(space, action), [[[0, 0, 1, 0.5, 1, 0, 1, 1, 0]]])
-    assert action_size(space) == 9
+    assert feature_size(space) == 9
     for each in (spaces.Discrete(4), spaces.MultiBinary(3), spaces.Box(0, 1, (2, 2), np.float32)):
-        assert action_features(each, jnp.asarray(each.sample())[None, None]).shape == (1, 1, action_size(each))
+        assert action_features(each, jnp.asarray(each.sample())[None, None]).shape == (1, 1, feature_size(each))
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2)])
+def test_features_have_32_bits_where_64_are_enabled(space):
+    with jax.enable_x64(True):
+        observation = jnp.asarray(space.sample())[None, None]
+        assert observation_features(space, observation).dtype == jnp.float32
 
 
 def test_a_character_network_equals_its_formula():

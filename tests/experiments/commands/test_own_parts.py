@@ -25,7 +25,7 @@ import numpy as np
 
 from agents.estimators import Estimate, Estimator
 from agents.networks.base import Network
-from agents.networks.encoders import action_size, observation_features
+from agents.networks.encoders import feature_size, observation_features
 from envs.base import EnvironmentSpec, TimeStep
 from envs.kinds import Kind as NetworkKind
 from envs.ranges import POSITIVE
@@ -93,7 +93,7 @@ class Cosines:
             raise ValueError(f"decay={self.decay}: expected below 1")
 
     def __call__(self, observation_space, heads):
-        size = action_size(observation_space)
+        size = feature_size(observation_space)
 
         def init(key):
             keys = iter(jax.random.split(key, 1 + len(heads)))

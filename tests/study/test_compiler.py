@@ -15,37 +15,15 @@ from envs.compiler import FLAG
 pytestmark = pytest.mark.study
 
 ROOT = Path(__file__).resolve().parents[2]
-# An agent for which action 0 is best everywhere acts greedily in an evaluation of stocks. Prints how many of 20
-# compilations let it act otherwise.
+# An agent for which action 0 is best everywhere acts greedily. Prints how many of 20 compilations let it act otherwise.
 COUNT_WRONG = """
-import gc, jax, jax.numpy as jnp
-from types import SimpleNamespace
-from experiments.assembly import registry
-from experiments.assembly.build import build_environment, build_parts
-from experiments.assembly.evaluators import build_evaluators
-from experiments.configs._common import stock_evaluator
-from experiments.evaluators.base import PureEpisodes
-
-def acts_otherwise():
-    config = registry.load("eta_gridworld:smoke").config.copy_and_resolve_references()
-    wanted = config.evaluators.exact.objectives.to_dict()
-    with config.unlocked():
-        config.evaluators = {"objectives": stock_evaluator(wanted, candidates=181, count=4)}
-    source = build_environment(config)
-    agent = build_parts(config, source.spec).agent
-    state = jax.jit(agent.init)(jax.random.key(0))
-    params = jax.tree.map(jnp.zeros_like, state.params)
-    bias = params["online"]["head_advantage"]["bias"]
-    params["online"]["head_advantage"]["bias"] = bias.at[config.agent.quantiles:].set(-100.0)
-    run = SimpleNamespace(agent=state._replace(params=params))
-    episodes = PureEpisodes(source.pure, agent)
-    evaluator = build_evaluators(config, source, agent, episodes)["objectives"]
-    metrics = jax.jit(lambda key: evaluator.evaluate(run, key))(jax.random.key(0))
-    return any(float(metrics[f"mean/target_{target}"]) != 0 for target in range(-5, 6))
+import gc, jax
+from tests.experiments.evaluators.test_stock_objectives import metrics_of_zero_returns, smoke_of_episodes
 
 wrong = 0
 for _ in range(20):
-    wrong += acts_otherwise()
+    _, metrics = metrics_of_zero_returns(*smoke_of_episodes())
+    wrong += any(float(metrics[f"mean/target_{target}"]) != 0 for target in range(-5, 6))
     jax.clear_caches()
     gc.collect()
 print(wrong)

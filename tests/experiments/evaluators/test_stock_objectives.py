@@ -117,14 +117,18 @@ def test_a_traced_factor_is_left_to_the_point_of_the_sweep():
     require_units_of_stock(agent | {"return_scale": 20.0}, "env", {"env": SCALED | {"factor": jnp.float32(0.05)}})
 
 
-@pytest.fixture(scope="module")
-def smoke():
+def smoke_of_episodes():
     """``eta_gridworld:smoke`` evaluated on episodes, and its environment."""
     config = registry.load("eta_gridworld:smoke").config.copy_and_resolve_references()
     wanted = config.evaluators.exact.objectives.to_dict()
     with config.unlocked():
         config.evaluators = {"objectives": stock_evaluator(wanted, candidates=181, count=4)}
     return config, build_environment(config)
+
+
+@pytest.fixture(scope="module")
+def smoke():
+    return smoke_of_episodes()
 
 
 def evaluators_of(config, source):
@@ -154,8 +158,8 @@ def test_an_agent_for_the_mean_may_scale_its_rewards(smoke):
     assert evaluators_of(config, source)["episodes"].metrics == ("return", "length")
 
 
-def test_an_agent_whose_returns_are_zero_misses_every_target_by_its_size(smoke):
-    config, source = smoke
+def metrics_of_zero_returns(config, source):
+    """The names that the evaluator promises, and what it finds of an agent whose best action pays 0 everywhere."""
     agent = build_parts(config, source.spec).agent
     state = jax.jit(agent.init)(KEY)
     params = jax.tree.map(jnp.zeros_like, state.params)
@@ -165,8 +169,12 @@ def test_an_agent_whose_returns_are_zero_misses_every_target_by_its_size(smoke):
     params["online"]["head_advantage"]["bias"] = bias.at[quantiles:].set(-100.0)
     run = SimpleNamespace(agent=state._replace(params=params))
     evaluator = evaluators_of(config, source)["objectives"]
-    metrics = jax.jit(lambda key: evaluator.evaluate(run, key))(KEY)
-    assert set(metrics) == set(evaluator.metrics)
+    return evaluator.metrics, jax.jit(lambda key: evaluator.evaluate(run, key))(KEY)
+
+
+def test_an_agent_whose_returns_are_zero_misses_every_target_by_its_size(smoke):
+    names, metrics = metrics_of_zero_returns(*smoke)
+    assert set(metrics) == set(names)
     for target in range(-5, 6):
         np.testing.assert_allclose(metrics[f"stock/target_{target}"], -target)
         np.testing.assert_allclose(metrics[f"mean/target_{target}"], 0.0)

@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = made.parse_known_args(argv)
     join_processes()
     if arguments.figure:
+        # Here, so that a run without a figure does not wait for matplotlib.
         from experiments.rows import figures
 
         figures.require_destination(arguments.figure)

@@ -17,6 +17,13 @@ def test_environment_report_names_versions_device_and_command():
     json.dumps(report, allow_nan=False)
 
 
+def test_the_flags_of_xla_are_recorded(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    assert environment_report([])["xla_flags"] == "--xla_dump_to=x"
+    monkeypatch.delenv("XLA_FLAGS")
+    assert environment_report([])["xla_flags"] == ""
+
+
 def test_a_commit_is_recorded_only_where_the_repository_is_ours(monkeypatch):
     """A copy of sagax inside another repository would record that repository's commit, as clean."""
     answers = {"--show-toplevel": str(ROOT), "HEAD": "a1b2", "--untracked-files=no": ""}

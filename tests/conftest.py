@@ -5,6 +5,7 @@ import os
 import sys
 from importlib import metadata
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import settings
@@ -49,6 +50,20 @@ LONGEST = (
 def pytest_collection_modifyitems(items):
     """Sorts the items by how long their file takes; the order within a file stays."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(request):
+    """Compiles without optimisation, in this process and its children: most programs of tests run for moments.
+
+    Files that are marked ``optimised`` or ``study`` compute for longer than they compile: they compile as users do.
+    """
+    quick = not any(request.node.get_closest_marker(name) for name in ("optimised", "study"))
+    # Read when jax is imported, which tests of commands and documents may never do.
+    with mock.patch.dict(os.environ, JAX_DISABLE_MOST_OPTIMIZATIONS=str(quick)):
+        if "jax" in sys.modules:
+            sys.modules["jax"].config.update("jax_disable_most_optimizations", quick)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -5,16 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.experiments import corridor
-
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 @pytest.fixture(autouse=True)
-def quick(tmp_path, monkeypatch):
+def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with corridor.quick_compilation():
-        yield
 
 
 def example(name):

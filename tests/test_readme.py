@@ -17,7 +17,6 @@ from experiments.disk import write_json_atomic
 from experiments.errors import UserError
 from experiments.rows import figures, reading, run_folders
 from experiments.training import sweeps
-from tests.experiments import corridor
 
 ROOT = Path(__file__).resolve().parents[1]
 README, ARCHITECTURE = ROOT / "README.md", ROOT / "docs" / "architecture.md"
@@ -118,7 +117,7 @@ def test_a_wrong_command_is_found(line, message, capsys):
         check(words, help_of(module_of(words), capsys))
 
 
-def test_its_python_runs(tmp_path, monkeypatch, quick):
+def test_its_python_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     [code] = [body for language, body in FENCE.findall(README.read_text(encoding="utf-8")) if language == "python"]
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
@@ -128,13 +127,7 @@ def test_its_python_runs(tmp_path, monkeypatch, quick):
     assert scope["rows"] and int(scope["action"]) in (0, 1)
 
 
-@pytest.fixture
-def quick():
-    with corridor.quick_compilation():
-        yield
-
-
-def test_the_tour_runs(tmp_path, monkeypatch, capsys, quick):
+def test_the_tour_runs(tmp_path, monkeypatch, capsys):
     """Every command of the tour as it is written, on configurations of ``smoke`` size, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     for name in registry.names():

@@ -1,4 +1,4 @@
-"""Fixtures of all tests of the loop: their programs run for moments and are compiled without optimisation."""
+"""Fixtures of all tests of the loop."""
 
 import itertools
 import os
@@ -13,13 +13,6 @@ from experiments.training.host_driver import HostDriver, HostPrograms
 from experiments.training.pickle_signature import STATE_VARIABLE
 from experiments.training.scan_driver import ScanDriver
 from experiments.training.train import PROLONGABLE
-from tests.experiments import corridor
-
-
-@pytest.fixture(scope="package", autouse=True)
-def quick():
-    with corridor.quick_compilation():
-        yield
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from unittest import mock
 
 import gymnasium
 import jax
@@ -124,19 +121,6 @@ def members(*seeds: int) -> list[Member]:
 def loaded(config: ConfigDict, name: str = "corridor") -> registry.Loaded:
     """``config`` as ``registry.load`` returns one."""
     return registry.Loaded(name, "", None, config.copy_and_resolve_references().lock())
-
-
-@contextlib.contextmanager
-def quick_compilation():
-    """Makes compiling several times faster and programs slower, in this process and its children."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.values[name]
-    jax.config.update(name, True)
-    try:
-        with mock.patch.dict(os.environ, {name.upper(): "1"}):
-            yield
-    finally:
-        jax.config.update(name, before)
 
 
 def arrays(tree) -> list[np.ndarray]:

@@ -6,14 +6,12 @@ import pytest
 
 from experiments.api import load, restore, train
 from experiments.errors import UserError
-from tests.experiments import corridor
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "tour"
-    with corridor.quick_compilation():
-        rows = train(load("ppo_cartpole:native,smoke", {"iterations": 2}), folder, seeds=2)
+    rows = train(load("ppo_cartpole:native,smoke", {"iterations": 2}), folder, seeds=2)
     return folder, rows
 
 

@@ -17,6 +17,8 @@ from envs.stock import StockAugmented
 from envs.wrappers import TimeLimit
 from tests.agents.planning.planned import lower_mean, start
 
+pytestmark = pytest.mark.optimised
+
 
 def simulated(model, plan, grid, stock, count, batches=1):
     """Returns of ``count * batches`` episodes of the plan's policy."""

@@ -115,14 +115,13 @@ def host_devices() -> list[int]:
 
 def main() -> None:
     what, folder = sys.argv[1], Path(sys.argv[2])
-    with corridor.quick_compilation():
-        if what == "part":
-            train(corridor.without_critic(), folder / "parts", 2)
-            return
-        resumed_elsewhere(folder)
-        train(corridor.without_critic(), folder / "whole", 2, 1)
-        found = {"meshes": meshes(), "shards": shards(), "host": host_devices()}
-        found["environments"] = environments_of_one_seed()
+    if what == "part":
+        train(corridor.without_critic(), folder / "parts", 2)
+        return
+    resumed_elsewhere(folder)
+    train(corridor.without_critic(), folder / "whole", 2, 1)
+    found = {"meshes": meshes(), "shards": shards(), "host": host_devices()}
+    found["environments"] = environments_of_one_seed()
     (folder / "found.json").write_text(json.dumps(found))
 
 

@@ -46,7 +46,8 @@ def talkative():
 
 
 CONFIGS = {
-    "plain": lambda: often(corridor.with_critic(), 80),
+    "plain": lambda: often(corridor.with_critic(), 32),
+    "long": lambda: often(corridor.with_critic(), 80),
     "curious": lambda: often(curious("blind"), 12),
     "talkative": talkative,
 }
@@ -56,7 +57,6 @@ def attempt(runs: str, name: str) -> int:
     """The command, in a forked child."""
     import jax
 
-    jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     run.enable_compilation_cache = lambda: None
@@ -180,15 +180,15 @@ def assert_same_runs(folder, expected, name="plain"):
 
 
 @pytest.mark.parametrize(
-    "counts",
+    ("name", "counts"),
     [
-        {"start": 1, "row": 1, "saving": 1},
-        pytest.param({"start": 5, "row": 7, "saving": 7}, marks=pytest.mark.study),
+        ("plain", {"start": 1, "row": 1, "saving": 1}),
+        pytest.param("long", {"start": 5, "row": 7, "saving": 7}, marks=pytest.mark.study),
     ],
     ids=["four", "twenty"],
 )
-def test_kills_change_nothing(counts, server, uninterrupted, tmp_path):
-    whole = uninterrupted("plain")
+def test_kills_change_nothing(name, counts, server, uninterrupted, tmp_path):
+    whole = uninterrupted(name)
     generator = random.Random(7)
     runs = tmp_path / "runs"
     folder = runs / "corridor" / "default"
@@ -200,7 +200,7 @@ def test_kills_change_nothing(counts, server, uninterrupted, tmp_path):
     longest = {"start": 1.0, "row": 0.08, "third row": 0.08, "saving": 0.02}
     answers, reached = [], []
     for moment in moments:
-        answers.append(server.attempt(runs, moment, generator.uniform(0, longest[moment])))
+        answers.append(server.attempt(runs, moment, generator.uniform(0, longest[moment]), name=name))
         assert answers[-1]["status"] == -signal.SIGKILL, Path(f"{runs}.log").read_text()
         metrics = folder / "metrics.jsonl"
         # Whole lines only; a torn last one is dropped at the next start.
@@ -208,12 +208,12 @@ def test_kills_change_nothing(counts, server, uninterrupted, tmp_path):
     assert len(answers) == 1 + sum(counts.values())
     # At most the current chunk is lost: rows are removed for at most one checkpoint that was not saved.
     assert all(after >= before - 1 for before, after in itertools.pairwise(reached)), reached
-    assert 0 < reached[-1] < CONFIGS["plain"]().iterations
+    assert 0 < reached[-1] < CONFIGS[name]().iterations
     if counts["saving"] > 1:
         # Some of them struck while a checkpoint was being written.
         assert any(answer["saving"] for answer in answers)
-    assert server.attempt(runs)["status"] == 0, Path(f"{runs}.log").read_text()
-    assert_same_runs(folder, whole)
+    assert server.attempt(runs, name=name)["status"] == 0, Path(f"{runs}.log").read_text()
+    assert_same_runs(folder, whole, name)
 
 
 @pytest.mark.study

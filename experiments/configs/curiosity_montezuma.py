@@ -58,7 +58,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.environment.size, config.environment.frames, config.environment.time_limit = 42, 2, 50
         config.data.length, config.data.batch = 8, 8
         config.network.channels, config.network.strides, config.network.hidden = (8, 16), (4, 2), (32,)
-        config.evaluators.episodes.count = 2
+        config.evaluators.episodes.count = 1
     return config
 
 

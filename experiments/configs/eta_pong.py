@@ -48,7 +48,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.environment.size, config.environment.frames, config.environment.time_limit = 42, 2, 50
         config.data.length, config.data.batch = 8, 2
         agent.capacity, agent.learning_starts, agent.updates, agent.batch_size = 500, 32, 2, 8
-        config.evaluators.episodes.count = config.evaluators.objectives.count = 2
+        config.evaluators.episodes.count = config.evaluators.objectives.count = 1
     return config
 
 

@@ -41,6 +41,7 @@ RESULTS: tuple[Curves | Grid, ...] = (
         "oprl_sokoban",
         "success",
         {f"{name},visual": f"`{name},visual`" for name in ("grpo", "ppo", "oprl")},
+        text="The learning rate was tuned on RGB, the entropy weight as above.",
     ),
     Curves(
         "dqn_cartpole: the value-based family beside stable-baselines3 on CartPole-v1",
@@ -57,6 +58,7 @@ RESULTS: tuple[Curves | Grid, ...] = (
         threshold=475.0,
         baseline="sb3_dqn,tuned",
         digits=0,
+        untuned=("sb3_dqn", "sb3_qrdqn"),
     ),
     Curves(
         "qrdqn_lunarlander: the same on LunarLander-v3",

@@ -7,7 +7,7 @@ A table is described by data (``Curves``, ``Grid``); everything that it shows is
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ class Curves(NamedTuple):
       baseline: the variant whose steps the others' are divided by; ``None`` leaves the ratio out.
       text: what to know when reading the table.
       digits: after the decimal point of the metric.
+      untuned: variants with the settings of a library's documentation, whatever tuned others of the same method.
     """
 
     title: str
@@ -40,6 +41,7 @@ class Curves(NamedTuple):
     baseline: str | None = None
     text: str = ""
     digits: int = 2
+    untuned: Collection[str] = ()
 
 
 class Grid(NamedTuple):
@@ -91,7 +93,8 @@ def curves_table(table: Curves, root: Path) -> str:
             own = variant == table.baseline
             line.append("1" if own else _span(ratio, "ratio", 2) if ratio["ratio"] is not None else "none")
         if budget:
-            line.append(budget.get(method_of(variant), "nothing"))
+            tuned = budget.get(without_changes(variant)) or budget.get(method_of(variant), "nothing")
+            line.append("nothing" if variant in table.untuned else tuned)
         lines.append(line)
     return "\n\n".join(filter(None, [f"### {table.title}", table.text, _markdown(heading, lines)]))
 
@@ -125,28 +128,34 @@ def grid_table(table: Grid, root: Path) -> str:
     )
 
 
+def without_changes(variant: str) -> str:
+    """A variant without what overrides and sweeps add: ``ppo,warm`` of ``ppo,warm+agent.clip=0.1``."""
+    return variant.partition("+")[0]
+
+
 def method_of(variant: str) -> str:
     """The first token of a variant, without what overrides and sweeps add: ``ppo`` of ``ppo,warm+agent.clip=0.1``."""
-    return variant.partition("+")[0].partition(",")[0]
+    return without_changes(variant).partition(",")[0]
 
 
 def tuning_budgets(experiment: str, root: Path) -> dict[str, str]:
-    """Method to the budget that its settings were chosen with, from ``results/NAME_tuning.jsonl``; empty without one.
+    """Variant to the budget that its settings were chosen with, from ``results/NAME_tuning.jsonl``; empty without one.
 
-    The budget is the number of points and seeds, and the environment steps of all of them together.
+    The budget is the number of points and seeds, and the environment steps of all of them together. A variant that was
+    not tuned itself has the settings of its method, and the budget that chose those.
     """
     path = root / run_folders.committed_file(f"{experiment}_tuning")
     if not path.is_file():
         return {}
     points: dict[str, dict[tuple[str, int], int]] = {}
     for row in reading.read_rows(path):
-        runs = points.setdefault(method_of(row["variant"]), {})
+        runs = points.setdefault(without_changes(row["variant"]), {})
         key = row["variant"], row["seed"]
         runs[key] = max(runs.get(key, 0), int(row["env_steps"]))
     budgets = {}
-    for method, runs in points.items():
+    for tuned, runs in points.items():
         variants, seeds = {variant for variant, _ in runs}, {seed for _, seed in runs}
-        budgets[method] = f"{len(variants)} points, {len(seeds)} seeds, {sum(runs.values()) / 1e6:.2g}M steps"
+        budgets[tuned] = f"{len(variants)} points, {len(seeds)} seeds, {sum(runs.values()) / 1e6:.2g}M steps"
     return budgets
 
 

@@ -75,6 +75,31 @@ def test_a_grid_by_hand(root):
     assert grid_table(table, root).splitlines()[-1] == "| Fast | 0.67 [0.67, 0.67] | no rows |"
 
 
+@pytest.mark.parametrize(
+    ("variant", "untuned", "budget"),
+    [
+        ("slow", (), "1 points, 1 seeds, 2e-06M steps"),
+        ("slow,far", (), "1 points, 1 seeds, 3e-06M steps"),
+        ("slow,warm", (), "1 points, 1 seeds, 2e-06M steps"),
+        ("slow", ("slow",), "nothing"),
+        ("fast", (), "nothing"),
+    ],
+    ids=["tuned", "tuned in its setting", "tuned in another setting", "as documented", "never tuned"],
+)
+def test_a_variant_shows_what_tuned_it(tmp_path, variant, untuned, budget):
+    (tmp_path / "results").mkdir()
+    plain = {"experiment": "x", "seed": 0, "success": 1.0}
+    rows = [plain | {"variant": variant, "env_steps": steps} for steps in (0, 1)]
+    tuning = [
+        plain | {"variant": "slow+sweep+a=1", "env_steps": 2},
+        plain | {"variant": "slow,far+a=2", "env_steps": 3},
+    ]
+    for name, found in (("x", rows), ("x_tuning", tuning)):
+        (tmp_path / "results" / f"{name}.jsonl").write_bytes(b"".join(map(encode_line, found)))
+    table = Curves("Title", "x", "success", {variant: "Name"}, untuned=untuned)
+    assert curves_table(table, tmp_path).splitlines()[-1].strip("| ").split(" | ")[-1] == budget
+
+
 def test_the_method_of_a_variant():
     assert [method_of(name) for name in ("ppo,warm+agent.clip=0.1", "ppo", "+sweep+a=1", "")] == ["ppo", "ppo", "", ""]
 

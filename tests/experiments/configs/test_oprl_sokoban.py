@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from envs.native.sokoban_solver import solve
+from envs.rollout import episodes
 from experiments.assembly import registry
 from experiments.assembly.build import build_environment
 
@@ -22,3 +23,19 @@ def test_hard_rooms_take_8_pushes_and_fit_into_an_episode():
     assert np.quantile(pushes, 0.25) <= 5, "a sparse reward needs easy rooms to begin with"
     assert moves.max() < environment.spec.max_episode_steps
     assert config.data.length == environment.spec.max_episode_steps
+
+
+def test_random_actions_solve_1_to_2_percent_of_hard_rooms():
+    config = registry.load("oprl_sokoban:hard,ppo").config
+    environment, batch = build_environment(config).pure, 8192
+
+    def at_random(carry, observation, key):
+        return jax.random.randint(key, (batch,), 0, environment.spec.action_space.n), carry, {}
+
+    def successes(key):
+        length = config.data.length
+        played = episodes(environment, at_random, key, length=length, batch=batch, group_size=1, initial_carry=())
+        return played.rewards["env"].sum(0)
+
+    # The standard error is 0.0013.
+    assert 0.01 < np.mean(jax.jit(successes)(jax.random.key(0))) < 0.02

@@ -47,7 +47,11 @@ def encode_leaf(space: gymnasium.Space, x: jax.Array) -> jax.Array:
         return x.astype(jnp.float32).reshape(*x.shape[:2], -1)
     x = x.astype(jnp.float32)
     if np.issubdtype(space.dtype, np.integer):
-        x = x / _scale(space)
+        scale = _scale(space)
+        # XLA neither drops a division by an array of ones nor stores an array of one number as that number.
+        distinct = np.unique(scale)
+        if distinct.tolist() != [1.0]:
+            x = x / (distinct[0] if distinct.size == 1 else scale)
     if len(space.shape) != 3:
         return x.reshape(*x.shape[:2], -1)
     return jnp.moveaxis(x, 2, -1) if _is_channels_first(space.shape) else x

@@ -28,9 +28,12 @@ class _ImplicitQuantileModule(nn.Module):
     def __call__(self, observation, fractions):
         size, scale = self.head
         x = hidden_features(self.spaces, self.config, observation)
-        waves = jnp.cos(jnp.pi * jnp.arange(self.cosines) * fractions[..., None])
+        # Rows of matrices throughout, as there.
+        waves = jnp.cos(jnp.pi * jnp.arange(self.cosines) * fractions.reshape(-1, 1))
         embedding = jax.nn.relu(dense(x.shape[-1], math.sqrt(2.0), "fraction")(waves))
-        return dense(size, scale, "head_quantile")(x[..., None, :] * embedding)
+        product = x[:, None] * embedding.reshape(x.shape[0], -1, x.shape[-1])
+        output = dense(size, scale, "head_quantile")(product.reshape(-1, x.shape[-1]))
+        return output.reshape(*fractions.shape, -1)
 
 
 class QuantileNetwork(NamedTuple):

@@ -71,15 +71,18 @@ def require_sequence(config: NetworkBuilder, what: str) -> NetworkConfig:
 
 
 def hidden_features(spaces: tuple[gymnasium.Space, ...], config: NetworkConfig, observation: PyTree) -> jax.Array:
-    """Encoder and dense layers, ``[T, B, features]``; called inside a compact module only."""
+    """Encoder and dense layers, ``[T B, features]``; called inside a compact module only.
+
+    The two leading axes are one: XLA's products of matrices are faster on the CPU than those of arrays ``[T, B, ...]``,
+    and most of all the ones in the gradient, which sum over both axes.
+    """
     activation = ACTIVATIONS[config.activation]
     gain = math.sqrt(2.0)
     features = []
     for index, (space, leaf) in enumerate(zip(spaces, jax.tree.leaves(observation), strict=True)):
         x = encode_leaf(space, leaf)
-        if x.ndim == 5:
-            time_batch = x.shape[:2]
-            x = x.reshape(-1, *x.shape[2:])
+        x = x.reshape(-1, *x.shape[2:])
+        if x.ndim == 4:
             for layer, width in enumerate(config.channels):
                 stride = config.strides[layer] if config.strides else 1
                 name = f"conv_{index}_{layer}"
@@ -92,7 +95,7 @@ def hidden_features(spaces: tuple[gymnasium.Space, ...], config: NetworkConfig, 
                     name=name,
                 )(x)
                 x = activation(x)
-            x = x.reshape(*time_batch, -1)
+            x = x.reshape(x.shape[0], -1)
         features.append(x)
     x = jnp.concatenate(features, axis=-1) if len(features) > 1 else features[0]
     for layer, width in enumerate(config.hidden):
@@ -111,8 +114,10 @@ class _SequenceModule(nn.Module):
     @nn.compact
     def __call__(self, observation, carry, episode_start):
         config = self.config
+        time_batch = jax.tree.leaves(observation)[0].shape[:2]
         x = hidden_features(self.spaces, config, observation)
         if config.recurrent_size:
+            x = x.reshape(*time_batch, -1)
             cell = nn.GRUCell(config.recurrent_size, recurrent_kernel_init=orthogonal(1.0), name="gru")
 
             def step(cell, carry, inputs):
@@ -122,15 +127,16 @@ class _SequenceModule(nn.Module):
 
             scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
             if episode_start is None:
-                episode_start = jnp.zeros(x.shape[:2], bool)
+                episode_start = jnp.zeros(time_batch, bool)
             carry, x = scan(cell, carry, (x, episode_start))
+            x = x.reshape(-1, config.recurrent_size)
         outputs = {}
         for name, size, scale, num_free in self.heads:
             output = dense(size - num_free, scale, f"head_{name}")(x)
             if num_free:
                 free = self.param(f"free_{name}", nn.initializers.zeros, (num_free,))
                 output = jnp.concatenate([output, jnp.broadcast_to(free, (*output.shape[:-1], num_free))], axis=-1)
-            outputs[name] = output
+            outputs[name] = output.reshape(*time_batch, -1)
         return outputs, carry
 
 

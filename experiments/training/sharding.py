@@ -86,6 +86,25 @@ def split_environments(mesh: Mesh, tree: PyTree, axis: int) -> PyTree:
     return jax.tree.map(constrain, tree)
 
 
+def over_members(function: Callable[..., Any], in_axes: Sequence[int | None]) -> Callable[..., Any]:
+    """``jax.vmap(function, in_axes)``, where a device has a single member without the axis of length 1.
+
+    XLA compiles such an axis as any other, and products of matrices with it are slower on the CPU.
+    """
+
+    def mapped(*arguments):
+        with_members = [x for x, axis in zip(arguments, in_axes, strict=True) if axis is not None]
+        if jax.tree.leaves(with_members)[0].shape[0] > 1:
+            return jax.vmap(function, in_axes=tuple(in_axes))(*arguments)
+        alone = (
+            x if axis is None else jax.tree.map(lambda leaf: leaf[0], x)
+            for x, axis in zip(arguments, in_axes, strict=True)
+        )
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], function(*alone))
+
+    return mapped
+
+
 def member_program(
     function: Callable[..., Any],
     mesh: Mesh,
@@ -95,7 +114,7 @@ def member_program(
     whole: Any = False,
     donate_argnums: Sequence[int] = (),
 ) -> Any:
-    """``jax.jit(jax.vmap(function, in_axes))`` over the members, sharded over ``mesh``.
+    """``jax.jit(over_members(function, in_axes))``, sharded over ``mesh``.
 
     Args:
       function: of one member.
@@ -106,7 +125,7 @@ def member_program(
         stays sharded (a run state).
       donate_argnums: as in ``jax.jit``.
     """
-    mapped = jax.vmap(function, in_axes=tuple(in_axes))
+    mapped = over_members(function, in_axes)
     padding = -members % mesh.shape[MEMBERS]
     if mesh.size > 1:
         specs = tuple(PartitionSpec() if axis is None else PartitionSpec(MEMBERS) for axis in in_axes)

@@ -16,8 +16,8 @@ Neither was tuned. There are no rows yet of other methods, tasks or noises.
 
 The extra minigrid installs MiniGrid. Time: 5 minutes per seed of episodic, 3.5 of ppo, on one of two busy cores.
 Speed of the whole loop as a share of plain PPO's, by wall-clock and by processor time (``sagax benchmark
-minigrid``): hindsight 0.72 and 0.67, explore 0.71 and 0.68, icm 0.79 and 0.75, rnd 0.85 and 0.81, count 0.90 and 0.85,
-episodic 0.95 and 0.92.
+minigrid``): hindsight 0.73 and 0.67, explore 0.77 and 0.71, icm 0.81 and 0.75, rnd 0.85 and 0.83, count 0.94 and 0.87,
+episodic 0.95 and 0.90.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ pays nothing for opened doors, which the script likes least, with or without a l
 (results/oni_minigrid_ratings.jsonl, notebooks/language_feedback.ipynb). Nothing was tuned.
 
 Time: 2 to 3 minutes per seed on one of two busy cores. Speed of the whole loop as a share of plain PPO's, by wall-clock
-and by processor time (``sagax benchmark minigrid``): retrieval 0.90 and 0.88, classification 0.87 and 0.84, ranking
-0.69 and 0.62. An annotator that takes a second per reply does not slow the loop down: its speed is 1.06 (0.81 to 1.39)
+and by processor time (``sagax benchmark minigrid``): retrieval 0.93 and 0.93, classification 0.90 and 0.89, ranking
+0.75 and 0.69. An annotator that takes a second per reply does not slow the loop down: its speed is 1.02 (1.00 to 1.08)
 times that with an annotator that answers at once (``sagax benchmark annotator``).
 """
 

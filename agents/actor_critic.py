@@ -23,6 +23,7 @@ class ActorCritic(NamedTuple):
       distribution: over actions.
       critics: names of the value heads.
       recurrent: whether policy or critic carries a state.
+      observe: ``(params, observation [T, B, ...], mask [T, B]) -> params``, see ``agents.networks.base.Network``.
     """
 
     init: Callable[[jax.Array], PyTree]
@@ -31,20 +32,26 @@ class ActorCritic(NamedTuple):
     distribution: Distribution
     critics: tuple[str, ...]
     recurrent: bool
+    observe: Callable[[PyTree, PyTree, jax.Array], PyTree]
 
 
 def policy_network(
-    spec: EnvironmentSpec, config: NetworkBuilder, *, continuous: str = "gaussian", critics: tuple[str, ...] = ()
+    spec: EnvironmentSpec,
+    config: NetworkBuilder,
+    *,
+    continuous: str = "gaussian",
+    initial_std: float | jax.Array = 1.0,
+    critics: tuple[str, ...] = (),
 ) -> tuple[Network, Distribution]:
     """The policy network for ``spec`` and the action distribution that it parameterises.
 
-    The network has the head ``policy`` and one value head for each name in ``critics``. ``continuous`` is the family
-    for Box actions, see ``agents.distributions.distribution_for``.
+    The network has the head ``policy`` and one value head for each name in ``critics``. ``continuous`` and
+    ``initial_std`` describe the distribution over Box actions, see ``agents.distributions.distribution_for``.
 
     Raises:
       UnsupportedSpaceError: an action or observation space that is not supported.
     """
-    distribution = distribution_for(spec.action_space, continuous=continuous)
+    distribution = distribution_for(spec.action_space, continuous=continuous, initial_std=initial_std)
     heads = {"policy": Head(distribution.num_parameters, scale=0.01, num_free=distribution.num_free)}
     heads |= {name: Head(1) for name in critics}
     return config(spec.observation_space, heads), distribution
@@ -58,6 +65,7 @@ def actor_critic(
     critics: tuple[str, ...],
     shared: bool = False,
     continuous: str = "gaussian",
+    initial_std: float | jax.Array = 1.0,
 ) -> ActorCritic:
     """Builds a policy and one value head for each name in ``critics``.
 
@@ -66,12 +74,15 @@ def actor_critic(
       policy_config, critic_config: what builds the two networks; the second is not used where ``shared``.
       critics: names of the value heads; none makes a policy alone.
       shared: value heads on the policy's network instead of a network of their own.
-      continuous: distribution for Box actions.
+      continuous, initial_std: distribution for Box actions, see ``agents.distributions.distribution_for``.
 
     Raises:
       UnsupportedSpaceError: an action or observation space that is not supported.
     """
-    policy, distribution = policy_network(spec, policy_config, continuous=continuous, critics=critics if shared else ())
+    heads = critics if shared else ()
+    policy, distribution = policy_network(
+        spec, policy_config, continuous=continuous, initial_std=initial_std, critics=heads
+    )
     critic = None
     if critics and not shared:
         critic = critic_config(spec.observation_space, {name: Head(1) for name in critics})
@@ -92,8 +103,13 @@ def actor_critic(
         values = {name: outputs[name][..., 0] for name in critics}
         return outputs["policy"], values, {"policy": policy_carry, "critic": critic_carry}
 
+    def observe(params, observation, mask):
+        policy_params = policy.observe(params["policy"], observation, mask)
+        critic_params = critic.observe(params["critic"], observation, mask) if critic else params["critic"]
+        return {"policy": policy_params, "critic": critic_params}
+
     recurrent = policy.recurrent or (critic is not None and critic.recurrent)
-    return ActorCritic(init_fn, initial_carry, forward, distribution, critics, recurrent)
+    return ActorCritic(init_fn, initial_carry, forward, distribution, critics, recurrent, observe)
 
 
 def action_probabilities(

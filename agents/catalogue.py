@@ -26,7 +26,7 @@ class Family(NamedTuple):
         ``agent``; ``data`` and ``network_config`` are built from the sections ``data`` and ``network``, ``credit`` from
         the section ``credit``, ``functional`` from ``agent.functional``.
       optimiser_steps: the counts whose product is the number of optimiser steps of one update; a learning rate can be
-        annealed over the run by it.
+        scheduled over the run by it.
       sections: sections of the configuration that this family alone reads.
       ranges, needs: see ``envs.kinds.Kind``.
     """
@@ -49,7 +49,7 @@ FAMILIES: dict[str, Family] = {
         sections=("credit", "warm_start"),
         ranges=OPTIMISER
         | {"clip": ZERO_UP, "clip_high": ZERO_UP, "dual_clip": Range(1, low_open=True)}
-        | {"value_clip": ZERO_UP, "value_weight": ZERO_UP},
+        | {"value_clip": ZERO_UP, "value_weight": ZERO_UP, "initial_std": POSITIVE},
         needs={"clip": _CLIPPED, "clip_high": _CLIPPED, "dual_clip": _CLIPPED},
     ),
     "value_based": Family(

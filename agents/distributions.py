@@ -19,6 +19,8 @@ from envs.base import PyTree, UnsupportedSpaceError
 from envs.choices import require_known
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
+# Distributions over Box actions, by the name of ``agent.continuous``.
+CONTINUOUS = ("gaussian", "state_dependent_gaussian", "tanh_gaussian")
 
 
 class Distribution(NamedTuple):
@@ -229,7 +231,24 @@ def joint(parts: list[Distribution], structure: Any) -> Distribution:
     )
 
 
-def _leaf_distribution(space: gymnasium.Space, continuous: str, state_dependent_std: bool) -> Distribution | None:
+def shifted(distribution: Distribution, offset: jax.Array) -> Distribution:
+    """``distribution`` of ``parameters + offset``, so that a network whose outputs start at 0 starts elsewhere.
+
+    Args:
+      distribution: of ``[..., P]`` parameters.
+      offset: ``[P]``.
+    """
+    return distribution._replace(
+        sample=lambda key, parameters: distribution.sample(key, parameters + offset),
+        mode=lambda parameters: distribution.mode(parameters + offset),
+        log_prob=lambda parameters, action: distribution.log_prob(parameters + offset, action),
+        entropy=lambda parameters: distribution.entropy(parameters + offset),
+    )
+
+
+def _leaf_distribution(
+    space: gymnasium.Space, continuous: str, state_dependent_std: bool, initial_std: float | jax.Array
+) -> Distribution | None:
     """The distribution over a space without parts, or ``None`` where there is none."""
     spaces = gymnasium.spaces
     if isinstance(space, spaces.Discrete):
@@ -241,12 +260,17 @@ def _leaf_distribution(space: gymnasium.Space, continuous: str, state_dependent_
     varies = space.low < space.high
     if not varies.any():
         raise UnsupportedSpaceError(f"{space}: low equals high in every component, so that there is nothing to choose")
-    if continuous == "gaussian":
-        distribution = gaussian(int(varies.sum()), state_dependent_std=state_dependent_std)
+    size = int(varies.sum())
+    if continuous != "tanh_gaussian":
+        own = state_dependent_std or continuous == "state_dependent_gaussian"
+        distribution = gaussian(size, state_dependent_std=own)
     elif space.is_bounded():
         distribution = tanh_gaussian(space.low[varies], space.high[varies])
     else:
-        raise ValueError(f"tanh_gaussian needs a bounded Box, got {space}; use continuous='gaussian'")
+        raise ValueError(f"tanh_gaussian needs a bounded Box, got {space}; use continuous='state_dependent_gaussian'")
+    # A deviation of 1 is what the parameters start at.
+    if isinstance(initial_std, jax.core.Tracer) or initial_std != 1:
+        distribution = shifted(distribution, jnp.repeat(jnp.array([0.0, 1.0]), size) * jnp.log(initial_std))
     return distribution if varies.all() else with_constants(distribution, space)
 
 
@@ -266,20 +290,26 @@ def _nearest_action_space(space: gymnasium.Space) -> str:
     return ""
 
 
-def distribution_for(space: gymnasium.Space, *, continuous: str = "gaussian") -> Distribution:
+def distribution_for(
+    space: gymnasium.Space, *, continuous: str = "gaussian", initial_std: float | jax.Array = 1.0
+) -> Distribution:
     """The distribution over ``space``.
 
     Args:
       space: Discrete, MultiDiscrete, one-dimensional Box, or a Dict or Tuple of these. A component of a Box whose
         ``low`` equals its ``high`` is constant: it has no parameters and adds nothing to log-probability and entropy.
-      continuous: for a Box: ``gaussian`` (clipped where the environment is bounded) or ``tanh_gaussian``.
+      continuous: for a Box: ``gaussian`` (clipped where the environment is bounded; its standard deviation is the same
+        for every observation), ``state_dependent_gaussian`` (whose standard deviation the network predicts) or
+        ``tanh_gaussian`` (which stays within the bounds; the network predicts its standard deviation). The deviation is
+        predicted within a Dict or a Tuple in any case.
+      initial_std: the standard deviation with which a Gaussian starts, before any ``tanh``.
 
     Raises:
       UnsupportedSpaceError: for any other space, and for a Box whose components are all constant.
       ValueError: for an unknown ``continuous``, or ``tanh_gaussian`` on an unbounded Box.
     """
-    require_known("continuous", continuous, ("gaussian", "tanh_gaussian"))
-    leaf = _leaf_distribution(space, continuous, state_dependent_std=False)
+    require_known("continuous", continuous, CONTINUOUS)
+    leaf = _leaf_distribution(space, continuous, False, initial_std)
     if leaf is not None:
         return leaf
     spaces = gymnasium.spaces
@@ -287,7 +317,7 @@ def distribution_for(space: gymnasium.Space, *, continuous: str = "gaussian") ->
         is_dict = isinstance(space, spaces.Dict)
         tree = dict(space.spaces) if is_dict else tuple(space.spaces)
         leaves = [tree[name] for name in sorted(tree)] if is_dict else list(tree)
-        found = [_leaf_distribution(leaf, continuous, state_dependent_std=True) for leaf in leaves]
+        found = [_leaf_distribution(leaf, continuous, True, initial_std) for leaf in leaves]
         parts = [part for part in found if part is not None]
         if parts and len(parts) == len(found):
             return joint(parts, jax.tree.structure(dict.fromkeys(tree, 0) if is_dict else (0,) * len(tree)))

@@ -51,6 +51,7 @@ def policy_gradient(
     critic_config: NetworkBuilder | None = None,
     shared_critic: bool = False,
     continuous: str = "gaussian",
+    initial_std: float | jax.Array = 1.0,
     surrogate: str = "clip",
     clip: float = 0.2,
     clip_high: float | None = None,
@@ -78,7 +79,7 @@ def policy_gradient(
       data: unrolls, or episodes in groups.
       network_config, critic_config: what builds policy and critic, of any kind; the critic's defaults to the policy's.
       shared_critic: value heads on the policy's own network instead of a separate one.
-      continuous: distribution for Box actions, see ``agents.distributions.distribution_for``.
+      continuous, initial_std: distribution for Box actions, see ``agents.distributions.distribution_for``.
       surrogate: ``clip`` (PPO) or ``plain`` (``-log pi A``).
       clip, clip_high: clip range below and above 1; ``clip_high`` defaults to ``clip``.
       dual_clip: see ``agents.losses.clipped_surrogate``.
@@ -104,6 +105,7 @@ def policy_gradient(
         critics=credit.critics,
         shared=shared_critic,
         continuous=continuous,
+        initial_std=initial_std,
     )
     _validate_minibatches(minibatches, data.batch if model.recurrent else data.batch * data.length)
     steps = [] if max_gradient_norm is None else [optax.clip_by_global_norm(max_gradient_norm)]
@@ -168,7 +170,8 @@ def policy_gradient(
             minibatches=minibatches,
             whole_columns=model.recurrent,
         )
-        return state, metrics | credit_metrics(assigned, values, trajectory.mask)
+        params = model.observe(state.params, trajectory.observation, trajectory.mask)
+        return state._replace(params=params), metrics | credit_metrics(assigned, values, trajectory.mask)
 
     discrete = isinstance(spec.action_space, gymnasium.spaces.Discrete)
     probabilities = partial(action_probabilities, model) if discrete else None

@@ -38,6 +38,7 @@ class ReturnNetwork(NamedTuple):
       init: ``(key) -> params``.
       apply: ``(params, observation [B, ...], fractions [B, N] or None) -> outputs [B, A, N]``: values (N = 1), logits
         or quantiles. Only an implicit head uses ``fractions``; ``None`` means the midpoints.
+      observe: ``(params, observation [T, B, ...], mask [T, B]) -> params``, see ``agents.networks.base.Network``.
       distribution: ``(outputs) -> ReturnDistribution``.
       atoms: ``[N]`` for a categorical head, else ``None``.
       head: one of ``HEADS``.
@@ -45,6 +46,7 @@ class ReturnNetwork(NamedTuple):
 
     init: Callable[[jax.Array], PyTree]
     apply: Callable[..., jax.Array]
+    observe: Callable[[PyTree, PyTree, jax.Array], PyTree]
     distribution: Callable[[jax.Array], ReturnDistribution]
     atoms: jax.Array | None
     head: str
@@ -90,6 +92,9 @@ def return_network(
     def time_major(observation):
         return jax.tree.map(lambda x: jnp.asarray(x)[None], see(observation))
 
+    def observer(observe):
+        return lambda params, observation, mask: observe(params, see(observation), mask)
+
     def distribution(outputs):
         if head == "categorical":
             return ReturnDistribution(jnp.broadcast_to(support, outputs.shape), jax.nn.softmax(outputs))
@@ -107,7 +112,7 @@ def return_network(
                 fractions = jnp.broadcast_to(midpoints(quantiles), (batch, quantiles))
             return jnp.swapaxes(implicit.apply(params, observation, fractions[None])[0], 1, 2)
 
-        return ReturnNetwork(implicit.init, apply_implicit, distribution, support, head)
+        return ReturnNetwork(implicit.init, apply_implicit, observer(implicit.observe), distribution, support, head)
 
     heads = {"advantage": Head(actions * size, scale=0.01)}
     heads |= {"value": Head(size, scale=0.01)} if dueling else {}
@@ -123,7 +128,7 @@ def return_network(
             return advantage
         return outputs["value"][0][:, None] + advantage - jnp.mean(advantage, axis=1, keepdims=True)
 
-    return ReturnNetwork(explicit.init, apply_explicit, distribution, support, head)
+    return ReturnNetwork(explicit.init, apply_explicit, observer(explicit.observe), distribution, support, head)
 
 
 def _stock_encoder(

@@ -256,9 +256,14 @@ def value_based(
         if sees_stock:
             outside = outside_start(spec, trajectory.observation["stock"])
             metrics["stock_outside"] = masked_mean(outside, trajectory.mask)
+        # Both networks see the same trajectories, and so keep the same statistics of observations.
+        online, target = (
+            returns.observe(params, trajectory.observation, trajectory.mask)
+            for params in (learner.online, learner.target)
+        )
         state = ValueBasedState(
-            params={"online": learner.online, "steps": environment_steps},
-            target=learner.target,
+            params={"online": online, "steps": environment_steps},
+            target=target,
             optimiser=learner.optimiser,
             gradient_steps=learner.gradient_steps,
             replay=replay._replace(priority=learner.priority, largest=learner.largest),

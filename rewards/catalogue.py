@@ -22,8 +22,8 @@ class Kind(NamedTuple):
     """One entry of the catalogue.
 
     Attributes:
-      factory: its keyword arguments are the keys of the section. ``spec``, ``data``, ``network_config`` and
-        ``continuous`` are supplied where the factory takes them.
+      factory: its keyword arguments are the keys of the section. ``spec``, ``data``, ``network_config``,
+        ``continuous`` and ``initial_std`` are supplied where the factory takes them.
       reads: the parameters that name a channel which must be there before the transform.
       writes: the parameters that name a channel which the transform adds or rewrites.
       intrinsic: whether the agent makes this reward for itself. Where no entry of ``credit`` reads its channel, it is
@@ -73,6 +73,7 @@ REWARDS: dict[str, Kind] = {
             "weight_decay": ZERO_UP,
             "beta": ZERO_UP,
             "fading": ZERO_UP,
+            "initial_std": POSITIVE,
             "tolerance": ZERO_UP,
             "calibration_smoothing": DECAY,
         },
@@ -100,6 +101,11 @@ REWARDS: dict[str, Kind] = {
     "scale": Kind(transforms.scale, reads=("channel",)),
     "clip": Kind(transforms.clip, reads=("channel",)),
     "normalise": Kind(transforms.normalise, reads=("channel",), ranges={"minimum_std": POSITIVE, "limit": POSITIVE}),
+    "normalise_by_return": Kind(
+        transforms.normalise_by_return,
+        reads=("channel",),
+        ranges={"discount": SHARE, "minimum_std": POSITIVE, "limit": POSITIVE},
+    ),
     "group_filter": Kind(transforms.group_filter, reads=("channel",), writes=()),
 }
 

@@ -1,4 +1,4 @@
-"""Running statistics of reward transforms: moments of everything seen, exponential averages, counts within episodes."""
+"""Running statistics of reward transforms: exponential averages, discounted sums, counts within episodes."""
 
 from __future__ import annotations
 
@@ -13,54 +13,6 @@ from envs.base import Trajectory
 
 # The largest number of counts that a transform may keep: 64 MiB of float32.
 LARGEST_TABLE = 2**24
-# What is divided by a standard deviation is divided by at least this much.
-SMALLEST_STD = 1e-4
-
-
-class Moments(NamedTuple):
-    """Moments of the values seen so far.
-
-    Attributes:
-      count: how many values, ``float32 []``.
-      mean: their mean, ``[...]``.
-      squares: their sum of squared deviations from the mean, ``[...]``.
-    """
-
-    count: jax.Array
-    mean: jax.Array
-    squares: jax.Array
-
-    @property
-    def std(self) -> jax.Array:
-        """The standard deviation of the population, ``sqrt(squares / max(count, 1))``."""
-        return jnp.sqrt(self.squares / jnp.maximum(self.count, 1.0))
-
-
-def no_moments(shape: tuple[int, ...] = ()) -> Moments:
-    """Moments before any value was seen, for values of ``shape``."""
-    return Moments(jnp.zeros(()), jnp.zeros(shape), jnp.zeros(shape))
-
-
-def merge_moments(moments: Moments, values: jax.Array, mask: jax.Array) -> Moments:
-    """Adds the valid values of a batch to ``moments`` (Chan, Golub and LeVeque, 1979).
-
-    Args:
-      moments: before the batch.
-      values: ``[T, B, ...]``.
-      mask: which steps are valid, ``[T, B]``.
-    """
-    weight = mask.reshape(*mask.shape, *(1,) * (values.ndim - mask.ndim))
-    count = jnp.sum(mask)
-    mean = masked_mean(values, weight, (0, 1))
-    squares = jnp.sum(weight * jnp.square(values - mean), (0, 1))
-    total = moments.count + count
-    delta = mean - moments.mean
-    safe = jnp.maximum(total, 1.0)
-    return Moments(
-        total,
-        moments.mean + delta * count / safe,
-        moments.squares + squares + jnp.square(delta) * moments.count * count / safe,
-    )
 
 
 class Fading(NamedTuple):
@@ -127,19 +79,27 @@ def prioritised(fading: Fading, values: jax.Array, decay: float | jax.Array) -> 
     return jnp.maximum(values / fading_deviation(fading, decay) - fading.relative / seen, 0.0)
 
 
-def discounted_sums(rewards: jax.Array, before: jax.Array, mask: jax.Array, discount: float | jax.Array) -> jax.Array:
+def discounted_sums(
+    rewards: jax.Array,
+    before: jax.Array,
+    mask: jax.Array,
+    discount: float | jax.Array,
+    starts: jax.Array | None = None,
+) -> jax.Array:
     """``R_t = discount * R_{t-1} + r_t`` along time in each column, ``[T, B]``, from ``R_{-1} = before [B]``.
 
-    The sum continues through the ends of episodes, as the return of a non-episodic intrinsic reward does, and does not
-    change at masked steps.
+    The sum does not change at masked steps. Where ``starts`` is given, ``bool [T, B]``, it begins anew with the first
+    step of every episode; otherwise it continues through the ends of episodes, as the return of a non-episodic
+    intrinsic reward does.
     """
 
     def step(sums, inputs):
-        reward, valid = inputs
-        sums = jnp.where(valid > 0, discount * sums + reward, sums)
+        reward, valid, start = inputs
+        sums = jnp.where(valid > 0, discount * jnp.where(start, 0.0, sums) + reward, sums)
         return sums, sums
 
-    return jax.lax.scan(step, before, (rewards, mask), unroll=8)[1]
+    starts = jnp.zeros(rewards.shape, bool) if starts is None else starts
+    return jax.lax.scan(step, before, (rewards, mask, starts), unroll=8)[1]
 
 
 def episode_starts(trajectory: Trajectory) -> jax.Array:

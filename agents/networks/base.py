@@ -29,6 +29,17 @@ class Head:
     num_free: int = 0
 
 
+def observe_nothing(params: PyTree, observation: PyTree, mask: jax.Array) -> PyTree:
+    """``params`` as they are: what a network does with observations that keeps no statistics of them."""
+    del observation, mask
+    return params
+
+
+def all_learned(params: PyTree) -> PyTree:
+    """True for every parameter."""
+    return jax.tree.map(lambda _: True, params)
+
+
 class Network(NamedTuple):
     """A network as pure functions.
 
@@ -39,12 +50,20 @@ class Network(NamedTuple):
         its initial value before every step whose ``episode_start`` is set.
       initial_carry: ``(batch) -> carry``; ``()`` for a feed-forward network.
       recurrent: whether there is a carry.
+      observe: ``(params, observation [T, B, ...], mask [T, B]) -> params``: running statistics that the network keeps
+        of its observations, with the valid steps added. A learner calls it once per fresh trajectory, after it has
+        learned from it: the statistics stay the same while it learns, and the policy that learns begins as the one
+        that acted.
+      learned: ``(params) -> bools`` in the structure of ``params``: False for what ``observe`` keeps. No gradient
+        reaches it; whatever else changes parameters, such as weight decay, has to leave it alone.
     """
 
     init: Callable[[jax.Array], PyTree]
     apply: Callable[..., tuple[dict[str, jax.Array], PyTree]]
     initial_carry: Callable[[int], PyTree]
     recurrent: bool
+    observe: Callable[[PyTree, PyTree, jax.Array], PyTree] = observe_nothing
+    learned: Callable[[PyTree], PyTree] = all_learned
 
 
 class NetworkBuilder(Protocol):
@@ -65,6 +84,7 @@ class NetworkBuilder(Protocol):
       over ``T`` steps equals ``T`` calls of one step; acting is a call with ``T = 1``.
     * An observation has the structure of ``observation_space``: a leaf, or a dictionary or a tuple of such.
       ``agents.networks.encoders.observation_features`` makes ``[T, B, features]`` of any.
+    * Statistics of observations are kept among the parameters, by ``observe``, and are no part of what is ``learned``.
     * A network without a carry has ``recurrent=False`` and the carry ``()``, and ignores ``episode_start``.
     * Outputs are linear in the last features, without an activation: they are logits, means, values and quantiles.
       ``head.scale`` is the gain at the start, because of which a policy begins near uniform and values near 0; a head
@@ -134,6 +154,14 @@ def checked_network(build: NetworkBuilder, observation_space: gymnasium.Space, h
             raise ValueError(
                 f"apply returned the carry {jax.tree.map(_shown, after)}, expected {shown} as it was given"
             )
+    mask = jax.ShapeDtypeStruct((time, batch), jnp.float32)
+    observed, flags = jax.eval_shape(made.observe, params, observation, mask), made.learned(params)
+    if jax.tree.structure(observed) != jax.tree.structure(params) or jax.tree.map(_shown, observed) != jax.tree.map(
+        _shown, params
+    ):
+        raise ValueError(f"observe returned {jax.tree.map(_shown, observed)}, expected the shapes of the parameters")
+    if jax.tree.structure(flags) != jax.tree.structure(params):
+        raise ValueError(f"learned returned {jax.tree.structure(flags)}, expected a bool for every parameter")
     return made
 
 

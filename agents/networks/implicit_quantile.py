@@ -11,10 +11,11 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 
-from agents.networks.base import Head
+from agents.networks.base import Head, observe_nothing
 from agents.networks.encoders import blank, encodable_leaves
 from agents.networks.layers import dense
-from agents.networks.sequence import NetworkConfig, hidden_features
+from agents.networks.normaliser import with_normaliser
+from agents.networks.sequence import NetworkConfig, hidden_features, normaliser_of
 from envs.base import PyTree
 
 
@@ -43,10 +44,12 @@ class QuantileNetwork(NamedTuple):
       init: ``(key) -> params``.
       apply: ``(params, observation [T, B, ...], fractions [T, B, N]) -> [T, B, N, size]``, the quantiles at the
         fractions.
+      observe: as in ``agents.networks.base.Network``.
     """
 
     init: Callable[[jax.Array], PyTree]
     apply: Callable[[PyTree, PyTree, jax.Array], jax.Array]
+    observe: Callable[[PyTree, PyTree, jax.Array], PyTree] = observe_nothing
 
 
 def implicit_quantile_network(
@@ -68,7 +71,8 @@ def implicit_quantile_network(
             f"recurrent_size={config.recurrent_size}, num_free={head.num_free}: an implicit quantile network is "
             "feed-forward, expected 0"
         )
-    leaves = encodable_leaves(observation_space)
+    normaliser = normaliser_of(observation_space, config)
+    leaves = encodable_leaves(observation_space if normaliser is None else normaliser.space)
     module = _ImplicitQuantileModule(leaves, config, (head.size, head.scale), cosines)
 
     def init_fn(key):
@@ -77,4 +81,7 @@ def implicit_quantile_network(
     def apply_fn(params, observation, fractions):
         return module.apply({"params": params}, observation, fractions)
 
-    return QuantileNetwork(init_fn, apply_fn)
+    if normaliser is None:
+        return QuantileNetwork(init_fn, apply_fn)
+    made = with_normaliser(normaliser, init_fn, apply_fn)
+    return QuantileNetwork(made.init, made.apply, made.observe)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import flax.linen as nn
 import gymnasium
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from agents.networks.base import Head, Network, NetworkBuilder
 from agents.networks.encoders import blank, encodable_leaves, encode_leaf
 from agents.networks.layers import convolution, dense, orthogonal
+from agents.networks.normaliser import ObservationNormaliser, observation_normaliser, with_normaliser
 from envs.base import PyTree
 from envs.choices import require_known
 
@@ -33,9 +34,14 @@ class NetworkConfig:
       strides: one per convolution; empty means 1 throughout.
       recurrent_size: width of a GRU after the dense layers; 0 for a feed-forward network.
       layer_norm: normalise after every dense layer, before the activation.
+      normalise_observations: divide every number of the observation by its running standard deviation, see
+        ``agents.networks.normaliser``. Use it where the parts of an observation have different and unknown units, as
+        in MuJoCo. Images and discrete parts pass as they are.
+      observation_limit: normalised numbers are clipped to this many standard deviations.
 
     Raises:
-      ValueError: an unknown activation, strides that do not match the channels, or sizes below 1.
+      ValueError: an unknown activation, strides that do not match the channels, sizes below 1, or a limit that is not
+        above 0.
     """
 
     hidden: tuple[int, ...] = (128, 128)
@@ -44,6 +50,8 @@ class NetworkConfig:
     strides: tuple[int, ...] = ()
     recurrent_size: int = 0
     layer_norm: bool = False
+    normalise_observations: bool = False
+    observation_limit: float = 10.0
 
     def __post_init__(self):
         require_known("activation", self.activation, ACTIVATIONS)
@@ -54,6 +62,8 @@ class NetworkConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: expected numbers of at least 1")
         if self.recurrent_size < 0:
             raise ValueError(f"recurrent_size={self.recurrent_size}: expected at least 0")
+        if not isinstance(self.observation_limit, jax.core.Tracer) and not self.observation_limit > 0:
+            raise ValueError(f"observation_limit={self.observation_limit}: expected above 0")
 
     def __call__(self, observation_space: gymnasium.Space, heads: Mapping[str, Head]) -> Network:
         return network(observation_space, heads, self)
@@ -68,6 +78,32 @@ def require_sequence(config: NetworkBuilder, what: str) -> NetworkConfig:
     if not isinstance(config, NetworkConfig):
         raise ValueError(f"{what} makes networks of its own, got {config}: expected network.kind='sequence'")
     return config
+
+
+def own_numbers(config: NetworkBuilder, what: str) -> NetworkConfig:
+    """The numbers of ``config`` for feed-forward networks that ``what`` makes for itself, on observations as they are.
+
+    Raises:
+      ValueError: see ``require_sequence``.
+    """
+    return replace(require_sequence(config, what), recurrent_size=0, normalise_observations=False)
+
+
+def normaliser_of(space: gymnasium.Space, config: NetworkConfig) -> ObservationNormaliser | None:
+    """What normalises observations of ``space`` as ``config`` says; ``None`` where it does not.
+
+    Raises:
+      ValueError: where it should, and the space has nothing to normalise.
+      UnsupportedSpaceError: a space that cannot be encoded.
+    """
+    if not config.normalise_observations:
+        return None
+    normaliser = observation_normaliser(space, limit=config.observation_limit)
+    if not normaliser.init():
+        raise ValueError(
+            f"normalise_observations=True: the observation space {space} has no Box but images: expected False"
+        )
+    return normaliser
 
 
 def hidden_features(spaces: tuple[gymnasium.Space, ...], config: NetworkConfig, observation: PyTree) -> jax.Array:
@@ -151,8 +187,10 @@ def network(observation_space: gymnasium.Space, heads: Mapping[str, Head], confi
 
     Raises:
       UnsupportedSpaceError: if a leaf of the space cannot be encoded.
+      ValueError: observations to normalise that have nothing to normalise.
     """
-    leaves = encodable_leaves(observation_space)
+    normaliser = normaliser_of(observation_space, config)
+    leaves = encodable_leaves(observation_space if normaliser is None else normaliser.space)
     specification = tuple((name, head.size, head.scale, head.num_free) for name, head in heads.items())
     module = _SequenceModule(leaves, config, specification)
     recurrent = config.recurrent_size > 0
@@ -166,4 +204,7 @@ def network(observation_space: gymnasium.Space, heads: Mapping[str, Head], confi
     def apply_fn(params, observation, carry=(), episode_start=None):
         return module.apply({"params": params}, observation, carry, episode_start)
 
-    return Network(init_fn, apply_fn, initial_carry, recurrent)
+    if normaliser is None:
+        return Network(init_fn, apply_fn, initial_carry, recurrent)
+    made = with_normaliser(normaliser, init_fn, apply_fn)
+    return Network(made.init, made.apply, initial_carry, recurrent, made.observe, made.learned)

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import gymnasium
 import jax
 import jax.numpy as jnp
-import optax
 from ml_collections import ConfigDict
 
 from agents.actor_critic import policy_network
@@ -31,6 +30,7 @@ from agents.functionals import FUNCTIONALS, Functional, expectation
 from agents.networks.base import Head, Network, NetworkBuilder, checked_network
 from agents.networks.catalogue import DEFAULT_NETWORK, NETWORKS
 from agents.networks.sequence import NetworkConfig
+from agents.optimisers import SCHEDULE_KEYS, learning_rate_schedule
 from envs.base import Environment, EnvironmentSpec, VectorHost
 from envs.catalogue import ENVIRONMENTS
 from envs.keys import seed_key
@@ -50,6 +50,10 @@ from rewards.catalogue import INTRINSIC_CREDIT, REWARDS, Kind, channels
 # Seeds of key streams that have nothing to do with training's. A run is evaluated in the first, which chooses its best
 # checkpoint; a finished checkpoint is judged in the last. Both fold in the member's seed, see ``training.keys``.
 EVALUATION_SEED, DEMONSTRATION_SEED, TEST_SEED = 2**31 - 2, 2**31 - 3, 2**31 - 2 - 2**20
+
+
+# The keys of the section ``agent`` that describe the distribution over actions, for whoever else needs it.
+ACTION_KEYS = ("continuous", "initial_std")
 
 
 class EnvironmentSource(NamedTuple):
@@ -242,8 +246,7 @@ def _reward_chain(nested, kinds: Mapping[str, Kind], spec, context) -> tuple[Rew
     that there are after it."""
     known = {"env", *(f"cost/{name}" for name in spec.costs), *(f"objective/{name}" for name in spec.objectives)}
     context = {"spec": spec, **context}
-    if "continuous" in nested["agent"]:
-        context["continuous"] = nested["agent"]["continuous"]
+    context |= {name: nested["agent"][name] for name in ACTION_KEYS if name in nested["agent"]}
     made = {}
     for name, kind in kinds.items():
         section = nested["rewards"][name]
@@ -294,7 +297,7 @@ def _agent(nested, kinds: Mapping[str, Kind], spec, written: list[str], context:
         functional = build_functional(section.pop("functional", {"kind": "mean"}))
         supplied["functional"] = functional
         _require_units(nested, functional)
-    _anneal(family, section, nested["iterations"])
+    _schedule(family, section, nested["iterations"])
     return call(family.factory, "agent", spec, **supplied, **section)
 
 
@@ -339,8 +342,8 @@ def _require_units(nested, functional: Functional | None) -> None:
     require_units_of_stock(nested["agent"], channel, changes)
 
 
-def _anneal(family: Family, section: dict[str, Any], iterations: int) -> None:
-    """Replaces ``learning_rate`` by a linear schedule to 0 over the run where ``anneal`` is set."""
+def _schedule(family: Family, section: dict[str, Any], iterations: int) -> None:
+    """Replaces ``learning_rate`` by the function of the optimiser's steps that ``schedule`` and ``warmup`` say."""
     counts = {name: section[name] for name in family.optimiser_steps if name in section}
     steps = iterations * math.prod(counts.values())
     if steps > LARGEST_INTEGER:
@@ -348,8 +351,11 @@ def _anneal(family: Family, section: dict[str, Any], iterations: int) -> None:
         raise UserError(
             f"iterations={iterations}, {shown}: a run of {steps:,} gradient steps, expected at most {LARGEST_INTEGER:,}"
         )
-    if section.pop("anneal", False):
-        section["learning_rate"] = optax.linear_schedule(section["learning_rate"], 0.0, steps)
+    settings = {name: section.pop(name) for name in SCHEDULE_KEYS if name in section}
+    if "learning_rate" in section:
+        section["learning_rate"] = call(
+            learning_rate_schedule, "agent", section["learning_rate"], **settings, optimiser_steps=steps
+        )
 
 
 def build_annotation(
@@ -409,7 +415,9 @@ def _warm_start(nested: Mapping[str, Any], spec: EnvironmentSpec, network_config
     section = dict(nested.get("warm_start", {}))
     if section.pop("demonstrations", 0) == 0:
         return None
-    policy, distribution = policy_network(spec, network_config, continuous=nested["agent"]["continuous"])
+    policy, distribution = policy_network(
+        spec, network_config, **{name: nested["agent"][name] for name in ACTION_KEYS if name in nested["agent"]}
+    )
     fit = call(behaviour_cloning, "warm_start", policy, distribution, **section)
 
     def warm_start(params, key, demonstrations: Demonstrations):

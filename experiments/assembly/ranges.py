@@ -20,6 +20,8 @@ from experiments.errors import UserError
 RANGES: dict[str, dict[str, Range]] = {
     "": {"iterations": ONE_UP, "evaluate_every": ONE_UP, "seeds": ONE_UP},
     "rollout": {"start_states": ONE_UP},
+    # What builds the agent reads it, and not the agent's factory.
+    "agent": {"warmup": Range(0, 1, high_open=True)},
     "warm_start": {"demonstrations": ZERO_UP, "learning_rate": ZERO_UP},
 }
 # Pairs of keys of which the first number must be below the second.

@@ -69,7 +69,7 @@ def _environment_keys(kind: Kind) -> dict[str, Key]:
 
 def _agent_keys(family: Family) -> dict[str, Key]:
     whiten = {"whiten": Key(str, "none")} if "credit" in parameters_of(family.factory)[0] else {}
-    return {"anneal": Key(bool, False)} | whiten
+    return {"schedule": Key(str, "constant"), "warmup": Key(float, 0.0)} | whiten
 
 
 def _credit_keys(kind: Kind) -> dict[str, Key]:
@@ -173,7 +173,7 @@ SECTIONS = (
         "kind",
         "reward transform",
         RewardKind,
-        supplied=("spec", "data", "network_config", "continuous"),
+        supplied=("spec", "data", "network_config", "continuous", "initial_std"),
         optional=True,
     ),
     Section("warm_start", behaviour_cloning, supplied=("network", "distribution"), own=_warm_start_keys, optional=True),

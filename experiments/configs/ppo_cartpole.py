@@ -32,7 +32,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config = policy_gradient_config()
     config.credit.env = entry("gae", discount=0.99, gae_lambda=0.95)
     config.network.hidden = (64, 64)
-    config.agent.update({"epochs": 4, "minibatches": 4, "learning_rate": 2.5e-3, "anneal": True, "whiten": "minibatch"})
+    config.agent.update(
+        {"epochs": 4, "minibatches": 4, "learning_rate": 2.5e-3, "schedule": "linear", "whiten": "minibatch"}
+    )
     config.evaluators.episodes.count, config.evaluators.episodes.greedy = 32, True
     if one_of(tokens, ("host", "native"), "host") == "host":
         config.environment = {"kind": "gymnasium", "environment_id": "CartPole-v1"}

@@ -37,7 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "epochs": 10,
             "minibatches": 8,
             "learning_rate": 1e-3,
-            "anneal": True,
+            "schedule": "linear",
             "entropy_weight": 0.0,
             "whiten": "minibatch",
         }

@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from agents.channels import ChannelError
+from agents.optimisers import has_schedule
 from envs.base import ObservationRangeError
 from experiments.assembly import registry
 from experiments.assembly.build import EnvironmentSource, build_annotation, build_environment
@@ -53,9 +54,9 @@ class Outcome(NamedTuple):
 
 
 def prolongable(config: ConfigDict) -> tuple[str, ...]:
-    """The keys that may differ on resuming; an annealed learning rate depends on the number of iterations."""
-    annealed = config.agent.get("anneal", False)
-    return tuple(key for key in PROLONGABLE if not (annealed and key == "iterations"))
+    """The keys that may differ on resuming; a learning rate with a schedule depends on the number of iterations."""
+    scheduled = has_schedule(config.agent)
+    return tuple(key for key in PROLONGABLE if not (scheduled and key == "iterations"))
 
 
 def prepare_folder(

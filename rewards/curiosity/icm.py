@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ from agents.base import DataSpec
 from agents.distributions import distribution_for
 from agents.networks.base import Head
 from agents.networks.encoders import action_features, feature_size
-from agents.networks.sequence import NetworkConfig, network, require_sequence
+from agents.networks.sequence import NetworkConfig, network, own_numbers
 from agents.optimisers import chained
 from agents.statistics import masked_mean
 from envs.base import EnvironmentSpec, PyTree
@@ -91,7 +90,7 @@ def icm(
     if embedding_size < 1:
         raise ValueError(f"icm: embedding_size={embedding_size}: expected at least 1")
     check_fit("icm", updates=updates, minibatches=minibatches, items=data.length * data.batch, unit="steps")
-    config = replace(require_sequence(network_config, "icm"), recurrent_size=0)
+    config = own_numbers(network_config, "icm")
     model_config = NetworkConfig(hidden=(embedding_size,), activation=config.activation)
     distribution = distribution_for(spec.action_space, continuous=continuous)
     encoder = network(spec.observation_space, {"embedding": Head(embedding_size)}, config)

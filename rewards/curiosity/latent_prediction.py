@@ -18,7 +18,6 @@ are compared are scaled to length 1.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from gymnasium import spaces
 from agents.base import DataSpec
 from agents.networks.base import Head
 from agents.networks.encoders import action_features, feature_size
-from agents.networks.sequence import NetworkConfig, network, require_sequence
+from agents.networks.sequence import NetworkConfig, network, own_numbers
 from agents.optimisers import chained
 from agents.recurrence import gated_recurrence
 from agents.state import fields
@@ -269,7 +268,7 @@ def latent_prediction(
     if horizon > data.length:
         raise ValueError(f"latent_prediction: horizon={horizon}: expected at most data.length={data.length}")
     actions = feature_size(spec.action_space)
-    config = replace(require_sequence(network_config, "latent_prediction"), recurrent_size=0)
+    config = own_numbers(network_config, "latent_prediction")
     head_config = NetworkConfig(hidden=(hidden_size,), activation=config.activation)
     encoder = network(spec.observation_space, {"embedding": Head(embedding_size)}, config)
     closed = gated_recurrence(embedding_size + actions, memory_size)

@@ -5,23 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-import gymnasium
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from agents.base import DataSpec
+from agents.moments import Moments, merge_moments, no_moments
 from agents.networks.base import Head
-from agents.networks.encoders import space_leaves
-from agents.networks.sequence import NetworkConfig, network, require_sequence
+from agents.networks.normaliser import observation_normaliser
+from agents.networks.sequence import NetworkConfig, network, own_numbers
 from agents.optimisers import chained
 from agents.state import fields
 from agents.statistics import masked_mean
 from envs.base import EnvironmentSpec, PyTree
 from rewards.base import RewardTransform, write_channel
 from rewards.fitting import check_fit, fit, random_minibatches, take_items
-from rewards.moments import SMALLEST_STD, Moments, discounted_sums, merge_moments, no_moments
+from rewards.moments import discounted_sums
 
 
 class RNDState(NamedTuple):
@@ -99,33 +98,13 @@ def rnd(
             "least 0"
         )
     check_fit("rnd", updates=updates, minibatches=minibatches, items=data.length * data.batch, unit="steps")
-    leaves = [leaf for _, leaf in space_leaves(spec.observation_space)]
-    boxes = [isinstance(leaf, gymnasium.spaces.Box) for leaf in leaves]
-    # Floats without bounds: a network would divide a whitened entry of an image by its largest value once more.
-    whitened_space = gymnasium.spaces.Tuple(
-        [
-            gymnasium.spaces.Box(-np.inf, np.inf, x.shape, np.float32) if box else x
-            for x, box in zip(leaves, boxes, strict=True)
-        ]
-    )
-    config = replace(require_sequence(network_config, "rnd"), recurrent_size=0)
+    normaliser = observation_normaliser(spec.observation_space, limit=limit, images=True)
+    config = own_numbers(network_config, "rnd")
     deeper = replace(config, hidden=(*config.hidden, *(embedding_size,) * predictor_layers))
     heads = {"embedding": Head(embedding_size)}
-    target = network(whitened_space, heads, config)
-    predictor = network(whitened_space, heads, deeper)
+    target = network(normaliser.space, heads, config)
+    predictor = network(normaliser.space, heads, deeper)
     optimiser = chained(optax.adam(learning_rate), flatten=flatten)
-
-    def whitened(moments, observation):
-        """The leaves of ``observation [T, B, ...]``, those of a Box whitened."""
-        remaining = iter(moments)
-        inputs = []
-        for leaf, box in zip(jax.tree.leaves(observation), boxes, strict=True):
-            if box:
-                own = next(remaining)
-                leaf = (leaf.astype(jnp.float32) - own.mean) / jnp.maximum(own.std, SMALLEST_STD)
-                leaf = jnp.clip(leaf, -limit, limit)
-            inputs.append(leaf)
-        return tuple(inputs)
 
     def errors(predictor_params, inputs, goal):
         """``[T, B]``."""
@@ -147,14 +126,14 @@ def rnd(
             target=target.init(target_key),
             scoring=params,
             optimiser=optimiser.init(params),
-            observations=tuple(no_moments(x.shape) for x, box in zip(leaves, boxes, strict=True) if box),
+            observations=normaliser.init(),
             returns=no_moments(),
             running=jnp.zeros(data.batch),
         )
 
     def apply_fn(state, trajectory, **extra):
         del extra
-        inputs = whitened(state.observations, trajectory.next_observation)
+        inputs = normaliser.normalise(state.observations, trajectory.next_observation)
         raw = errors(state.scoring, inputs, embed(state.target, inputs)) * trajectory.mask
         rewards = raw / jnp.maximum(state.returns.std, 1e-8)
         metrics = {
@@ -167,11 +146,8 @@ def rnd(
     def update_fn(state, trajectory, key, **extra):
         del extra
         mask = trajectory.mask
-        seen = [x for x, box in zip(jax.tree.leaves(trajectory.next_observation), boxes, strict=True) if box]
-        observations = tuple(
-            merge_moments(own, x.astype(jnp.float32), mask) for own, x in zip(state.observations, seen, strict=True)
-        )
-        inputs = whitened(observations, trajectory.next_observation)
+        observations = normaliser.merge(state.observations, trajectory.next_observation, mask)
+        inputs = normaliser.normalise(observations, trajectory.next_observation)
         goal = embed(state.target, inputs)
         raw = errors(state.predictor, inputs, goal) * mask
         sums = discounted_sums(raw, state.running, mask, discount)

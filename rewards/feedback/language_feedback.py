@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from agents.base import DataSpec
+from agents.moments import SMALLEST_STD, Moments, merge_moments, no_moments
 from agents.networks.characters import CharacterConfig, character_network
 from agents.observation_hash import observation_hash
 from agents.optimisers import chained
@@ -26,15 +27,11 @@ from rewards.base import Metrics, RewardTransform, write_channel
 from rewards.fitting import gradient_step
 from rewards.moments import (
     LARGEST_TABLE,
-    SMALLEST_STD,
-    Moments,
     check_episode_counts,
     counts_carried_on,
     counts_within_episodes,
     entering_counts,
     episode_starts,
-    merge_moments,
-    no_moments,
 )
 from rewards.preference.losses import outcome_cross_entropy
 

@@ -89,6 +89,7 @@ def implicit_prm(
     data: DataSpec,
     network_config: NetworkBuilder = NetworkConfig(),  # noqa: B008  (frozen)
     continuous: str = "gaussian",
+    initial_std: float | jax.Array = 1.0,
     form: str = "policy",
     reference: str = "rolling",
     loss: str = "preference",
@@ -190,14 +191,15 @@ def implicit_prm(
     # A weight that is always 1 is not written: it would demand an entry of this name.
     weighs = calibrated or isinstance(fading, jax.core.Tracer) or fading != 0
 
-    distribution = distribution_for(spec.action_space, continuous=continuous)
+    distribution = distribution_for(spec.action_space, continuous=continuous, initial_std=initial_std)
     # A residual starts at exactly 0; a policy starts as every policy does.
     head = Head(distribution.num_parameters, scale=0.01, num_free=distribution.num_free)
     if form != "policy":
         head = Head(distribution.num_parameters, scale=0.0)
     model = network_config(spec.observation_space, {"policy": head})
     optimiser = optax.chain(
-        optax.clip_by_global_norm(max_gradient_norm), optax.adamw(learning_rate, weight_decay=weight_decay)
+        optax.clip_by_global_norm(max_gradient_norm),
+        optax.adamw(learning_rate, weight_decay=weight_decay, mask=model.learned),
     )
 
     def outputs(params, rollouts):
@@ -341,8 +343,12 @@ def implicit_prm(
 
         keys = jax.random.split(key, updates)
         fitted = fit(loss_fn, optimiser, state.params, state.optimiser, keys, minibatch)
+        params = fitted.params
+        if reference == "rolling":
+            # Beside a frozen reference the model keeps its statistics, too: the ratio of both is to start at 1.
+            params = model.observe(params, fresh.observation, fresh.mask)
         new_state = ImplicitPRMState(
-            params=fitted.params,
+            params=params,
             scoring=state.params if score == "before" else (),
             reference=state.reference,
             optimiser=fitted.optimiser,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 
 from agents.base import DataSpec
 from agents.channels import read_channel
+from agents.moments import SMALLEST_STD, Moments, merge_moments, no_moments
+from agents.state import fields
 from agents.statistics import from_groups, to_groups
 from envs.base import Trajectory
 from rewards.base import RewardTransform, stateless, write_channel
-from rewards.moments import merge_moments, no_moments
+from rewards.moments import discounted_sums, episode_starts
 
 
 def scale(channel: str = "env", *, factor: float) -> RewardTransform:
@@ -84,6 +89,69 @@ def normalise(
         return merge_moments(state, read_channel(trajectory, channel, "normalise"), trajectory.mask), {}
 
     return RewardTransform(init_fn, apply_fn, update_fn)
+
+
+class ReturnScaleState(NamedTuple):
+    """State of ``normalise_by_return``.
+
+    Attributes:
+      returns: moments of the discounted return up to every step seen.
+      running: that return of each environment up to its last step, ``[B]``.
+    """
+
+    returns: Moments
+    running: jax.Array
+
+
+def normalise_by_return(
+    channel: str = "env",
+    *,
+    data: DataSpec,
+    discount: float = 0.99,
+    minimum_std: float = SMALLEST_STD,
+    limit: float | None = 10.0,
+) -> RewardTransform:
+    """Divides a channel by the running standard deviation of its discounted return.
+
+        r   <- clip(r / max(std(R), minimum_std), -limit, limit)
+        R_t = discount * R_{t-1} + r_t, from 0 in every episode
+
+    ``std`` is that of all ``R_t`` of valid steps seen so far, merged batch by batch (Chan, Golub and LeVeque, 1979). It
+    is the reward scaling of the PPO implementations (Engstrom et al., 2020, "Implementation matters in deep policy
+    gradients", section 3), which brings the critic's targets to about unit size whatever the rewards are; the sign of a
+    reward stays. ``normalise`` divides by the standard deviation of single rewards instead, after which returns are
+    larger the longer episodes are.
+
+    Args:
+      channel: the channel that is rewritten, ``[T, B]``.
+      data: the rollouts, ``[T, B]`` per update.
+      discount: of the return, per step; best that of the credit.
+      minimum_std: keeps a channel that is nearly 0 everywhere from being scaled up to unit size.
+      limit: the largest absolute value of a reward after the division; ``None`` for no limit.
+
+    Raises:
+      ValueError: when applied, if the trajectory has no such channel.
+    """
+
+    def init_fn(key, **extra):
+        del key, extra
+        return ReturnScaleState(no_moments(), jnp.zeros(data.batch))
+
+    def apply_fn(state, trajectory, **extra):
+        del extra
+        std = jnp.maximum(state.returns.std, minimum_std)
+        value = read_channel(trajectory, channel, "normalise_by_return") / std * trajectory.mask
+        if limit is not None:
+            value = jnp.clip(value, -limit, limit)
+        return write_channel(trajectory, channel, value), {"return_std": state.returns.std}
+
+    def update_fn(state, trajectory, key, **extra):
+        del key, extra
+        rewards = read_channel(trajectory, channel, "normalise_by_return")
+        sums = discounted_sums(rewards, state.running, trajectory.mask, discount, episode_starts(trajectory))
+        return ReturnScaleState(merge_moments(state.returns, sums, trajectory.mask), sums[-1]), {}
+
+    return RewardTransform(init_fn, apply_fn, update_fn, remembered=fields("running"))
 
 
 def group_filter(

@@ -229,6 +229,25 @@ def test_a_component_without_room_is_constant(continuous):
     assert jnp.all(jnp.isfinite(gradient))
 
 
+@pytest.mark.parametrize(
+    ("continuous", "free"), [("gaussian", 2), ("state_dependent_gaussian", 0), ("tanh_gaussian", 0)]
+)
+def test_a_gaussian_starts_with_the_deviation_that_it_is_given(continuous, free):
+    space = spaces.Box(-1, 1, (2,), np.float32)
+    plain, made = (distribution_for(space, continuous=continuous, initial_std=std) for std in (1.0, 0.25))
+    assert (made.num_parameters, made.num_free) == (4, free)
+    start, moved = jnp.array([0.5, -0.5, 0.0, 0.0]), jnp.array([0.5, -0.5, np.log(0.25), np.log(0.25)])
+    action = plain.sample(KEY, moved)
+    np.testing.assert_allclose(made.sample(KEY, start), action, rtol=1e-6)
+    np.testing.assert_allclose(made.mode(start), plain.mode(moved), rtol=1e-6)
+    np.testing.assert_allclose(made.log_prob(start, action), plain.log_prob(moved, action), rtol=1e-5)
+    np.testing.assert_allclose(made.entropy(start), plain.entropy(moved), rtol=1e-5)
+    # Other actions have no deviation to start with.
+    assert distribution_for(spaces.Discrete(3), initial_std=0.25).num_parameters == 3
+    traced = jax.jit(lambda std: distribution_for(space, continuous=continuous, initial_std=std).entropy(start))
+    np.testing.assert_allclose(traced(0.25), made.entropy(start), rtol=1e-6)
+
+
 def test_a_part_of_a_joint_may_have_a_constant_component():
     box = spaces.Box(np.array([0, -1], np.float32), np.array([0, 1], np.float32))
     joint = distribution_for(spaces.Dict(arm=box, grip=spaces.Discrete(3)))
@@ -260,7 +279,7 @@ def test_a_refusal_names_the_nearest_space(space, nearest):
 
 
 def test_an_unknown_continuous_distribution_is_refused():
-    with pytest.raises(ValueError, match=r"unknown continuous 'beta', did you mean .*known: gaussian, tanh_gaussian"):
+    with pytest.raises(ValueError, match=r"unknown continuous 'beta', did you mean .*known: gaussian, state_\w+"):
         distribution_for(spaces.Discrete(2), continuous="beta")
 
 

@@ -13,7 +13,7 @@ from agents.base import DataSpec
 from agents.credit import Credit, Entry
 from agents.estimators import ESTIMATORS
 from agents.networks.sequence import NetworkConfig
-from agents.optimisers import chained, gradient_norm
+from agents.optimisers import chained, gradient_norm, learning_rate_schedule
 from agents.policy_gradient import policy_gradient
 from agents.value_based import value_based
 from envs.base import EnvironmentSpec
@@ -88,3 +88,29 @@ def test_what_learns_has_moments_by_leaf_where_it_is_asked_to(state):
     for vector, leaves in zip(flat, by_leaf, strict=True):
         shapes = jax.tree.leaves(leaves, is_leaf=lambda node: isinstance(node, tuple) and not hasattr(node, "_fields"))
         assert vector == (sum(map(np.prod, shapes)),) and len(shapes) > 1
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("constant", 0.2, [0, 1, 2, 2, 2]),
+        ("linear", 0.0, [2, 1.8, 1.6, 1.2, 0]),
+        ("linear", 0.2, [0, 1, 2, 1.5, 0]),
+        ("cosine", 0.2, [0, 1, 2, 1 + np.cos(np.pi / 4), 0]),
+        ("exponential", 0.0, [2, 2 * 0.01**0.1, 2 * 0.01**0.2, 2 * 0.01**0.4, 0.02]),
+    ],
+)
+def test_schedules_by_hand(schedule, warmup, expected):
+    made = learning_rate_schedule(2.0, schedule=schedule, warmup=warmup, optimiser_steps=10)
+    np.testing.assert_allclose([made(step) for step in (0, 1, 2, 4, 10)], expected, rtol=1e-5, atol=1e-7)
+
+    def traced(rate, warmup):
+        return learning_rate_schedule(rate, schedule=schedule, warmup=warmup, optimiser_steps=10)(4)
+
+    np.testing.assert_allclose(jax.jit(traced)(2.0, warmup), expected[3], rtol=1e-5)
+
+
+def test_a_rate_without_a_schedule_stays_a_number_and_unknown_schedules_are_refused():
+    assert learning_rate_schedule(0.1, optimiser_steps=10) == 0.1
+    with pytest.raises(ValueError, match=r"'liner', did you mean 'linear'"):
+        learning_rate_schedule(0.1, schedule="liner", optimiser_steps=10)

@@ -7,25 +7,10 @@ from rewards.moments import (
     discounted_sums,
     episode_starts,
     fading_deviation,
-    merge_moments,
     no_fading,
-    no_moments,
     prioritised,
     update_fading,
 )
-
-
-def test_merged_moments_equal_those_of_all_valid_entries():
-    rng = np.random.default_rng(0)
-    moments, seen = no_moments((2, 3)), []
-    for _ in range(3):
-        values, mask = rng.normal(5.0, 2.0, (4, 5, 2, 3)).astype(np.float32), rng.random((4, 5)) < 0.6
-        moments = merge_moments(moments, jnp.asarray(np.where(mask[..., None, None], values, 1e6)), jnp.asarray(mask))
-        seen.append(values[mask])
-    seen = np.concatenate(seen)
-    assert moments.count == len(seen)
-    np.testing.assert_allclose(moments.mean, seen.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(moments.std, seen.std(0), rtol=1e-4)
 
 
 def test_a_fading_average_forgets_and_starts_without_bias():

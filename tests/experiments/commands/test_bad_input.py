@@ -117,7 +117,9 @@ MISTAKES = {
     "a word for a number": ([SOKOBAN, "--config.agent.epochs=two"], ["agent.epochs", "'two'", "an integer"]),
     "a fraction": ([SOKOBAN, "--config.data.batch=0.5"], ["data.batch", "'0.5'", "an integer"]),
     "a number that is none": ([SOKOBAN, "--config.agent.clip=nan"], ["agent.clip", "a finite number"]),
-    "a truth value": ([SOKOBAN, "--config.agent.anneal=1"], ["agent.anneal", "true or false"]),
+    "a truth value": ([SOKOBAN, "--config.agent.shared_critic=1"], ["agent.shared_critic", "true or false"]),
+    "a schedule": ([SOKOBAN, "--config.agent.schedule=liner"], ["schedule", "'liner'", "did you mean 'linear'"]),
+    "a warm-up longer than the run": ([SOKOBAN, "--config.agent.warmup=1.0"], ["agent.warmup", "1.0"]),
     "groups": (
         [SOKOBAN, "--config.data.batch=21", "--config.data.group_size=8"],
         ["batch=21", "group_size=8", "the nearest batch that is: 24"],

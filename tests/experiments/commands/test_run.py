@@ -23,7 +23,7 @@ OVERRIDES = [
     "--config.data.length=8",
     "--config.data.batch=4",
     "--config.network.hidden=4",
-    "--config.agent.anneal=false",
+    "--config.agent.schedule=constant",
     "--config.agent.epochs=1",
     "--config.agent.minibatches=1",
     "--config.evaluators.episodes.count=2",
@@ -32,7 +32,7 @@ OVERRIDES = [
 ARGUMENTS = ["ppo_cartpole:smoke", *OVERRIDES, "--seeds=2", "--first-seed=3"]
 # The keys in alphabetical order, the values as the configuration holds them.
 VARIANT = (
-    "smoke+agent.anneal=False+agent.epochs=1+agent.minibatches=1+data.batch=4+data.length=8"
+    "smoke+agent.epochs=1+agent.minibatches=1+agent.schedule=constant+data.batch=4+data.length=8"
     "+evaluators.episodes.count=2+evaluators.episodes.cut=10+network.hidden=(4,)"
 )
 
@@ -115,7 +115,7 @@ def test_the_configuration_and_the_environment_are_on_the_disk(trained):
     config = registry.apply_overrides(loaded.config, registry.parse_overrides(OVERRIDES))
     described = read_json(folder / run_folders.CONFIG_FILE)
     assert described["config"] == registry.to_json_dict(config)
-    assert described["config"]["network"]["hidden"] == [4] and described["config"]["agent"]["anneal"] is False
+    assert described["config"]["network"]["hidden"] == [4] and described["config"]["agent"]["schedule"] == "constant"
     assert described["members"] == [{"seed": seed, "variant": VARIANT, "values": {}} for seed in (3, 4)]
     environment = read_json(folder / run_folders.ENVIRONMENT_FILE)
     assert environment.keys() >= {"commit", "dirty", "versions", "device", "platform", "command", "started"}

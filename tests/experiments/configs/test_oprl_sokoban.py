@@ -34,8 +34,9 @@ def test_random_actions_solve_1_to_2_percent_of_hard_rooms():
 
     def successes(key):
         length = config.data.length
-        played = episodes(environment, at_random, key, length=length, batch=batch, group_size=1, initial_carry=())
+        # A room costs more than to play in it.
+        played = episodes(environment, at_random, key, length=length, batch=batch, group_size=8, initial_carry=())
         return played.rewards["env"].sum(0)
 
-    # The standard error is 0.0013.
+    # The standard error is about 0.002.
     assert 0.01 < np.mean(jax.jit(successes)(jax.random.key(0))) < 0.02

@@ -32,7 +32,7 @@ def trained(config, members, folder):
 def recurrent():
     config = registry.load("ppo_cartpole:native,recurrent,smoke").config.copy_and_resolve_references().unlock()
     config.network.update({"hidden": (4,), "recurrent_size": 4})
-    config.agent.update({"anneal": False, "epochs": 1, "minibatches": 1})
+    config.agent.update({"schedule": "constant", "epochs": 1, "minibatches": 1})
     config.data.update({"length": 4, "batch": 4})
     config.evaluators.episodes.update({"count": 2, "cut": 8})
     return config
@@ -41,7 +41,7 @@ def recurrent():
 def on_the_host():
     config = registry.load("ppo_cartpole:smoke").config.copy_and_resolve_references().unlock()
     config.network.hidden = (4,)
-    config.agent.update({"anneal": False, "epochs": 1, "minibatches": 1})
+    config.agent.update({"schedule": "constant", "epochs": 1, "minibatches": 1})
     config.data.update({"length": 12, "batch": 4})
     config.evaluators.episodes.update({"count": 2, "cut": 8})
     return config
@@ -72,7 +72,9 @@ def a_jax_host():
 
 def normalised():
     config = corridor.with_critic()
+    config.network.normalise_observations = True
     config.rewards.scaled = {"kind": "normalise"}
+    config.rewards.scaled_by_return = {"kind": "normalise_by_return", "discount": 0.9}
     return config
 
 
@@ -98,7 +100,7 @@ def montezuma():
     config = registry.load("curiosity_montezuma:rnd,smoke").config.copy_and_resolve_references().unlock()
     config.network.update({"channels": (2, 2), "strides": (4, 2), "hidden": (4,)})
     config.rewards.curiosity.update({"embedding_size": 4, "minibatches": 1, "updates": 1})
-    config.agent.update({"anneal": False, "epochs": 1, "minibatches": 1})
+    config.agent.update({"schedule": "constant", "epochs": 1, "minibatches": 1})
     config.environment.time_limit = 10
     config.data.update({"length": 6, "batch": 2})
     config.evaluators.episodes.update({"count": 1, "cut": 4})
@@ -117,7 +119,7 @@ CURIOSITIES = {
 }
 RUNS = {
     "without a critic, two seeds": (corridor.without_critic, (0, 1)),
-    "critic, normalised reward": (normalised, (0,)),
+    "critic, normalised observations and rewards": (normalised, (0,)),
     "recurrent": (recurrent, (0,)),
     "policy form, frozen, scored before": (
         lambda: corridor.process(form="policy", reference="frozen", score="before"),
@@ -249,9 +251,10 @@ def test_members_are_cut_into_programs_once(tmp_path):
     assert seeds([7], fresh=True) == [[7]]
 
 
-def test_an_annealed_run_cannot_be_prolonged(tmp_path):
+@pytest.mark.parametrize(("key", "value"), [("schedule", "linear"), ("warmup", 0.5)])
+def test_a_run_with_a_schedule_cannot_be_prolonged(tmp_path, key, value):
     config = corridor.without_critic()
-    config.agent.anneal = True
+    config.agent[key] = value
     train.prepare_folder(tmp_path / "run", config, corridor.members())
     config.iterations = 8
     with pytest.raises(UserError, match=r"iterations: 4 against 8.*--fresh"):

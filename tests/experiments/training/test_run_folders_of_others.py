@@ -62,7 +62,7 @@ def counting():
     config = registry.load("ppo_cartpole:smoke").config.copy_and_resolve_references().unlock()
     config.environment.environment_id = "SagaxCounting-v0"
     config.network.hidden = (4,)
-    config.agent.update({"anneal": False, "epochs": 1, "minibatches": 1})
+    config.agent.update({"schedule": "constant", "epochs": 1, "minibatches": 1})
     config.data.update({"length": 3, "batch": 2})
     config.evaluators.episodes.count = 2
     config.evaluate_every = 1

@@ -9,11 +9,11 @@ import pytest
 from gymnasium import spaces
 
 from agents.base import DataSpec
+from agents.moments import merge_moments, no_moments
 from agents.networks.base import Head
 from agents.networks.sequence import NetworkConfig, network
 from envs.base import EnvironmentSpec
 from rewards.curiosity.rnd import rnd
-from rewards.moments import merge_moments, no_moments
 from tests.rewards.contract import KEY, arrays, assert_same, jit, obeys_the_contract, random_trajectory, started
 
 SPEC = EnvironmentSpec(spaces.Box(-np.inf, np.inf, (3,), np.float32), spaces.Discrete(2))

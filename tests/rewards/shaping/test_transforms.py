@@ -1,4 +1,4 @@
-"""Scale, clip, normalise and the group filter, compared with numpy."""
+"""Scale, clip, both normalisations and the group filter, compared with numpy."""
 
 import jax
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 
 from agents.base import DataSpec
 from rewards.base import chain
-from rewards.shaping.transforms import clip, group_filter, normalise, scale
+from rewards.shaping.transforms import clip, group_filter, normalise, normalise_by_return, scale
 
 KEY = jax.random.key(0)
 
@@ -85,9 +85,49 @@ def test_normalise_learns_from_what_earlier_transforms_wrote(make_trajectory):
     np.testing.assert_allclose(apply(whole, trajectory, state), [[1.0, 3.0]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("transform", [scale("envy", factor=1.0), clip("envy"), normalise("envy")])
+def test_rewards_are_divided_by_the_deviation_of_their_discounted_return(make_trajectory):
+    data, rng = DataSpec("unroll", 6, 3), np.random.default_rng(1)
+    transform = normalise_by_return(data=data, discount=0.8, limit=None)
+    update = jax.jit(transform.update)
+    state, running, seen = transform.init(KEY), np.zeros(3), []
+    for _ in range(3):
+        rewards, mask = rng.normal(5.0, 3.0, (6, 3)).astype(np.float32), rng.random((6, 3)) < 0.8
+        starts = rng.random((6, 3)) < 0.3
+        trajectory = make_trajectory(mask, env=rewards)
+        trajectory = trajectory._replace(extras={"episode_start": starts})
+        state, _ = update(state, trajectory, KEY)
+        for reward, valid, start in zip(rewards, mask, starts, strict=True):
+            running = np.where(valid, 0.8 * np.where(start, 0.0, running) + reward, running)
+            seen.append(running[valid])
+        std = np.concatenate(seen).std()
+        np.testing.assert_allclose(apply(transform, trajectory, state), np.where(mask, rewards / std, 0), rtol=1e-4)
+    np.testing.assert_allclose(state.running, running, rtol=1e-5)
+    np.testing.assert_allclose(transform.apply(state, trajectory)[1]["return_std"], std, rtol=1e-4)
+
+
+def test_rewards_divided_by_a_return_are_limited_and_by_at_least_the_minimum(make_trajectory):
+    data = DataSpec("unroll", 1, 4)
+    trajectory = make_trajectory(env=[[0.0, 0.0, 0.0, 100.0]])
+    tight = normalise_by_return(data=data, limit=1.5)
+    state, _ = tight.update(tight.init(KEY), trajectory, KEY)
+    np.testing.assert_allclose(apply(tight, trajectory, state), [[0, 0, 0, 1.5]])
+    constant = make_trajectory(env=[[2e-3, 2e-3, 2e-3, 2e-3]])
+    floored = normalise_by_return(data=data, minimum_std=0.1)
+    state, _ = floored.update(floored.init(KEY), constant, KEY)
+    np.testing.assert_allclose(apply(floored, constant, state), [[0.02] * 4], rtol=1e-5)
+
+
+LOST = [
+    scale("envy", factor=1.0),
+    clip("envy"),
+    normalise("envy"),
+    normalise_by_return("envy", data=DataSpec("unroll", 1, 1)),
+]
+
+
+@pytest.mark.parametrize("transform", LOST)
 def test_a_missing_channel_is_refused_with_the_known_ones(make_trajectory, transform):
-    with pytest.raises(ValueError, match=r"unknown reward channel 'envy' in (scale|clip|normalise).*'env'"):
+    with pytest.raises(ValueError, match=r"unknown reward channel 'envy' in (scale|clip|normalise\w*).*'env'"):
         transform.apply(transform.init(KEY), make_trajectory(other=[[1.0]], env=[[1.0]]))
 
 

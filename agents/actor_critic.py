@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 
+from agents.action_masks import action_mask_of, masked_logits
 from agents.distributions import Distribution, distribution_for
 from agents.networks.base import Head, Network, NetworkBuilder
 from envs.base import EnvironmentSpec, PyTree
@@ -69,6 +70,9 @@ def actor_critic(
 ) -> ActorCritic:
     """Builds a policy and one value head for each name in ``critics``.
 
+    Where observations have an ``action_mask``, the policy gives actions that it rules out a probability of 0, see
+    ``agents.action_masks``.
+
     Args:
       spec: the environment.
       policy_config, critic_config: what builds the two networks; the second is not used where ``shared``.
@@ -78,6 +82,7 @@ def actor_critic(
 
     Raises:
       UnsupportedSpaceError: an action or observation space that is not supported.
+      ValueError: an ``action_mask`` that does not fit the actions.
     """
     heads = critics if shared else ()
     policy, distribution = policy_network(
@@ -86,6 +91,7 @@ def actor_critic(
     critic = None
     if critics and not shared:
         critic = critic_config(spec.observation_space, {name: Head(1) for name in critics})
+    allowed = action_mask_of(spec)
 
     def init_fn(key):
         policy_key, critic_key = jax.random.split(key)
@@ -101,7 +107,10 @@ def actor_critic(
             value_outputs, critic_carry = critic.apply(params["critic"], observation, critic_carry, episode_start)
             outputs = outputs | value_outputs
         values = {name: outputs[name][..., 0] for name in critics}
-        return outputs["policy"], values, {"policy": policy_carry, "critic": critic_carry}
+        parameters = outputs["policy"]
+        if allowed is not None:
+            parameters = masked_logits(parameters, allowed(observation))
+        return parameters, values, {"policy": policy_carry, "critic": critic_carry}
 
     def observe(params, observation, mask):
         policy_params = policy.observe(params["policy"], observation, mask)

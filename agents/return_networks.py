@@ -206,9 +206,14 @@ def utilities(
     return functional.value(particles, distribution.weights)
 
 
-def best_actions(utility: jax.Array) -> jax.Array:
-    """The uniform policy over the best actions, utilities ``[B, A]`` to probabilities ``[B, A]``; see
-    ``TIE_TOLERANCE``."""
+def best_actions(utility: jax.Array, allowed: jax.Array | None = None) -> jax.Array:
+    """The uniform policy over the best of the ``allowed`` actions, utilities ``[B, A]`` to probabilities ``[B, A]``;
+    see ``TIE_TOLERANCE``."""
+    if allowed is not None:
+        # The lowest utility that there is, and not -inf: the scale of the ties stays finite.
+        lowest = jnp.min(utility, axis=-1, keepdims=True)
+        utility = jnp.where(allowed, utility, lowest)
     scale = jnp.max(jnp.abs(utility), axis=-1, keepdims=True)
     tied = utility >= jnp.max(utility, axis=-1, keepdims=True) - TIE_TOLERANCE * scale
+    tied = tied if allowed is None else tied & allowed
     return tied / jnp.sum(tied, axis=-1, keepdims=True)

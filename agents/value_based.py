@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from agents.action_masks import action_mask_of
 from agents.base import Agent, DataSpec
 from agents.channels import channel_weights, credit_weights, read_channel
 from agents.functionals import Functional, require
@@ -184,6 +185,7 @@ def value_based(
         optimiser=chained(*steps, optax.adam(learning_rate, eps=adam_epsilon), flatten=flatten),
         flatten=flatten,
         actions=int(spec.action_space.n),
+        allowed=action_mask_of(spec),
         channels=channel_weights(channels),
         functional=functional,
         return_scale=return_scale,
@@ -220,7 +222,10 @@ def value_based(
         del carry
         best = greedy_policy(rule, returns.apply(params["online"], observation), observation)
         epsilon = 0.0 if greedy else epsilon_at(params["steps"])
-        return (1 - epsilon) * best + epsilon / rule.actions
+        if rule.allowed is None:
+            return (1 - epsilon) * best + epsilon / rule.actions
+        allowed = rule.allowed(observation)
+        return (1 - epsilon) * best + epsilon * allowed / jnp.sum(allowed, axis=-1, keepdims=True)
 
     def return_distribution(params, observation):
         distribution = returns.distribution(returns.apply(params["online"], observation))
@@ -282,6 +287,7 @@ class LearningRule(NamedTuple):
       returns: the network.
       optimiser, flatten: of its parameters; see ``agents.optimisers``.
       actions: how many there are.
+      allowed: which of them an observation allows, see ``agents.action_masks``; ``None`` for all.
       channels: weight by reward channel.
       functional, return_scale, use_stock: of the greedy policy.
       start_stocks: the space from which ``stock_edits`` draw, or ``None``.
@@ -293,6 +299,7 @@ class LearningRule(NamedTuple):
     optimiser: optax.GradientTransformation
     flatten: bool
     actions: int
+    allowed: Callable[[Observation], jax.Array] | None
     channels: Mapping[str, float]
     functional: Functional | None
     return_scale: float | jax.Array
@@ -327,7 +334,8 @@ def greedy_policy(rule: LearningRule, outputs: jax.Array, observation: Observati
     """Uniform over the actions that are best by the network's ``outputs [B, A, N]``; ``[B, A]``."""
     distribution = rule.returns.distribution(outputs)
     scale, use_stock = rule.return_scale, rule.use_stock
-    return best_actions(utilities(distribution, observation, rule.functional, return_scale=scale, use_stock=use_stock))
+    utility = utilities(distribution, observation, rule.functional, return_scale=scale, use_stock=use_stock)
+    return best_actions(utility, None if rule.allowed is None else rule.allowed(observation))
 
 
 def target_of(

@@ -189,5 +189,9 @@ class NonFiniteEnvironmentError(FloatingPointError):
     """An environment returned NaN or infinity."""
 
 
+# The entry of a Dict observation that says which of the Discrete actions are allowed, see ``agents.action_masks``.
+ACTION_MASK = "action_mask"
+
+
 class ObservationRangeError(ValueError):
     """An environment returned an observation outside of its space, or too large for 32 bits."""

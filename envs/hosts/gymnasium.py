@@ -18,7 +18,7 @@ import numpy as np
 from gymnasium.utils import EzPickle
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from envs.base import Action, Array, EnvironmentSpec, Observation, ObservationRangeError, PyTree, TimeStep
+from envs.base import ACTION_MASK, Action, Array, EnvironmentSpec, Observation, ObservationRangeError, PyTree, TimeStep
 from envs.choices import nearest
 from envs.snapshots import Snapshot, SnapshotError
 from envs.spaces import (
@@ -37,7 +37,8 @@ _EXTRAS = {"ALE/": "atari", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}
 
 
 class _Report(gymnasium.Wrapper):
-    """Keeps only the requested entries of ``info``, as floats, and copies observations if asked to.
+    """Keeps only the requested entries of ``info``, as floats, makes one number of a vector of rewards, and copies
+    observations if asked to.
 
     gymnasium stacks every entry of every environment's ``info`` in Python, with the type of the first environment's
     entry. That is slow where there are many, and a cost of 0.5 beside an integer 0 would be stored as 0.
@@ -46,11 +47,13 @@ class _Report(gymnasium.Wrapper):
       env: one environment.
       keys: from an entry of ``info`` to the name under which it is reported.
       own: whether to return copies of the observations, made by ``_owned``.
+      objectives: weights of the rewards by the name under which each is reported; empty for a reward of one number.
     """
 
-    def __init__(self, env: gymnasium.Env, keys: Sequence[tuple[str, str]], own: bool):
+    def __init__(self, env: gymnasium.Env, keys: Sequence[tuple[str, str]], own: bool, objectives: Mapping[str, float]):
         super().__init__(env)
         self._keys, self._own = tuple(keys), own
+        self._objectives, self._weights = tuple(objectives), np.asarray([*objectives.values()], np.float64)
 
     def reset(self, *, seed=None, options=None):
         observation, _ = self.env.reset(seed=seed, options=options)
@@ -59,6 +62,9 @@ class _Report(gymnasium.Wrapper):
     def step(self, action):
         observation, reward, terminated, truncated, info = self.env.step(action)
         reported = {name: float(info.get(key, 0.0)) for key, name in self._keys} if self._keys else {}
+        if self._objectives:
+            reported |= {name: float(value) for name, value in zip(self._objectives, reward, strict=True)}
+            reward = float(self._weights @ reward)
         observation = _owned(self.observation_space, observation) if self._own else observation
         return observation, reward, terminated, truncated, reported
 
@@ -201,10 +207,14 @@ class GymnasiumHost:
         environment; an environment that reports either only at the end of an episode needs
         ``info_keys={"success": "success"}``.
       cost_keys: from an entry of the environment's ``info`` to its name in ``TimeStep.costs``.
+      objectives: for an environment whose reward is a vector, as in MO-Gymnasium: the names of its entries in
+        ``TimeStep.objectives``, in order, and how much each counts in the reward ``env``, which is their weighted sum.
+        ``None`` names them ``0``, ``1``, ... with a weight of 1 each.
       finite: whether to refuse NaN and infinity in observations, rewards and costs.
 
     Raises:
-      ValueError: the identifier is unknown, ``num_envs`` is below 1, or the environment does not report a cost.
+      ValueError: the identifier is unknown, ``num_envs`` is below 1, a wrapper refuses the environment, or the
+        environment does not report a cost, or another number of objectives.
       ImportError: a package that the environment needs is missing.
       UnsupportedSpaceError: a space has a part that is not an array of fixed shape.
     """
@@ -219,6 +229,7 @@ class GymnasiumHost:
         wrappers: Sequence[Callable[[gymnasium.Env], gymnasium.Env]] = (),
         info_keys: Mapping[str, str] | None = None,
         cost_keys: Mapping[str, str] | None = None,
+        objectives: Mapping[str, float] | None = None,
         finite: bool = True,
     ):
         if num_envs < 1:
@@ -228,7 +239,8 @@ class GymnasiumHost:
         try:
             validate_supported(trial.observation_space, "observation")
             validate_supported(trial.action_space, "action")
-            observation, info = _trial_step(trial)
+            observation, reward, info = _trial_step(trial)
+            objectives = _objectives(environment_id, reward, objectives)
             for key in cost_keys:
                 if key not in info:
                     raise ValueError(f"{environment_id} reports no cost {key!r} in info{nearest(key, info)}")
@@ -239,6 +251,7 @@ class GymnasiumHost:
                 action_space=trial.action_space,
                 max_episode_steps=None if trial.spec is None else trial.spec.max_episode_steps,
                 costs=tuple(cost_keys.values()),
+                objectives=tuple(objectives),
                 info=tuple(info_keys.values()),
             )
         finally:
@@ -246,10 +259,12 @@ class GymnasiumHost:
         # Environments in other processes do not pass through _SyncVectorEnv, so they copy every observation themselves.
         own = asynchronous or _may_wrap(self._spec.observation_space, observation)
         keys = [(key, f"cost/{name}") for key, name in cost_keys.items()] + list(info_keys.items())
+        weights = {f"objective/{name}": float(weight) for name, weight in objectives.items()}
 
         def make_one() -> gymnasium.Env:
             environment = _make(environment_id, make_kwargs, wrappers)
-            return _Report(environment, keys, own) if keys or info or own else environment
+            reports = keys or info or own or weights
+            return _Report(environment, keys, own, weights) if reports else environment
 
         self._id, self._num_envs, self._finite = environment_id, num_envs, finite
         self._narrow = must_be_narrowed(self._spec.observation_space)
@@ -308,10 +323,15 @@ class GymnasiumHost:
         else:
             final_observation = observation = self._narrowed(observation)
         costs: dict[str, Array] = {name: self._reported(info, f"cost/{name}") for name in self._spec.costs}
+        objectives: dict[str, Array] = {
+            name: self._reported(info, f"objective/{name}") for name in self._spec.objectives
+        }
         if self._finite:
             check_finite(self._id, self._steps, observation=observation, reward=reward)
             if costs:
                 check_finite(self._id, self._steps, cost=costs)
+            if objectives:
+                check_finite(self._id, self._steps, objective=objectives)
             if final_observation is not observation:
                 check_finite(self._id, self._steps, final_observation=final_observation)
         self._observation = observation
@@ -319,7 +339,7 @@ class GymnasiumHost:
             observation=observation,
             reward=reward,
             costs=costs,
-            objectives={},
+            objectives=objectives,
             terminated=terminated,
             truncated=truncated,
             final_observation=final_observation,
@@ -388,12 +408,37 @@ class GymnasiumHost:
         self._vector.close()
 
 
-def _trial_step(trial: gymnasium.Env) -> tuple[Observation, dict[str, Any]]:
-    """The observation and the ``info`` of an environment's first step."""
-    trial.reset(seed=0)
+def _objectives(environment_id: str, reward: Any, weights: Mapping[str, float] | None) -> dict[str, float]:
+    """The weights of the entries of ``reward`` by their names; ``{}`` for a reward of one number.
+
+    Raises:
+      ValueError: weights for a reward of one number, or of another number of entries; a reward that is no vector.
+    """
+    shape = np.shape(reward)
+    if shape == () and not weights:
+        return {}
+    if len(shape) != 1:
+        raise ValueError(f"{environment_id}: the reward has the shape {list(shape)}, expected a number, or a vector")
+    if weights is None:
+        return {str(index): 1.0 for index in range(shape[0])}
+    if len(weights) != shape[0]:
+        raise ValueError(
+            f"{environment_id}: objectives={dict(weights)}: the reward has {shape[0]} entries, expected one name each"
+        )
+    return dict(weights)
+
+
+def _trial_step(trial: gymnasium.Env) -> tuple[Observation, Any, dict[str, Any]]:
+    """The observation, the reward and the ``info`` of an environment's first step."""
+    observation, _ = trial.reset(seed=0)
     trial.action_space.seed(0)
-    observation, _, _, _, info = trial.step(trial.action_space.sample())
-    return observation, info
+    allowed = None
+    if isinstance(observation, dict) and ACTION_MASK in observation:
+        mask = np.asarray(observation[ACTION_MASK]) > 0
+        fits = isinstance(trial.action_space, gymnasium.spaces.Discrete) and mask.shape == (trial.action_space.n,)
+        allowed = mask.astype(np.int8) if fits else None
+    observation, reward, _, _, info = trial.step(trial.action_space.sample(mask=allowed))
+    return observation, reward, info
 
 
 def _may_wrap(space: gymnasium.Space, observation: Observation) -> bool:

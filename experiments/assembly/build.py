@@ -33,12 +33,13 @@ from agents.networks.sequence import NetworkConfig
 from agents.optimisers import SCHEDULE_KEYS, learning_rate_schedule
 from envs.base import Environment, EnvironmentSpec, VectorHost
 from envs.catalogue import ENVIRONMENTS
+from envs.hosts.wrappers import WRAPPERS, wrapper
 from envs.keys import seed_key
 from envs.stock import StockAugmented, StockHost
 from envs.wrappers import TimeLimit, demonstrator
 from experiments.annotation.catalogue import ANNOTATORS
 from experiments.annotation.service import AnnotationService
-from experiments.assembly.factories import call
+from experiments.assembly.factories import call, require_accepted
 from experiments.assembly.kinds import resolve
 from experiments.assembly.overrides import LARGEST_INTEGER
 from experiments.assembly.sections import ANNOTATION_KEYS, is_host
@@ -92,6 +93,8 @@ def build_environment(config: ConfigDict) -> EnvironmentSource:
     arguments = _plain(config.environment)
     factory = resolve(arguments.pop("kind", None), ENVIRONMENTS, "environment kind").factory
     stock = arguments.pop("stock", None)
+    if "wrappers" in arguments:
+        arguments["wrappers"] = _wrappers(arguments["wrappers"] or {})
     if stock is not None:
         # One number in two places would be two numbers one day: the stock grows by the agent's discount.
         stock = dict(stock) | {"discount": config.agent.discount}
@@ -109,6 +112,17 @@ def build_environment(config: ConfigDict) -> EnvironmentSource:
     spec = probe.spec
     probe.close()
     return EnvironmentSource(spec, None, make)
+
+
+def _wrappers(sections: Mapping[str, Mapping[str, Any]]) -> tuple[Callable[..., gymnasium.Env], ...]:
+    """What wraps each environment of a host, in the alphabetical order of the names."""
+    made = []
+    for name, section in sorted(sections.items()):
+        where = f"environment.wrappers.{name}"
+        factory = resolve(section.get("kind"), WRAPPERS, "wrapper", f"in {where}").factory
+        require_accepted(factory, where, 1, _arguments(section))
+        made.append(call(wrapper, where, name, factory, _arguments(section)))
+    return tuple(made)
 
 
 def _pure_environment(factory: Callable[..., Environment], arguments: dict[str, Any]) -> Environment:

@@ -25,7 +25,7 @@ def call(factory: Callable, where: str, *positional, **arguments) -> Any:
       UserError: that says where it stands, for a key that the factory does not take, one that it lacks, and a value
         that it refuses.
     """
-    _require_accepted(factory, where, len(positional), arguments)
+    require_accepted(factory, where, len(positional), arguments)
     try:
         return factory(*positional, **arguments)
     except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
@@ -34,7 +34,7 @@ def call(factory: Callable, where: str, *positional, **arguments) -> Any:
         raise UserError(f"configuration section {where!r}: {error}") from error
 
 
-def _require_accepted(factory: Callable, where: str, positional: int, arguments: Mapping[str, Any]) -> None:
+def require_accepted(factory: Callable, where: str, positional: int, arguments: Mapping[str, Any]) -> None:
     """Refuses a key that ``factory`` does not take, or lacks, in the words of the configuration and not of Python."""
     parameters = list(inspect.signature(factory).parameters.values())[positional:]
     named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]

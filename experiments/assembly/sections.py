@@ -22,6 +22,7 @@ from agents.estimators import ESTIMATORS
 from agents.functionals import FUNCTIONALS, expectation
 from agents.networks.catalogue import DEFAULT_NETWORK, NETWORKS
 from envs.catalogue import ENVIRONMENTS
+from envs.hosts.wrappers import WRAPPERS
 from envs.kinds import Kind
 from envs.stock import StockAugmented
 from experiments.annotation.catalogue import ANNOTATORS
@@ -62,9 +63,11 @@ def parameters_of(factory: Callable) -> tuple[dict[str, Key], bool]:
 
 
 def _environment_keys(kind: Kind) -> dict[str, Key]:
-    """``stock`` is a section of its own; ``time_limit`` wraps a pure environment, see ``build``."""
-    limit = {} if is_host(kind.factory) else {"time_limit": Key(int | None, EMPTY)}
-    return limit | {"stock": Key(Mapping[str, Any] | None, None)}
+    """``stock`` and ``wrappers`` are sections of their own; ``time_limit`` wraps a pure environment, see ``build``."""
+    own = {} if is_host(kind.factory) else {"time_limit": Key(int | None, EMPTY)}
+    if "wrappers" in inspect.signature(kind.factory).parameters:
+        own["wrappers"] = Key(Mapping[str, Any] | None, None)
+    return own | {"stock": Key(Mapping[str, Any] | None, None)}
 
 
 def _agent_keys(family: Family) -> dict[str, Key]:
@@ -156,6 +159,7 @@ SECTIONS = (
     Section("network", NETWORKS, "kind", "network kind", default=DEFAULT_NETWORK),
     Section("environment", ENVIRONMENTS, "kind", "environment kind", supplied=("num_envs",), own=_environment_keys),
     Section("environment.stock", StockAugmented, supplied=("environment", "discount"), optional=True),
+    Section("environment.wrappers.*", WRAPPERS, "kind", "wrapper", supplied=("env",), optional=True),
     Section(
         "agent",
         FAMILIES,

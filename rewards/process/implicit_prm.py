@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from agents.action_masks import action_mask_of, masked_logits
 from agents.base import DataSpec
 from agents.distributions import distribution_for
 from agents.networks.base import Head, NetworkBuilder
@@ -202,9 +203,13 @@ def implicit_prm(
         optax.adamw(learning_rate, weight_decay=weight_decay, mask=model.learned),
     )
 
+    allowed = action_mask_of(spec) if form == "policy" else None
+
     def outputs(params, rollouts):
         carry = model.initial_carry(rollouts.mask.shape[1])
-        return model.apply(params, rollouts.observation, carry, None)[0]["policy"]
+        parameters = model.apply(params, rollouts.observation, carry, None)[0]["policy"]
+        # A policy rules out what the policy of the agent rules out; the other forms are written on that one.
+        return parameters if allowed is None else masked_logits(parameters, allowed(rollouts.observation))
 
     def log_ratio(params, reference_params, rollouts):
         """``[T, B]``, zero where masked."""

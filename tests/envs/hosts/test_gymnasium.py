@@ -67,6 +67,20 @@ class Words(Nested):
     observation_space = spaces.Dict({"mission": spaces.Text(5)})
 
 
+class Vector(Counter):
+    """The reward is a vector: the step's number, its negative, and 1."""
+
+    def step(self, action):
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, np.array([self.steps, -self.steps, 1.0]), terminated, truncated, info
+
+
+class Matrix(Counter):
+    def step(self, action):
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, np.ones((2, 2)), terminated, truncated, info
+
+
 class Shown(gymnasium.Env):
     """Returns the given values as observations, one after the other."""
 
@@ -97,6 +111,8 @@ for name, entry_point, limit in (
     ("Nested", Nested, None),
     ("Words", Words, None),
     ("Shown", Shown, None),
+    ("Vector", Vector, 4),
+    ("Matrix", Matrix, 4),
     ("Dependency", missing_dependency, None),
     ("Module", missing_module, None),
 ):
@@ -251,6 +267,33 @@ def test_success_and_costs_are_those_of_the_step_not_of_the_reset_after_it():
     np.testing.assert_array_equal(third.info["success"], np.array([1, 1], np.float32))
     np.testing.assert_array_equal(third.costs["damage"], np.array([0.5, 0.5], np.float32))
     assert third.info["success"].dtype == third.costs["damage"].dtype == np.float32
+
+
+def test_a_vector_of_rewards_is_its_objectives_and_their_weighted_sum():
+    host = GymnasiumHost("sagax_test/Vector-v0", 2, objectives={"fast": 2.0, "cheap": 1.0, "alive": 0.5})
+    assert host.spec.objectives == ("fast", "cheap", "alive")
+    host.reset(0)
+    first, second = host.step(np.array([1, 0])), host.step(np.array([0, 1]))
+    # Environment 0 starts anew after its first step: the objectives are those of the step, not of the reset.
+    assert {name: values.tolist() for name, values in first.objectives.items()} == {
+        "fast": [1.0, 1.0],
+        "cheap": [-1.0, -1.0],
+        "alive": [1.0, 1.0],
+    }
+    assert second.objectives["fast"].tolist() == [1.0, 2.0] and second.objectives["fast"].dtype == np.float32
+    assert (first.reward.tolist(), second.reward.tolist()) == ([1.5, 1.5], [1.5, 2.5])
+    unnamed = GymnasiumHost("sagax_test/Vector-v0", 1)
+    unnamed.reset(0)
+    assert unnamed.spec.objectives == ("0", "1", "2") and unnamed.step(np.array([0])).reward.tolist() == [1.0]
+
+
+def test_objectives_that_do_not_fit_the_reward_are_refused():
+    with pytest.raises(ValueError, match=r"objectives=\{'fast': 1.0\}: the reward has 3 entries, expected"):
+        GymnasiumHost("sagax_test/Vector-v0", 1, objectives={"fast": 1.0})
+    with pytest.raises(ValueError, match=r"the reward has the shape \[\], expected a number, or a vector"):
+        GymnasiumHost("sagax_test/Counter-v0", 1, objectives={"fast": 1.0})
+    with pytest.raises(ValueError, match=r"the reward has the shape \[2, 2\]"):
+        GymnasiumHost("sagax_test/Matrix-v0", 1)
 
 
 def test_info_keys_can_be_named_or_turned_off():

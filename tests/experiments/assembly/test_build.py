@@ -27,6 +27,23 @@ def test_the_maze_by_name(setting):
     assert source.spec.max_episode_steps == 500 and "coverage" in source.spec.info
 
 
+def test_wrappers_by_name_in_the_order_of_their_names():
+    stack, limit = {"kind": "frame_stack", "stack_size": 4}, {"kind": "time_limit", "max_episode_steps": 7}
+    source = build(kind="gymnasium", environment_id="CartPole-v1", wrappers={"b": limit, "a": stack})
+    assert source.spec.observation_space.shape == (4, 4) and source.spec.max_episode_steps == 7
+    own = {"kind": "gymnasium.wrappers:TimeAwareObservation", "normalize_time": True}
+    source = build(kind="gymnasium", environment_id="CartPole-v1", wrappers={"own": own})
+    assert source.spec.observation_space.shape == (5,)
+    for section, message in (
+        ({"kind": "frame_stack"}, r"'environment.wrappers.a' lacks 'stack_size'"),
+        ({"kind": "frame_stack", "size": 2}, r"'environment.wrappers.a': unknown key 'size'"),
+        ({"kind": "grayscale"}, r"wrapper 'a': GrayscaleObservation\(\) refuses"),
+        ({"kind": "gymnasium.wrappers:NormalizeReward"}, r"expected a reward transform of kind normalise_by_return"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build(kind="gymnasium", environment_id="CartPole-v1", wrappers={"a": section})
+
+
 def test_the_noisy_line_by_name():
     source = build(kind="noisy_line", length=4, bits=2, noise="always", probability=0.3, time_limit=50)
     assert isinstance(source.pure.environment, TabularEnvironment)

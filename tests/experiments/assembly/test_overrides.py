@@ -51,6 +51,22 @@ def test_a_section_that_was_not_there():
     assert type(config.rewards.curiosity.updates) is int
 
 
+def test_wrappers_of_a_gymnasium_environment():
+    host = registry.load("ppo_cartpole:host").config
+    stacked = changed(
+        host, environment__wrappers__stack__kind="frame_stack", environment__wrappers__stack__stack_size="4"
+    )
+    assert stacked.environment.wrappers.stack.to_dict() == {"kind": "frame_stack", "stack_size": 4}
+    assert "stack" not in changed(stacked, environment__wrappers__stack="none").environment.wrappers
+    with pytest.raises(UserError, match=r"unknown wrapper 'frame_stak' .*did you mean 'frame_stack'"):
+        changed(host, environment__wrappers__stack__kind="frame_stak")
+    with pytest.raises(UserError, match=r"'environment\.wrappers\.stack' names no wrapper yet"):
+        changed(host, environment__wrappers__stack__stack_size="4")
+    native = registry.load("ppo_cartpole:native").config
+    with pytest.raises(UserError, match=r"unknown configuration key 'environment\.wrappers\.stack\.kind'"):
+        changed(native, environment__wrappers__stack__kind="frame_stack")
+
+
 def test_another_kind_keeps_what_it_takes_and_drops_the_rest():
     first = ppo(rewards__curiosity__kind="rnd", rewards__curiosity__learning_rate="0.5", rewards__curiosity__limit="3")
     second = changed(first.copy_and_resolve_references(), rewards__curiosity__kind="icm")

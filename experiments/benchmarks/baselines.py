@@ -46,7 +46,8 @@ def environment_id(config: Any) -> str:
 
 
 def evaluation_settings(config: Any) -> dict[str, int]:
-    """``episodes`` and ``length`` of a baseline's evaluations: those of the experiment's evaluator of kind episodes.
+    """``episodes`` and ``length`` of a baseline's evaluations, and ``greedy`` where it is false: those of the
+    experiment's evaluator of kind episodes.
 
     Raises:
       UserError: if it has none.
@@ -57,7 +58,9 @@ def evaluation_settings(config: Any) -> dict[str, int]:
             "evaluators: a baseline is evaluated on episodes alone; expected an evaluator of kind 'episodes'"
         )
     spec = build_environment(config).spec
-    return {"episodes": sections[0].count, "length": episode_length(spec, sections[0].cut)}
+    settings = {"episodes": sections[0].count, "length": episode_length(spec, sections[0].cut)}
+    # Greedy episodes go without saying: rows that were made before there was a choice stay comparable.
+    return settings if sections[0].greedy else settings | {"greedy": False}
 
 
 def evaluation_seeds(seed: int, count: int) -> list[int]:

@@ -1,10 +1,11 @@
 """``sagax baselines NAME:BASELINE --baseline-python=PYTHON``: another library's agent on an experiment's environment.
 
 The baseline trains for as many environment steps as the experiment and is evaluated at the same steps, on as many
-greedy episodes, each seed on its own. Its settings are ``BASELINES[BASELINE]`` of the experiment's module, by that
-library's names; ``--sweep`` trains the grid of ``get_baseline_sweep()`` instead. The rows are filed under the variant
-``BASELINE`` (``BASELINE+sweep+KEY=VALUE``), in run folders like any other. The same command continues: a seed that is
-finished is not trained again. The word after a comma in ``BASELINE`` names other settings of the same agent.
+episodes, greedy or not as its own, each seed on its own. Its settings are ``BASELINES[BASELINE]`` of the experiment's
+module, by that library's names; ``--sweep`` trains the grid of ``get_baseline_sweep()`` instead. The rows are filed
+under the variant ``BASELINE`` (``BASELINE+sweep+KEY=VALUE``), in run folders like any other. The same command
+continues: a seed that is finished is not trained again. A word after a comma in ``BASELINE`` names other settings of
+the same agent; where it is a variant of the experiment, such as a task, the baseline is trained on that.
 
 The script that runs in the other interpreter is ``experiments/benchmarks/baseline_learning.py``, which imports nothing
 of this repository.
@@ -56,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"--{option.replace('_', '-')}={value}: expected at least {least}")
     name, _, baseline = arguments.name.partition(":")
     loaded = registry.load(name)
+    variants = [word for word in baseline.split(",")[1:] if word in loaded.module.VARIANTS]
+    if variants and baseline in getattr(loaded.module, "BASELINES", {}):
+        loaded = registry.load(f"{name}:{','.join(variants)}")
     made = points(loaded, baseline, arguments.sweep, arguments.runs)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     waiting = unfinished(loaded, baseline, made, seeds)[: arguments.limit]

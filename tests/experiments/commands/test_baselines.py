@@ -75,6 +75,15 @@ def test_other_settings_of_a_baseline_are_filed_apart(stand_in):
     assert {row["variant"] for row in reading.read_runs(stand_in.runs, "dqn_cartpole")} == {"sb3_dqn,tuned"}
 
 
+def test_a_baseline_on_a_variant_and_on_sampled_actions(stand_in):
+    pytest.importorskip("mujoco")
+    assert stand_in("ppo_mujoco:sbx_ppo,hopper") == 0
+    [job] = stand_in.jobs()
+    assert (job["environment_id"], job["baseline"], job["greedy"]) == ("Hopper-v5", "sbx_ppo", False)
+    assert job["settings"]["normalise"] is True and job["length"] == 1000
+    assert {row["variant"] for row in reading.read_runs(stand_in.runs, "ppo_mujoco")} == {"sbx_ppo,hopper"}
+
+
 def test_the_same_command_runs_the_seeds_that_are_missing(stand_in, tmp_path):
     assert stand_in("dqn_cartpole:sb3_dqn", "--seeds=3", "--limit=2", "--jobs=2") == 0
     assert sorted(job["seed"] for job in stand_in.jobs()) == [0, 1]
@@ -156,11 +165,25 @@ def test_an_environment_that_is_not_gymnasiums_has_no_baseline():
 
 
 class Balancer:
-    """Pushes the cart towards the side to which the pole falls; ``predict`` is that of stable-baselines3."""
+    """Pushes the cart towards the side to which the pole falls; the methods are those of stable-baselines3.
+
+    Args:
+      scale: what observations are divided by before it sees them; 0 for no normalisation.
+      deterministic: what it expects to be asked for.
+    """
+
+    def __init__(self, scale=0.0, deterministic=True):
+        self.scale, self.deterministic = scale, deterministic
 
     def predict(self, observation, deterministic):
-        assert deterministic
+        assert deterministic == self.deterministic
         return (observation[:, 2] > 0).astype(np.int64), None
+
+    def get_vec_normalize_env(self):
+        return self if self.scale else None
+
+    def normalize_obs(self, observation):
+        return observation / self.scale
 
 
 def test_a_baseline_is_evaluated_as_sagax_evaluates_its_agents():
@@ -181,3 +204,6 @@ def test_a_baseline_is_evaluated_as_sagax_evaluates_its_agents():
     ends = trajectory.mask.sum(axis=0)
     assert ends.min() < length <= ends.max()
     assert theirs == {"return": trajectory.rewards["env"].sum() / episodes, "length": ends.mean()}
+    # Upside down, the policy falls at once: it saw what the normaliser made of the observations.
+    inverted = evaluate(Balancer(-1.0, deterministic=False), vector, seeds, length, greedy=False)
+    assert inverted["return"] < theirs["return"] - 10

@@ -33,7 +33,7 @@ class ActionMask(gymnasium.Wrapper):
         allowed action while the episode goes on.
     """
 
-    def __init__(self, env: gymnasium.Env, key: str = "action_mask"):
+    def __init__(self, env: gymnasium.Env, key: str = ACTION_MASK):
         super().__init__(env)
         if not isinstance(env.action_space, gymnasium.spaces.Discrete):
             raise ValueError(f"actions are {env.action_space}, expected a Discrete space")

@@ -3,7 +3,6 @@
 Command:
     sagax run ppo_mujoco:half_cheetah --seeds=5
     sagax run ppo_mujoco:hopper --seeds=5
-    sagax baselines ppo_mujoco:sbx_ppo,hopper --baseline-python=PYTHON --seeds=5     (or sb3_ppo; half_cheetah; tuned)
 
 Expected, mean return of 8 episodes of sampled actions after 1,001,472 steps, from results/ppo_mujoco.jsonl (95 %
 intervals), beside what CleanRL publishes for the same settings on version 4 of the tasks (mean and standard deviation
@@ -11,7 +10,8 @@ of 3 seeds):
                     here                    CleanRL
     half_cheetah    2263 [1610, 3638]       1443 +- 46
     hopper          2768 [2547, 3064]       2383 +- 272
-Nothing was tuned. There are no rows yet of walker2d, ant, raw and the baselines.
+Nothing was tuned. There are no rows yet of walker2d, ant and raw, nor of PPO of stable-baselines3 and sbx, whose
+settings are in BASELINES.
 
 Time: 2 to 4 minutes per seed on one of two busy cores.
 """

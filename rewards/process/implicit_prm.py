@@ -130,6 +130,7 @@ def implicit_prm(
       data: the rollouts; must be episodes in groups.
       network_config: what builds the model, of any kind. With form ``policy`` it must equal the policy's own where the
         model starts from the policy's parameters (``policy_params`` at ``init``).
+      continuous, initial_std: the agent's distribution over Box actions, see ``agents.distributions.distribution_for``.
       form: ``policy``: ``pi_phi`` is a policy network of its own. ``residual``: the network's output is added to the
         distribution parameters of the behaviour policy, which for a categorical policy is ``pi_phi ~ pi_old exp(g)``;
         the rolling reference is then exact, and rewards start at 0. ``centred``:

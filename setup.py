@@ -30,16 +30,23 @@ EXTRAS = {
     "atari": ["ale-py", "opencv-python-headless"],
     "box2d": ["gymnasium[box2d]>=1.4"],
     "mujoco": ["gymnasium[mujoco]>=1.4"],
+    # Suites of environments in JAX.
+    "gymnax": ["gymnax"],
+    "craftax": ["craftax"],
+    "jumanji": ["jumanji"],
+    "xminigrid": ["xminigrid"],
+    # Both are large, and navix needs a nightly build of TensorFlow Probability.
+    "navix": ["navix<1"],
+    "playground": ["playground"],
     "sweep": ["submitit", "ray"],
     "notebooks": ["nbclient", "nbformat", "jupytext", "ipykernel"],
     "docs": ["mkdocs-material", "mkdocstrings[python]"],
     "gpu": ["jax[cuda13]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
 }
-# The tests use every extra that runs on a CPU, so that none of them is skipped for a missing package.
-CPU_EXTRAS = [
-    package for name, packages in EXTRAS.items() if name not in ("docs", "gpu", "tpu") for package in packages
-]
+# The tests use every extra that is small and runs on a CPU, so that none of them is skipped for a missing package.
+OTHER_EXTRAS = ("docs", "gpu", "navix", "playground", "tpu")
+CPU_EXTRAS = [package for name, packages in EXTRAS.items() if name not in OTHER_EXTRAS for package in packages]
 EXTRAS["test"] = ["pytest", "pytest-cov", "pytest-xdist", "hypothesis", "ruff", "mypy", *CPU_EXTRAS]
 
 setup(

@@ -21,6 +21,11 @@ from envs.native.maze import Maze
 from envs.native.noisy_line import noisy_line_environment
 from envs.native.sokoban import Sokoban
 from envs.native.tabular import gridworld_environment, gymnasium_table
+from envs.suites.gymnax import craftax_environment, gymnax_environment
+from envs.suites.jumanji import jumanji_environment
+from envs.suites.navix import navix_environment
+from envs.suites.playground import playground_environment
+from envs.suites.xminigrid import xminigrid_environment
 
 # ``pixel_probability`` has an effect only if frames with noise are drawn, and not chosen by the agent.
 _PIXEL = {"pixel_probability": {"noise": ("pixel",)}}
@@ -35,6 +40,13 @@ ENVIRONMENTS: dict[str, Kind | Callable[..., Any]] = {
     "gymnasium_table": gymnasium_table,
     "maze": Kind(Maze, needs=_PIXEL),
     "noisy_line": noisy_line_environment,
+    # Pure, of other libraries.
+    "craftax": craftax_environment,
+    "gymnax": gymnax_environment,
+    "jumanji": jumanji_environment,
+    "navix": navix_environment,
+    "playground": playground_environment,
+    "xminigrid": xminigrid_environment,
     # Host.
     "gymnasium": GymnasiumHost,
     "envpool": EnvPoolHost,

@@ -92,7 +92,10 @@ def test_the_list_names_every_experiment(capsys):
         assert experiment["variants"] == registry.module_of(experiment["name"]).VARIANTS
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Craftax compiles for a minute.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.study] if name == "ppo_craftax" else []) for name in NAMES]
+)
 def test_every_smoke_variant_runs_to_the_end(name, tmp_path, capsys):
     assert main([f"{name}:smoke", f"--runs={tmp_path}", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)

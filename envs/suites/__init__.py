@@ -1,0 +1,1 @@
+"""Suites of environments that other libraries write in JAX, as pure environments."""

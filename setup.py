@@ -31,7 +31,7 @@ EXTRAS = {
     "box2d": ["gymnasium[box2d]>=1.4"],
     "mujoco": ["gymnasium[mujoco]>=1.4"],
     # Suites of environments in JAX.
-    "gymnax": ["gymnax"],
+    "gymnax": ["gymnax", "six"],  # six, because gymnax 0.0.9 imports it and does not declare it
     "craftax": ["craftax"],
     "jumanji": ["jumanji"],
     "xminigrid": ["xminigrid"],

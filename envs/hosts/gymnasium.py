@@ -82,16 +82,30 @@ def _owned(space: gymnasium.Space, observation: Observation, path: str = "") -> 
     """A copy of one environment's observation in the types of ``space``.
 
     Raises:
-      ObservationRangeError: an integer that the type of ``space`` cannot hold; numpy would wrap it around.
+      ObservationRangeError: another structure, shape or kind of numbers than those of ``space``, or an integer that its
+        type cannot hold; numpy would wrap it around.
     """
     if isinstance(space, gymnasium.spaces.Dict):
         parts = space.spaces.items()
+        if not isinstance(observation, Mapping) or observation.keys() != space.spaces.keys():
+            found = sorted(observation) if isinstance(observation, Mapping) else type(observation).__name__
+            raise ObservationRangeError(f"observation{path} is {found}, and its space has {sorted(space.spaces)}")
         return {key: _owned(part, observation[key], f"{path}[{key!r}]") for key, part in parts}
     if isinstance(space, gymnasium.spaces.Tuple):
+        if not isinstance(observation, Sequence) or len(observation) != len(space.spaces):
+            raise ObservationRangeError(f"observation{path} is no tuple of {len(space.spaces)} parts like its space")
         pairs = enumerate(zip(space.spaces, observation, strict=True))
         return tuple(_owned(part, value, f"{path}[{index}]") for index, (part, value) in pairs)
     array = np.array(observation)
-    if array.dtype == space.dtype or array.dtype.kind not in "iu":
+    if array.shape != space.shape:
+        raise ObservationRangeError(
+            f"observation{path} has the shape {list(array.shape)}, and that of its space is {list(space.shape or ())}"
+        )
+    if array.dtype == space.dtype:
+        return array
+    if not np.can_cast(array.dtype, space.dtype, "same_kind") and array.dtype.kind not in "iu":
+        raise ObservationRangeError(f"observation{path} has the type {array.dtype}, and its space {space.dtype}")
+    if array.dtype.kind not in "iu":
         return array
     converted = array.astype(space.dtype)
     if (converted != array).any():
@@ -297,6 +311,22 @@ class GymnasiumHost:
         self._observation = observation
         return observation
 
+    def _refuse_observations(self) -> None:
+        """Says which environment returned an observation that is not like its space, after gymnasium failed to make a
+        batch of them.
+
+        Raises:
+          ObservationRangeError: if one did; otherwise the failure has another cause.
+        """
+        # Before the first reset is over, there are environments without an observation.
+        known = getattr(self._vector, "_env_obs", ()) if self._observation is not None else ()
+        for index, observation in enumerate(known):
+            try:
+                _owned(self._spec.observation_space, observation)
+            except ObservationRangeError as error:
+                where = f"{self._id}, environment {index}, step {self._steps + 1}"
+                raise ObservationRangeError(f"{where}: {error}") from error
+
     def _narrowed(self, observation: Observation) -> Observation:
         if not self._narrow:
             return observation
@@ -312,7 +342,11 @@ class GymnasiumHost:
         """
         space = self._spec.action_space
         action = from_indices(space, as_batch(space, action, self._num_envs))
-        observation, reward, terminated, truncated, info = self._vector.step(action)
+        try:
+            observation, reward, terminated, truncated, info = self._vector.step(action)
+        except (IndexError, KeyError, TypeError, ValueError):
+            self._refuse_observations()
+            raise
         self._steps += 1
         reward = reward.astype(np.float32)
         if "final_obs" in info:

@@ -40,7 +40,7 @@ from envs.wrappers import TimeLimit, demonstrator
 from experiments.annotation.catalogue import ANNOTATORS
 from experiments.annotation.service import AnnotationService
 from experiments.assembly.factories import call, require_accepted
-from experiments.assembly.kinds import resolve
+from experiments.assembly.kinds import import_module, is_import_path, resolve
 from experiments.assembly.overrides import LARGEST_INTEGER
 from experiments.assembly.sections import ANNOTATION_KEYS, is_host
 from experiments.errors import UserError, unknown
@@ -93,6 +93,10 @@ def build_environment(config: ConfigDict) -> EnvironmentSource:
     arguments = _plain(config.environment)
     factory = resolve(arguments.pop("kind", None), ENVIRONMENTS, "environment kind").factory
     stock = arguments.pop("stock", None)
+    identifier = arguments.get("environment_id", "")
+    if is_import_path(identifier):
+        # gymnasium imports the module, too, but looks for it where Python does and not in the working directory.
+        import_module(identifier.partition(":")[0], f"environment.environment_id={identifier!r}")
     if "wrappers" in arguments:
         arguments["wrappers"] = _wrappers(arguments["wrappers"] or {})
     if stock is not None:

@@ -253,8 +253,14 @@ def sections_of(config: Mapping[str, Any]) -> Iterator[Found]:
 
 
 def imported_kinds(config: Mapping[str, Any]) -> dict[str, str]:
-    """Dotted key to import path of every kind that is named by one; nothing is imported."""
+    """Dotted key to import path of every kind that is named by one; nothing is imported.
+
+    gymnasium's identifier ``MODULE:ID`` is such a path, too: the module is imported, so that it registers the ID.
+    """
     found: dict[str, str] = {}
+    identifier = config["environment"].get("environment_id") if "environment" in config else None
+    if is_import_path(identifier):
+        found["environment.environment_id"] = str(identifier)
 
     def walk(holder: Any, path: list[str]) -> None:
         section = section_at(path)

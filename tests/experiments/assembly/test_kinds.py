@@ -2,11 +2,14 @@
 
 import os
 
+import gymnasium
 import pytest
 from ml_collections import ConfigDict
 
 from envs.kinds import Kind
 from envs.ranges import ZERO_UP
+from experiments.assembly import registry
+from experiments.assembly.build import build_environment
 from experiments.assembly.kinds import require_trusted, resolve
 from experiments.assembly.sections import imported_kinds
 from experiments.errors import UserError
@@ -117,3 +120,21 @@ def test_what_a_file_names_by_import_path_is_not_imported_before_it_is_trusted(m
     monkeypatch.setenv("SAGAX_TRUST", "own_package, os")
     require_trusted(paths, "runs/x")
     require_trusted({}, "runs/x")
+
+
+def test_an_identifier_of_gymnasium_with_a_module_is_an_import_path(monkeypatch, tmp_path):
+    """The module is found in the working directory, and a run folder that names one imports it only where trusted."""
+    (tmp_path / "registers_own.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('OwnCartPole-v0', 'gymnasium.envs.classic_control.cartpole:CartPoleEnv')\n"
+    )
+    config = registry.load("ppo_cartpole:smoke").config
+    config.environment.environment_id = "registers_own:OwnCartPole-v0"
+    assert imported_kinds(config) == {"environment.environment_id": "registers_own:OwnCartPole-v0"}
+    with pytest.raises(UserError, match=r"registers_own:OwnCartPole-v0.*there is no module 'registers_own'"):
+        build_environment(config)
+    monkeypatch.chdir(tmp_path)
+    try:
+        assert build_environment(config).spec.action_space.n == 2
+    finally:
+        gymnasium.registry.pop("OwnCartPole-v0", None)

@@ -6,38 +6,27 @@ targets and exploration are the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import gymnasium
 import jax
 import jax.numpy as jnp
 import optax
 
 from agents.action_masks import action_mask_of
 from agents.base import Agent, DataSpec
-from agents.channels import channel_weights, credit_weights, read_channel
+from agents.channels import channel_weights
 from agents.functionals import Functional, require
 from agents.networks.base import NetworkBuilder
 from agents.networks.sequence import NetworkConfig
-from agents.optimisers import chained, gradient_norm
-from agents.priority_tree import PriorityTree
-from agents.replay import ReplayState, importance_weights, replay_add, replay_init, replay_prioritise, replay_sample
-from agents.return_networks import HEADS, ReturnNetwork, best_actions, return_network, utilities
+from agents.optimisers import chained
+from agents.replay import ReplayState, replay_add, replay_init
+from agents.return_networks import HEADS, return_network
 from agents.state import fields
 from agents.statistics import masked_mean
-from agents.value_targets import (
-    Batch,
-    batch_of,
-    bellman_target,
-    follow_online,
-    head_loss,
-    mix_actions,
-    target_policy,
-    with_other_stocks,
-)
-from envs.base import EnvironmentSpec, Observation, PyTree, Trajectory, Transition
+from agents.value_learning import Learner, LearningRule, gradient_steps, greedy_policy, no_metrics, saturating_sum
+from envs.base import EnvironmentSpec, PyTree, Trajectory, Transition
 from envs.stock import is_augmented
 
 
@@ -254,7 +243,7 @@ def value_based(
         learner, metrics = jax.lax.cond(
             ready,
             partial(gradient_steps, rule, replay, relabel, keys),
-            lambda learner: (learner, _no_metrics()),
+            lambda learner: (learner, no_metrics()),
             learner,
         )
         metrics |= {"epsilon": epsilon_at(environment_steps), "stored": stored.astype(jnp.float32)}
@@ -280,173 +269,6 @@ def value_based(
     )
 
 
-class LearningRule(NamedTuple):
-    """The settings of a gradient step, in the words of ``value_based``.
-
-    Attributes:
-      returns: the network.
-      optimiser, flatten: of its parameters; see ``agents.optimisers``.
-      actions: how many there are.
-      allowed: which of them an observation allows, see ``agents.action_masks``; ``None`` for all.
-      channels: weight by reward channel.
-      functional, return_scale, use_stock: of the greedy policy.
-      start_stocks: the space from which ``stock_edits`` draw, or ``None``.
-      stock_edits, discount, n_step, batch_size, double, quantiles, huber, prioritised, priority_exponent,
-        importance_exponent, target_rate, target_period: see ``value_based``.
-    """
-
-    returns: ReturnNetwork
-    optimiser: optax.GradientTransformation
-    flatten: bool
-    actions: int
-    allowed: Callable[[Observation], jax.Array] | None
-    channels: Mapping[str, float]
-    functional: Functional | None
-    return_scale: float | jax.Array
-    use_stock: bool
-    start_stocks: gymnasium.spaces.Box | None
-    stock_edits: int
-    discount: float | jax.Array
-    n_step: int
-    batch_size: int
-    double: bool
-    quantiles: int
-    huber: float | jax.Array
-    prioritised: bool
-    priority_exponent: float | jax.Array
-    importance_exponent: float | jax.Array
-    target_rate: float | jax.Array
-    target_period: int | None
-
-
-class Learner(NamedTuple):
-    """The part of the state that gradient steps change: all but the buffer's transitions."""
-
-    online: PyTree
-    target: PyTree
-    optimiser: PyTree
-    gradient_steps: jax.Array
-    priority: PriorityTree | None
-    largest: jax.Array | None
-
-
-def greedy_policy(rule: LearningRule, outputs: jax.Array, observation: Observation) -> jax.Array:
-    """Uniform over the actions that are best by the network's ``outputs [B, A, N]``; ``[B, A]``."""
-    distribution = rule.returns.distribution(outputs)
-    scale, use_stock = rule.return_scale, rule.use_stock
-    utility = utilities(distribution, observation, rule.functional, return_scale=scale, use_stock=use_stock)
-    return best_actions(utility, None if rule.allowed is None else rule.allowed(observation))
-
-
-def target_of(
-    rule: LearningRule, key: jax.Array, target: PyTree, online: PyTree, batch: Batch, fractions: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
-    """The target of every segment in the form that the head's loss takes, and its mean ``[B]``.
-
-    ``fractions [B, N]`` are the fractions at which an implicit head predicts the target's quantiles.
-    """
-    outputs = chooser = rule.returns.apply(target, batch.following, fractions)
-    if rule.double or fractions is not None:
-        # Actions are not chosen by the fractions sampled for the target: a maximum over noise is biased upwards.
-        chooser = rule.returns.apply(online if rule.double else target, batch.following)
-    head, best = rule.returns.head, greedy_policy(rule, chooser, batch.following)
-    policy = target_policy(key, best, head=head, share_ties=rule.functional is not None)
-    particles, probabilities = mix_actions(rule.returns.distribution(outputs), policy, head=head)
-    return bellman_target(batch.segment, particles, probabilities, head=head, atoms=rule.returns.atoms)
-
-
-def batch_loss(
-    rule: LearningRule, online: PyTree, batch: Batch, target: jax.Array, fractions: jax.Array | None
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """``sum(valid * importance * head_loss) / sum(valid)`` at the taken actions; with it the priorities ``[B]`` and the
-    mean predicted value ``[]``."""
-    outputs = rule.returns.apply(online, batch.observation, fractions)
-    # A masked sum, not a gather: the gradient of a gather is a scatter, which is slow on every device.
-    outputs = jnp.sum(jax.nn.one_hot(batch.action, rule.actions, dtype=outputs.dtype)[..., None] * outputs, axis=1)
-    loss, priority = head_loss(outputs, target, head=rule.returns.head, fractions=fractions, huber=rule.huber)
-    value = utilities(rule.returns.distribution(outputs[:, None]), batch.observation, None)[:, 0]
-    valid = batch.segment.weight
-    total = jnp.sum(valid * batch.importance * loss) / jnp.maximum(jnp.sum(valid), 1.0)
-    return total, (priority, masked_mean(value, valid))
-
-
-def gradient_steps(
-    rule: LearningRule,
-    replay: ReplayState,
-    relabel: Callable[[Trajectory], Trajectory] | None,
-    keys: jax.Array,
-    learner: Learner,
-) -> tuple[Learner, dict[str, jax.Array]]:
-    """One ``gradient_step`` for each of ``keys``; the learner after them, and means of their metrics."""
-    sampled = None
-    if not rule.prioritised:
-        # Without priorities no gradient step changes what the next one samples, so that all sample at once.
-        sampled = jax.vmap(partial(_sample, rule, replay))(keys)
-    learner, metrics = jax.lax.scan(partial(gradient_step, rule, replay, relabel), learner, (keys, sampled))
-    # Typed: where 64 bits are enabled, the branch that waits for data must still agree.
-    return learner, {name: jnp.mean(each).astype(jnp.float32) for name, each in metrics.items()}
-
-
-def _no_metrics() -> dict[str, jax.Array]:
-    return {name: jnp.float32(0) for name in ("loss", "value", "target", "gradient_norm")}
-
-
-def _sample(rule: LearningRule, replay: ReplayState, key: jax.Array) -> tuple[Trajectory, jax.Array, jax.Array]:
-    return replay_sample(replay, jax.random.split(key, 4)[0], batch=rule.batch_size, length=rule.n_step)
-
-
-def gradient_step(
-    rule: LearningRule,
-    replay: ReplayState,
-    relabel: Callable[[Trajectory], Trajectory] | None,
-    learner: Learner,
-    inputs: tuple[jax.Array, Any],
-) -> tuple[Learner, dict[str, jax.Array]]:
-    """One optimiser step on sampled segments, then the updates of target network and priorities.
-
-    Args:
-      rule: the settings.
-      replay: the buffer; its priorities are those of ``learner``.
-      relabel: see ``value_based``.
-      learner: the parameters, optimiser state and priorities before the step.
-      inputs: a key, and what was sampled with it (see ``replay_sample``), or ``None`` to sample here.
-    """
-    key, sampled = inputs
-    _, edit_key, fraction_key, tie_key = jax.random.split(key, 4)
-    replay = replay._replace(priority=learner.priority, largest=learner.largest)
-    rows, index, probability = _sample(rule, replay, key) if sampled is None else sampled
-    rows = rows if relabel is None else relabel(rows)
-    importance = jnp.ones(rule.batch_size)
-    if rule.prioritised:
-        importance = importance_weights(probability, rule.importance_exponent)
-    batch = batch_of(rows, weighted_reward(rows, rule.channels), importance, rule.discount)
-    if rule.start_stocks is not None:
-        copies, discount = rule.stock_edits, rule.discount
-        batch = with_other_stocks(edit_key, batch, rule.start_stocks, copies=copies, discount=discount)
-    fractions = target_fractions = None
-    if rule.returns.head == "implicit_quantile":
-        shape = (2, batch.action.shape[0], rule.quantiles)
-        fractions, target_fractions = jax.random.uniform(fraction_key, shape)
-    goal, goal_mean = target_of(rule, tie_key, learner.target, learner.online, batch, target_fractions)
-    loss_and_gradient = jax.value_and_grad(partial(batch_loss, rule), has_aux=True)
-    (loss, (priority, value)), gradient = loss_and_gradient(learner.online, batch, goal, fractions)
-    change, optimiser_state = rule.optimiser.update(gradient, learner.optimiser, learner.online)
-    online = optax.apply_updates(learner.online, change)
-    # Counted within the period, because all gradient steps together may have more than 32 bits.
-    count = saturating_sum(learner.gradient_steps, 1)
-    count = count if rule.target_period is None else count % rule.target_period
-    target = follow_online(learner.target, online, count, rate=rule.target_rate, period=rule.target_period)
-    if rule.prioritised:
-        replay = replay_prioritise(replay, index, priority[: rule.batch_size], exponent=rule.priority_exponent)
-    metrics = {
-        "loss": loss,
-        "value": value,
-        "target": masked_mean(goal_mean, batch.segment.weight),
-        "gradient_norm": gradient_norm(gradient, flatten=rule.flatten),
-    }
-    return Learner(online, target, optimiser_state, count, replay.priority, replay.largest), metrics
-
-
 def linear_epsilon(
     environment_steps: jax.Array, *, start: float | jax.Array, end: float | jax.Array, steps: float | jax.Array
 ) -> jax.Array:
@@ -455,34 +277,11 @@ def linear_epsilon(
     return start + (end - start) * done
 
 
-def saturating_sum(count: jax.Array, more: jax.Array | int) -> jax.Array:
-    """``min(count + more, 2 ** 31 - 1)`` for integers of 32 bits that are at least 0."""
-    largest = jnp.iinfo(jnp.int32).max
-    return jnp.where(count > largest - more, largest, count + more)
-
-
 def outside_start(spec: EnvironmentSpec, stock: jax.Array) -> jax.Array:
     """Whether a stock, or any of its components, is outside the range of start stocks; ``[...]`` bool."""
     space = spec.observation_space["start_stock"]
     outside = (stock < space.low) | (stock > space.high)
     return jnp.any(outside.reshape(*outside.shape[: outside.ndim - len(space.shape)], -1), axis=-1)
-
-
-def weighted_reward(trajectory: Trajectory, weights: Mapping[str, float]) -> jax.Array:
-    """``sum_c weights_c * credit_weight_c * rewards_c`` over the channels in ``weights``, ``[T, B]``.
-
-    ``credit_weight_c`` is 1 unless a reward transform wrote ``extras["credit_weight"]``: the value-based family has one
-    credit entry per channel, of the channel's name.
-
-    Raises:
-      ValueError: at trace time, a channel that is missing or not ``[T, B]``, or a credit weight of no channel.
-    """
-    learned = credit_weights(trajectory, weights)
-    parts = (
-        weight * learned.get(name, 1.0) * read_channel(trajectory, name, "agent.channels")
-        for name, weight in weights.items()
-    )
-    return sum(parts, jnp.zeros_like(trajectory.mask))
 
 
 def _transition_template(spec):

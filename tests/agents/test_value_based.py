@@ -17,7 +17,8 @@ from agents.networks.sequence import NetworkConfig
 from agents.priority_tree import tree_init, tree_set, tree_weights
 from agents.replay import replay_sample
 from agents.return_networks import best_actions, return_network, stock_hats, utilities
-from agents.value_based import outside_start, saturating_sum, value_based, weighted_reward
+from agents.value_based import outside_start, value_based
+from agents.value_learning import saturating_sum, weighted_reward
 from agents.value_losses import midpoints
 from envs.base import EnvironmentSpec, Transition, UnsupportedSpaceError
 from envs.native.probes import ContinuousTarget, ObservationActionReward

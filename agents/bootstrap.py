@@ -45,7 +45,7 @@ def critic_on_rows(model: ActorCritic, params: PyTree, trajectory: Trajectory) -
     """
 
     def evaluate(index):
-        pick = _picker(index)
+        pick = row_picker(index)
         observations = jax.tree.map(
             lambda now, later: jnp.stack([pick(now), pick(later)]).reshape(2, -1, *now.shape[2:]),
             trajectory.observation,
@@ -102,8 +102,8 @@ def next_values(
     }
 
 
-def _picker(index: jax.Array | None) -> Callable[[jax.Array], jax.Array]:
-    """``pick(x [T, B, ...])`` takes the rows ``index [K, B]`` of every column, or all rows where it is ``None``."""
+def row_picker(index: jax.Array | None) -> Callable[[jax.Array], jax.Array]:
+    """``pick(x [T, B, ...]) -> [K, B, ...]`` takes the rows ``index [K, B]`` of every column, or all where ``None``."""
     if index is None:
         return lambda x: x
 

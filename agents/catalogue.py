@@ -54,10 +54,11 @@ FAMILIES: dict[str, Family] = {
     ),
     "value_based": Family(
         value_based,
-        optimiser_steps=("updates",),
+        # The counts that are not for the kind of data are 1.
+        optimiser_steps=("updates", "epochs", "minibatches"),
         ranges=OPTIMISER
         | {"discount": SHARE, "return_scale": POSITIVE, "huber": ZERO_UP, "learning_starts": ZERO_UP}
-        | {"target_rate": SHARE, "priority_exponent": ZERO_UP, "importance_exponent": SHARE}
+        | {"trace_decay": SHARE, "target_rate": SHARE, "priority_exponent": ZERO_UP, "importance_exponent": SHARE}
         | {"epsilon_start": SHARE, "epsilon_end": SHARE, "epsilon_steps": Range(0, 2**31 - 1)},
         needs={
             "quantiles": {"head": ("quantile", "implicit_quantile")},

@@ -13,6 +13,17 @@ Step = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, dict[str, jax.Array]]]
 """``(state, part, start carry of the part) -> (state, metrics)``."""
 
 
+def require_minibatches(minibatches: int, items: int) -> None:
+    """Refuses a number of ``minibatches`` that cannot cut ``items`` into equal parts.
+
+    Raises:
+      ValueError: the number, ``items``, and the nearest number that divides it.
+    """
+    if items % minibatches:
+        near = min((n for n in range(1, items + 1) if items % n == 0), key=lambda n: abs(n - minibatches))
+        raise ValueError(f"minibatches={minibatches} does not divide {items}: the nearest that does is {near}")
+
+
 def minibatch_epochs(
     step: Step,
     state: PyTree,

@@ -14,6 +14,10 @@ from envs.choices import require_known
 
 PyTree = Any
 
+# By name: ``(learning_rate, *, eps) -> steps``. Adam (Kingma and Ba, 2015), and RAdam (Liu et al., 2020, "On the
+# variance of the adaptive learning rate and beyond"), whose first steps are those of momentum alone, until the second
+# moments are known well enough to divide by them.
+OPTIMISERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adam": optax.adam, "radam": optax.radam}
 # By name: the factor of the learning rate after the share ``p`` of the run, from 0 to 1.
 SCHEDULES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "constant": jnp.ones_like,

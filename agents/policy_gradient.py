@@ -26,7 +26,7 @@ from agents.losses import (
     policy_gradient_loss,
     step_weights,
 )
-from agents.minibatches import minibatch_epochs
+from agents.minibatches import minibatch_epochs, require_minibatches
 from agents.networks.base import NetworkBuilder
 from agents.networks.sequence import NetworkConfig
 from agents.optimisers import chained, gradient_norm
@@ -107,7 +107,7 @@ def policy_gradient(
         continuous=continuous,
         initial_std=initial_std,
     )
-    _validate_minibatches(minibatches, data.batch if model.recurrent else data.batch * data.length)
+    require_minibatches(minibatches, data.batch if model.recurrent else data.batch * data.length)
     steps = [] if max_gradient_norm is None else [optax.clip_by_global_norm(max_gradient_norm)]
     optimiser = chained(*steps, optax.adam(learning_rate, eps=adam_epsilon), flatten=flatten)
     settings = PolicyLoss(
@@ -223,9 +223,3 @@ def _validate(credit, data, surrogate, reduction, epochs, minibatches):
         names = [name for name, entry in credit.entries.items() if entry.estimator.grouped]
         raise ValueError(f"credit {names} needs whole episodes: data.kind={data.kind!r}, expected 'episodes'")
     require_groups(credit, data.group_size)
-
-
-def _validate_minibatches(minibatches, items):
-    if items % minibatches:
-        near = min((n for n in range(1, items + 1) if items % n == 0), key=lambda n: abs(n - minibatches))
-        raise ValueError(f"minibatches={minibatches} does not divide {items}: the nearest that does is {near}")

@@ -1,7 +1,7 @@
-"""The value-based family: DQN, double, dueling, n-step, C51, QR-DQN, IQN and the stock-augmented eta-network.
+"""The value-based family: DQN, double, dueling, n-step, C51, QR-DQN, IQN, PQN and the stock-augmented eta-network.
 
-These methods differ in the head that predicts the return, in its loss, and in the objective of greedy actions; replay,
-targets and exploration are the same.
+These methods differ in the head that predicts the return, in its loss, in the objective of greedy actions, and in
+whether they learn from a replay buffer or from fresh unrolls; targets and exploration are the same.
 """
 
 from __future__ import annotations
@@ -18,20 +18,31 @@ from agents.action_masks import action_mask_of
 from agents.base import Agent, DataSpec
 from agents.channels import channel_weights
 from agents.functionals import Functional, require
+from agents.minibatches import require_minibatches
 from agents.networks.base import NetworkBuilder
 from agents.networks.sequence import NetworkConfig
-from agents.optimisers import chained
+from agents.optimisers import OPTIMISERS, chained
 from agents.replay import ReplayState, replay_add, replay_init
 from agents.return_networks import HEADS, return_network
-from agents.state import fields
+from agents.state import NO_PART, fields
 from agents.statistics import masked_mean
-from agents.value_learning import Learner, LearningRule, gradient_steps, greedy_policy, no_metrics, saturating_sum
+from agents.value_learning import (
+    Learner,
+    LearningRule,
+    gradient_steps,
+    greedy_policy,
+    no_metrics,
+    saturating_sum,
+    unroll_steps,
+)
 from envs.base import EnvironmentSpec, PyTree, Trajectory, Transition
+from envs.choices import require_known
 from envs.stock import is_augmented
 
 
 class ValueBasedState(NamedTuple):
-    """The state of a value-based agent.
+    """The state of a value-based agent. With data of kind ``unroll``, ``target``, ``gradient_steps`` and ``replay`` are
+    ``()``: there is neither a target network nor stored data.
 
     Attributes:
       params: ``online`` (the network's parameters) and ``steps`` (environment steps so far; the count stays at the
@@ -45,8 +56,8 @@ class ValueBasedState(NamedTuple):
     params: dict[str, PyTree]
     target: PyTree
     optimiser: PyTree
-    gradient_steps: jax.Array
-    replay: ReplayState
+    gradient_steps: jax.Array | tuple[()]
+    replay: ReplayState | tuple[()]
 
 
 def value_based(
@@ -63,6 +74,8 @@ def value_based(
     stock_edits: int = 0,
     discount: float = 0.99,
     n_step: int = 1,
+    trace_decay: float | None = None,
+    trace_cut: bool = False,
     double: bool = False,
     dueling: bool = False,
     quantiles: int = 32,
@@ -73,6 +86,8 @@ def value_based(
     capacity: int = 100_000,
     batch_size: int = 32,
     updates: int = 1,
+    epochs: int = 1,
+    minibatches: int = 1,
     learning_starts: int = 1_000,
     prioritised: bool = False,
     priority_exponent: float = 0.6,
@@ -82,28 +97,43 @@ def value_based(
     epsilon_start: float = 1.0,
     epsilon_end: float = 0.05,
     epsilon_steps: float = 10_000.0,
+    optimiser: str = "adam",
     learning_rate: float | optax.Schedule = 1e-3,
     adam_epsilon: float = 1e-5,
     max_gradient_norm: float | None = 10.0,
     flatten: bool = True,
 ) -> Agent:
-    """Builds a value-based agent.
+    """Builds a value-based agent, which learns from a replay buffer or, without one, from fresh unrolls.
 
-    ``update(state, trajectory, key, *, relabel=None)`` stores the raw unroll in the replay buffer and then takes
-    ``updates`` gradient steps, each on ``batch_size`` segments of ``n_step`` rows. With ``G`` the discounted reward of
-    a segment up to the first end in it and ``Z`` the return that the target network predicts, the loss of the head
-    moves the prediction at the segment's first action towards
+    **Data of kind ``replay``.** ``update(state, trajectory, key, *, relabel=None)`` stores the raw unroll in the replay
+    buffer and then takes ``updates`` gradient steps, each on ``batch_size`` segments of ``n_step`` rows. With ``G`` the
+    discounted reward of a segment up to the first end in it and ``Z`` the return that the target network predicts, the
+    loss of the head moves the prediction at the segment's first action towards
 
         G + discount^n (1 - terminated) Z(s_n, a*),    a* greedy at s_n.
 
     ``relabel(trajectory) -> trajectory`` is applied to every sampled batch, so that stored data is learned from
-    with the rewards of the present reward transforms. Where the network sees a stock, the metric ``stock_outside`` is
+    with the rewards of the present reward transforms.
+
+    **Data of kind ``unroll``** is for many environments side by side, whose steps are cheap (PQN: Gallici et al., 2024,
+    "Simplifying deep temporal difference learning"). There is no buffer and no target network, so that the network
+    should have ``layer_norm``, which keeps the values from diverging. ``update(state, trajectory, key)`` works out the
+    target of every step of the unroll by the network as it is, and then takes ``epochs * minibatches`` gradient steps
+    towards these targets. With ``trace_decay``, they are Peng's Q(lambda) over the unroll,
+
+        G_t = r_t + discount (1 - terminated_t) ((1 - l_t) max_a Q(s_{t + 1}, a) + l_t G_{t + 1}),
+
+    with ``l_t = trace_decay`` inside an episode, and 0 at its end and at the last row, where the value of the final
+    observation is bootstrapped unless the episode terminated (``agents.value_targets.trace_return``). Without
+    ``trace_decay`` they are those of one step, for every head.
+
+    Where the network sees a stock, the metric ``stock_outside`` is
     the share of the unroll's steps whose stock was outside the range of start stocks, where the network has to
     extrapolate.
 
     Args:
       spec: the environment.
-      data: of kind ``replay``: ``length`` rows of ``batch`` environments per update.
+      data: of kind ``replay`` or ``unroll``: ``length`` rows of ``batch`` environments per update.
       network_config: what builds the network: feed-forward, of any kind; the head ``implicit_quantile`` takes a
         ``NetworkConfig`` alone.
       head: ``expected`` (DQN: Mnih et al., 2015), ``categorical`` (C51: Bellemare et al., 2017), ``quantile`` (QR-DQN:
@@ -124,15 +154,20 @@ def value_based(
       stock_edits: number of copies of each sampled segment that get another start stock, drawn uniformly from the
         environment's range.
       discount: in [0, 1]; that of the stock where there is one.
-      n_step: rows per segment.
-      double: the online network chooses ``a*`` and the target network evaluates it (van Hasselt et al., 2016).
+      n_step: rows per replayed segment; 1 with data of kind ``unroll``.
+      trace_decay: lambda of Q(lambda); ``None`` for targets that bootstrap after ``n_step`` rows. It takes the head
+        ``expected``: a mixture of return distributions of every length would need more particles with every step.
+      trace_cut: cut the trace at actions that are not greedy (Watkins, 1989).
+      double: the online network chooses ``a*`` and the target network evaluates it (van Hasselt et al., 2016); not
+        with data of kind ``unroll``, where there is one network.
       dueling: value and advantage as two heads (Wang et al., 2016).
       quantiles: ``N`` of both quantile heads.
       atoms, value_low, value_high: support of the categorical head.
-      huber: error beyond which the loss is linear: ``delta`` of the expected head (above 0) and ``kappa`` of the
-        quantile heads (0: the plain quantile loss).
+      huber: error beyond which the loss is linear: ``delta`` of the expected head (above 0; beyond every error, the
+        loss is half the squared error) and ``kappa`` of the quantile heads (0: the plain quantile loss).
       capacity: of the buffer, in transitions; each is stored with both of its observations.
-      batch_size, updates: segments per gradient step and gradient steps per update.
+      batch_size, updates: replayed segments per gradient step and gradient steps per update.
+      epochs, minibatches: passes over a fresh unroll and parts per pass.
       learning_starts: stored transitions before the first gradient step.
       prioritised, priority_exponent, importance_exponent: prioritised replay with its alpha and beta (Schaul et al.,
         2016). The priority is the absolute error of the expected head, otherwise the loss. Beta is constant here; the
@@ -142,14 +177,17 @@ def value_based(
         ``target_rate`` (0 for copies alone); ``None`` for no copies.
       epsilon_start, epsilon_end, epsilon_steps: share of random actions, linear over ``epsilon_steps`` environment
         steps.
+      optimiser: ``adam`` or ``radam`` (that of PQN), see ``agents.optimisers.OPTIMISERS``.
       learning_rate: a number or an optax schedule over gradient steps.
       adam_epsilon, max_gradient_norm: optimiser; ``None`` for no clipping of the global gradient norm.
       flatten: update all parameters as one vector, see ``agents.optimisers``; False for large or sharded networks.
 
     Raises:
-      ValueError: see ``return_networks.return_network``; data of another kind; counts out of range; a buffer too small
-        to learn from; a functional that greedy steps do not optimise, or that this head or environment does not
-        support; an expected head with ``huber`` 0.
+      ValueError: see ``return_networks.return_network``; data of another kind, or settings that are for the other kind;
+        counts out of range; an unroll that cannot be cut into ``minibatches`` equal parts; a buffer too small to learn
+        from; an unknown optimiser; a trace of another head than ``expected``, or a cut without a trace; a functional
+        that greedy steps do not optimise, or that this head or environment does not support; an expected head with
+        ``huber`` 0.
       UnsupportedSpaceError: actions that are not Discrete, or an observation space that cannot be encoded.
     """
     returns = return_network(
@@ -164,14 +202,26 @@ def value_based(
         use_stock=use_stock,
         stock_features=stock_features,
     )
-    _validate_data(data, capacity, learning_starts, n_step, batch_size, updates, target_period)
+    counts = {"n_step": n_step, "batch_size": batch_size, "updates": updates, "epochs": epochs}
+    counts |= {"minibatches": minibatches} | ({} if target_period is None else {"target_period": target_period})
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name}={value}: expected at least 1")
+    if data.kind == "unroll":
+        _validate_unroll(data, minibatches, n_step=n_step, updates=updates, double=double, prioritised=prioritised)
+    else:
+        _validate_replay(data, capacity, learning_starts, n_step, epochs=epochs, minibatches=minibatches)
+    if data.kind == "replay" and trace_decay is not None:
+        raise ValueError(f"trace_decay={trace_decay} is for data.kind='unroll': expected None, and n_step")
+    _validate_trace(head, trace_decay, trace_cut)
+    require_known("optimiser", optimiser, OPTIMISERS)
     _validate_functional(functional, spec, head, discount, use_stock, stock_edits)
     if head == "expected" and not isinstance(huber, jax.core.Tracer) and huber == 0:
         raise ValueError("huber=0: the loss of head='expected' would be 0 for every prediction: expected above 0")
     steps = [] if max_gradient_norm is None else [optax.clip_by_global_norm(max_gradient_norm)]
     rule = LearningRule(
         returns=returns,
-        optimiser=chained(*steps, optax.adam(learning_rate, eps=adam_epsilon), flatten=flatten),
+        optimiser=chained(*steps, OPTIMISERS[optimiser](learning_rate, eps=adam_epsilon), flatten=flatten),
         flatten=flatten,
         actions=int(spec.action_space.n),
         allowed=action_mask_of(spec),
@@ -180,10 +230,15 @@ def value_based(
         return_scale=return_scale,
         use_stock=use_stock,
         start_stocks=spec.observation_space["start_stock"] if stock_edits else None,
+        max_episode_steps=spec.max_episode_steps,
         stock_edits=stock_edits,
         discount=discount,
         n_step=n_step,
+        trace_decay=trace_decay,
+        trace_cut=trace_cut,
         batch_size=batch_size,
+        epochs=epochs,
+        minibatches=minibatches,
         double=double,
         quantiles=quantiles,
         huber=huber,
@@ -196,16 +251,21 @@ def value_based(
     sees_stock = is_augmented(spec.observation_space) and use_stock
     epsilon_at = partial(linear_epsilon, start=epsilon_start, end=epsilon_end, steps=epsilon_steps)
 
+    replays = data.kind == "replay"
+
     def init_fn(key):
         online = returns.init(key)
-        replay = replay_init(_transition_template(spec), capacity=capacity, batch=data.batch, prioritised=prioritised)
-        return ValueBasedState(
+        state = ValueBasedState(
             params={"online": online, "steps": jnp.zeros((), jnp.int32)},
-            target=online,
+            target=(),
             optimiser=rule.optimiser.init(online),
-            gradient_steps=jnp.zeros((), jnp.int32),
-            replay=replay,
+            gradient_steps=(),
+            replay=(),
         )
+        if not replays:
+            return state
+        replay = replay_init(_transition_template(spec), capacity=capacity, batch=data.batch, prioritised=prioritised)
+        return state._replace(target=online, gradient_steps=jnp.zeros((), jnp.int32), replay=replay)
 
     def action_probabilities(params, carry, observation, *, greedy=False):
         del carry
@@ -226,10 +286,13 @@ def value_based(
             action = jax.random.categorical(key, jnp.log(probabilities)).astype(jnp.int32)
         return action, carry, {}
 
-    def update_fn(state, trajectory: Trajectory, key, *, relabel=None):
+    def learn_from_unroll(state, trajectory, key):
+        online, optimiser, metrics = unroll_steps(rule, key, trajectory, state.params["online"], state.optimiser)
+        return state._replace(params=state.params | {"online": online}, optimiser=optimiser), metrics
+
+    def learn_from_replay(state, trajectory, key, relabel):
         replay = replay_add(state.replay, trajectory)
         stored = replay.size * data.batch
-        environment_steps = saturating_sum(state.params["steps"], jnp.sum(trajectory.mask).astype(jnp.int32))
         learner = Learner(
             state.params["online"],
             state.target,
@@ -246,26 +309,41 @@ def value_based(
             lambda learner: (learner, no_metrics()),
             learner,
         )
-        metrics |= {"epsilon": epsilon_at(environment_steps), "stored": stored.astype(jnp.float32)}
+        state = ValueBasedState(
+            params=state.params | {"online": learner.online},
+            target=learner.target,
+            optimiser=learner.optimiser,
+            gradient_steps=learner.gradient_steps,
+            replay=replay._replace(priority=learner.priority, largest=learner.largest),
+        )
+        return state, metrics | {"stored": stored.astype(jnp.float32)}
+
+    def update_fn(state, trajectory: Trajectory, key, *, relabel=None):
+        environment_steps = saturating_sum(state.params["steps"], jnp.sum(trajectory.mask).astype(jnp.int32))
+        if replays:
+            state, metrics = learn_from_replay(state, trajectory, key, relabel)
+        else:
+            state, metrics = learn_from_unroll(state, trajectory, key)
+        metrics |= {"epsilon": epsilon_at(environment_steps)}
         if sees_stock:
             outside = outside_start(spec, trajectory.observation["stock"])
             metrics["stock_outside"] = masked_mean(outside, trajectory.mask)
         # Both networks see the same trajectories, and so keep the same statistics of observations.
         online, target = (
-            returns.observe(params, trajectory.observation, trajectory.mask)
-            for params in (learner.online, learner.target)
+            returns.observe(params, trajectory.observation, trajectory.mask) if params else params
+            for params in (state.params["online"], state.target)
         )
-        state = ValueBasedState(
-            params={"online": online, "steps": environment_steps},
-            target=target,
-            optimiser=learner.optimiser,
-            gradient_steps=learner.gradient_steps,
-            replay=replay._replace(priority=learner.priority, largest=learner.largest),
-        )
-        return state, metrics
+        return state._replace(params={"online": online, "steps": environment_steps}, target=target), metrics
 
     return Agent(
-        init_fn, lambda batch: (), act_fn, update_fn, data, action_probabilities, return_distribution, fields("replay")
+        init_fn,
+        lambda batch: (),
+        act_fn,
+        update_fn,
+        data,
+        action_probabilities,
+        return_distribution,
+        fields("replay") if replays else NO_PART,
     )
 
 
@@ -301,14 +379,14 @@ def _transition_template(spec):
     )
 
 
-def _validate_data(data, capacity, learning_starts, n_step, batch_size, updates, target_period):
+def _validate_replay(data, capacity, learning_starts, n_step, *, epochs, minibatches):
     if data.kind != "replay":
-        raise ValueError(f"value_based learns from a buffer: data.kind={data.kind!r}, expected 'replay'")
-    counts = {"n_step": n_step, "batch_size": batch_size, "updates": updates}
-    counts |= {} if target_period is None else {"target_period": target_period}
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name}={value}: expected at least 1")
+        raise ValueError(f"value_based plays no groups of episodes: data.kind={data.kind!r}, expected replay or unroll")
+    for name, value in (("epochs", epochs), ("minibatches", minibatches)):
+        if value != 1:
+            raise ValueError(
+                f"{name}={value} is for data.kind='unroll': expected 1, and updates for the number of steps"
+            )
     rows = capacity // data.batch
     longest = max(data.length, n_step)
     if rows < longest:
@@ -320,6 +398,28 @@ def _validate_data(data, capacity, learning_starts, n_step, batch_size, updates,
         raise ValueError(
             f"learning_starts={learning_starts}: the buffer never holds more than {rows * data.batch} transitions"
         )
+
+
+def _validate_unroll(data, minibatches, *, n_step, updates, double, prioritised):
+    if updates != 1:
+        raise ValueError(
+            f"updates={updates} is for data.kind='replay': expected 1, and epochs and minibatches, whose product is "
+            "the number of gradient steps on an unroll"
+        )
+    if n_step != 1:
+        raise ValueError(f"n_step={n_step} is for data.kind='replay': expected 1, and trace_decay for longer returns")
+    if double or prioritised:
+        name, lacks = ("double", "target network") if double else ("prioritised", "replay buffer")
+        raise ValueError(f"{name}=True: data.kind='unroll' has no {lacks}, expected False")
+    require_minibatches(minibatches, data.batch * data.length)
+
+
+def _validate_trace(head, trace_decay, trace_cut):
+    if trace_decay is None:
+        if trace_cut:
+            raise ValueError("trace_cut=True: without trace_decay there is no trace to cut, expected False")
+    elif head != "expected":
+        raise ValueError(f"trace_decay={trace_decay}: expected head='expected', got {head!r}, or trace_decay=None")
 
 
 def _validate_functional(functional, spec, head, discount, use_stock, stock_edits):

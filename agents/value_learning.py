@@ -1,4 +1,4 @@
-"""Gradient steps of the value-based family: from sampled data to targets, the loss, and the step of the optimiser."""
+"""Gradient steps of the value-based family, on replayed and on fresh data: examples with targets, and their loss."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from agents.bootstrap import boundaries, next_values, row_picker, rows_at_a_time
 from agents.channels import credit_weights, read_channel
 from agents.functionals import Functional
+from agents.minibatches import minibatch_epochs
 from agents.optimisers import gradient_norm
 from agents.priority_tree import PriorityTree
 from agents.replay import ReplayState, importance_weights, replay_prioritise, replay_sample
@@ -26,6 +28,8 @@ from agents.value_targets import (
     head_loss,
     mix_actions,
     target_policy,
+    trace_return,
+    untaken,
     with_other_stocks,
 )
 from envs.base import Observation, PyTree, Trajectory
@@ -42,8 +46,9 @@ class LearningRule(NamedTuple):
       channels: weight by reward channel.
       functional, return_scale, use_stock: of the greedy policy.
       start_stocks: the space from which ``stock_edits`` draw, or ``None``.
-      stock_edits, discount, n_step, batch_size, double, quantiles, huber, prioritised, priority_exponent,
-        importance_exponent, target_rate, target_period: see ``value_based``.
+      max_episode_steps: the time limit of the environment, or ``None``.
+      stock_edits, discount, n_step, trace_decay, trace_cut, batch_size, epochs, minibatches, double, quantiles, huber,
+        prioritised, priority_exponent, importance_exponent, target_rate, target_period: see ``value_based``.
     """
 
     returns: ReturnNetwork
@@ -56,10 +61,15 @@ class LearningRule(NamedTuple):
     return_scale: float | jax.Array
     use_stock: bool
     start_stocks: gymnasium.spaces.Box | None
+    max_episode_steps: int | None
     stock_edits: int
     discount: float | jax.Array
     n_step: int
+    trace_decay: float | jax.Array | None
+    trace_cut: bool
     batch_size: int
+    epochs: int
+    minibatches: int
     double: bool
     quantiles: int
     huber: float | jax.Array
@@ -71,7 +81,7 @@ class LearningRule(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """The part of the state that gradient steps change: all but the buffer's transitions."""
+    """The part of the state that gradient steps on replayed data change: all but the buffer's transitions."""
 
     online: PyTree
     target: PyTree
@@ -123,6 +133,125 @@ class Examples(NamedTuple):
     mean: jax.Array
     importance: jax.Array
     valid: jax.Array
+
+
+def draw_fractions(rule: LearningRule, key: jax.Array, size: int) -> tuple[jax.Array | None, jax.Array | None]:
+    """The fractions ``[size, N]`` at which an implicit head predicts, and those of its target; else ``None``."""
+    if rule.returns.head != "implicit_quantile":
+        return None, None
+    fractions, target_fractions = jax.random.uniform(key, (2, size, rule.quantiles))
+    return fractions, target_fractions
+
+
+def segment_examples(
+    rule: LearningRule,
+    edit_key: jax.Array,
+    tie_key: jax.Array,
+    rows: Trajectory,
+    importance: jax.Array,
+    target: PyTree,
+    online: PyTree,
+    fractions: jax.Array | None,
+) -> Examples:
+    """The examples of segments ``rows [n, B]``, one of the first row of each; ``[(1 + stock_edits) B, ...]``.
+
+    Args:
+      rule: the settings.
+      edit_key, tie_key: for other start stocks, and for drawing one of tied actions.
+      rows: consecutive rows.
+      importance: ``[B]``.
+      target, online: parameters of the network that evaluates, and of the one that learns.
+      fractions: see ``target_of``.
+    """
+    batch = batch_of(rows, weighted_reward(rows, rule.channels), importance, rule.discount)
+    if rule.start_stocks is not None:
+        copies, discount = rule.stock_edits, rule.discount
+        batch = with_other_stocks(edit_key, batch, rule.start_stocks, copies=copies, discount=discount)
+    goal, mean = target_of(rule, tie_key, target, online, batch, fractions)
+    return Examples(batch.observation, batch.action, goal, mean, batch.importance, batch.segment.weight)
+
+
+def greedy_values(
+    rule: LearningRule, target: PyTree, online: PyTree, observation: Observation
+) -> tuple[jax.Array, jax.Array]:
+    """Of an ``expected`` head, the value of the greedy action at ``observation [K, B, ...]``, ``[K, B]``, and the
+    uniform policy over the greedy actions, ``[K, B, A]``."""
+    rows, columns = jax.tree.leaves(observation)[0].shape[:2]
+    flat = jax.tree.map(lambda x: x.reshape(rows * columns, *x.shape[2:]), observation)
+    outputs = rule.returns.apply(target, flat)
+    best = greedy_policy(rule, rule.returns.apply(online, flat) if rule.double else outputs, flat)
+    first = jax.nn.one_hot(jnp.argmax(best, axis=-1), rule.actions, dtype=outputs.dtype)
+    values, _ = mix_actions(rule.returns.distribution(outputs), first, head=rule.returns.head)
+    return values[:, 0].reshape(rows, columns), best.reshape(rows, columns, -1)
+
+
+def unroll_examples(rule: LearningRule, key: jax.Array, trajectory: Trajectory, online: PyTree) -> Examples:
+    """The examples of every step of an unroll ``[T, B]``, one after the other; the network ``online`` evaluates.
+
+    With ``rule.trace_decay`` the target is the lambda-return to the end of the unroll, otherwise that of one step.
+    """
+    edit_key, fraction_key, tie_key = jax.random.split(key, 3)
+    length, width = trajectory.mask.shape
+    weights = {name: trajectory.extras[name] for name in ("credit_weight",) if name in trajectory.extras}
+    trajectory = trajectory._replace(extras=weights)
+    if rule.trace_decay is None:
+        row = jax.tree.map(lambda x: x.reshape(1, length * width, *x.shape[2:]), trajectory)
+        _, fractions = draw_fractions(rule, fraction_key, length * width * (1 + rule.stock_edits))
+        return segment_examples(rule, edit_key, tie_key, row, jnp.ones(length * width), online, online, fractions)
+    values, best = greedy_values(rule, online, online, trajectory.observation)
+
+    def evaluate(index):
+        following = jax.tree.map(row_picker(index), trajectory.next_observation)
+        return {"value": greedy_values(rule, online, online, following)[0]}
+
+    rows = rows_at_a_time(length, rule.max_episode_steps, whole_episodes=False)
+    following = next_values({"value": values}, boundaries(trajectory, whole_episodes=False), evaluate, rows=rows)
+    cut = None
+    if rule.trace_cut:
+        cut = jnp.roll(untaken(best, trajectory.action), -1, axis=0)
+    goal = trace_return(
+        weighted_reward(trajectory, rule.channels),
+        following["value"],
+        trajectory.terminated,
+        trajectory.terminated | trajectory.truncated,
+        rule.discount,
+        rule.trace_decay,
+        cut=cut,
+    )
+    examples = Examples(
+        trajectory.observation, trajectory.action, goal, goal, jnp.ones((length, width)), trajectory.mask
+    )
+    return jax.tree.map(lambda x: x.reshape(length * width, *x.shape[2:]), examples)
+
+
+def unroll_steps(
+    rule: LearningRule, key: jax.Array, trajectory: Trajectory, online: PyTree, optimiser: PyTree
+) -> tuple[PyTree, PyTree, dict[str, jax.Array]]:
+    """``epochs * minibatches`` optimiser steps on the steps of an unroll, whose targets are those of ``online`` at the
+    start; the parameters and the optimiser's state after them, and means of the metrics."""
+    example_key, shuffle_key, step_key = jax.random.split(key, 3)
+    examples = unroll_examples(rule, example_key, trajectory, online)
+
+    def step(state, part, carry):
+        del carry
+        online, optimiser, key = state
+        key, fraction_key = jax.random.split(key)
+        part = jax.tree.map(lambda x: x[0], part)
+        fractions, _ = draw_fractions(rule, fraction_key, part.action.shape[0])
+        online, optimiser, _, metrics = optimiser_step(rule, online, optimiser, part, fractions)
+        return (online, optimiser, key), metrics
+
+    (online, optimiser, _), metrics = minibatch_epochs(
+        step,
+        (online, optimiser, step_key),
+        jax.tree.map(lambda x: x[None], examples),
+        (),
+        shuffle_key,
+        epochs=rule.epochs,
+        minibatches=rule.minibatches,
+        whole_columns=False,
+    )
+    return online, optimiser, metrics
 
 
 def batch_loss(
@@ -206,16 +335,10 @@ def gradient_step(
     importance = jnp.ones(rule.batch_size)
     if rule.prioritised:
         importance = importance_weights(probability, rule.importance_exponent)
-    batch = batch_of(rows, weighted_reward(rows, rule.channels), importance, rule.discount)
-    if rule.start_stocks is not None:
-        copies, discount = rule.stock_edits, rule.discount
-        batch = with_other_stocks(edit_key, batch, rule.start_stocks, copies=copies, discount=discount)
-    fractions = target_fractions = None
-    if rule.returns.head == "implicit_quantile":
-        shape = (2, batch.action.shape[0], rule.quantiles)
-        fractions, target_fractions = jax.random.uniform(fraction_key, shape)
-    target, mean = target_of(rule, tie_key, learner.target, learner.online, batch, target_fractions)
-    examples = Examples(batch.observation, batch.action, target, mean, batch.importance, batch.segment.weight)
+    fractions, target_fractions = draw_fractions(rule, fraction_key, rule.batch_size * (1 + rule.stock_edits))
+    examples = segment_examples(
+        rule, edit_key, tie_key, rows, importance, learner.target, learner.online, target_fractions
+    )
     online, optimiser, priority, metrics = optimiser_step(rule, learner.online, learner.optimiser, examples, fractions)
     # Counted within the period, because all gradient steps together may have more than 32 bits.
     count = saturating_sum(learner.gradient_steps, 1)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from agents.return_networks import ReturnDistribution
+from agents.returns import generalised_advantage
 from agents.value_losses import (
     categorical_cross_entropy,
     categorical_projection,
@@ -56,6 +57,48 @@ def n_step_return(
     stopped = jnp.any(counts & terminated, axis=0)
     weight = jnp.min(jnp.where(counts, mask, 1.0), axis=0)
     return Segment(total, jnp.where(stopped, 0.0, powers[last + 1]), last, weight)
+
+
+def trace_return(
+    rewards: jax.Array,
+    following: jax.Array,
+    terminated: jax.Array,
+    ends: jax.Array,
+    discount: float | jax.Array,
+    trace_decay: float | jax.Array,
+    *,
+    cut: jax.Array | None = None,
+) -> jax.Array:
+    """The lambda-return of action values, ``[T, B]``: a mixture of the n-step returns of every length.
+
+        G_t = r_t + discount (1 - terminated_t) ((1 - l_t) following_t + l_t G_{t + 1})
+        l_t = trace_decay (1 - ends_t) (1 - cut_t),    l_{T - 1} = 0
+
+    With ``following_t = max_a Q(s_{t + 1}, a)`` this is Peng's Q(lambda) (Peng and Williams, 1996), which does not
+    correct for actions that were not greedy: it learns fast, and where exploration stays it is biased towards the
+    behaviour. Watkins' Q(lambda) (Watkins, 1989) cuts the trace at those actions. ``trace_decay`` 0 gives the one-step
+    target, 1 the sum of rewards up to the first end or the last row, and the value that follows there.
+
+    Args:
+      rewards: ``[T, B]``.
+      following: ``[T, B]``, the value of the observation that followed each step, before any reset.
+      terminated, ends: ``[T, B]`` bool. A truncated row ends the sum, and the value that follows it is bootstrapped.
+      discount, trace_decay: in [0, 1].
+      cut: ``[T, B]`` bool, whether the row after this one is not to be followed; ``None`` for no cuts.
+
+    >>> rewards, following, off = jnp.ones((2, 1)), jnp.full((2, 1), 4.0), jnp.zeros((2, 1), bool)
+    >>> [trace_return(rewards, following, off, off, 0.5, decay)[0, 0].item() for decay in (0.0, 1.0)]
+    [3.0, 2.5]
+    """
+    # The value of a row is what follows the one before; that of the first row cancels, as others do after an end.
+    values = jnp.concatenate([jnp.zeros_like(following[:1]), following[:-1]])
+    stops = ends if cut is None else ends | cut
+    return values + generalised_advantage(rewards, values, following, terminated, stops, discount, trace_decay)
+
+
+def untaken(policy: jax.Array, action: jax.Array) -> jax.Array:
+    """``[...]`` bool: whether ``policy [..., A]`` never takes ``action [...]``."""
+    return jnp.sum(jax.nn.one_hot(action, policy.shape[-1]) * policy, axis=-1) == 0
 
 
 class Batch(NamedTuple):

@@ -86,6 +86,16 @@ def _no_start_states(config: ConfigDict) -> str | None:
     return f"data.kind={kind}, and every episode draws a start state of its own" if kind == "episodes" else None
 
 
+def _no_replay(config: ConfigDict) -> str | None:
+    kind = sections.part(config, ["data"]).get("kind", "replay")
+    return None if kind == "replay" else f"data.kind={kind}, and it is used with replay only"
+
+
+def _no_trace(config: ConfigDict) -> str | None:
+    decay = sections.part(config, ["agent"]).get("trace_decay")
+    return "agent.trace_decay=None, and without a trace there is none to cut" if decay is None else None
+
+
 # Keys, ``*`` for any, to the reason why one of them has no effect in a configuration, or ``None``.
 CONDITIONS: dict[str, Callable[[ConfigDict], str | None]] = {
     "warm_start.steps": _no_demonstrations,
@@ -94,6 +104,11 @@ CONDITIONS: dict[str, Callable[[ConfigDict], str | None]] = {
     "agent.return_scale": _no_stock,
     "agent.use_stock": _no_stock,
     "agent.stock_*": _no_stock,
+    **{
+        f"agent.{name}": _no_replay
+        for name in ("capacity", "batch_size", "learning_starts", "target_rate", "target_period", "importance_exponent")
+    },
+    "agent.trace_cut": _no_trace,
     "agent.value_weight": _no_critic,
     "agent.value_clip": _no_critic,
     "agent.shared_critic": _no_critic,

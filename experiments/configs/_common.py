@@ -209,6 +209,35 @@ def choose_value_based(config: ConfigDict, tokens: Iterable[str], default: str) 
     return method
 
 
+def learn_from_unrolls(config: ConfigDict, *, steps: int, length: int, batch: int, **agent: Any) -> None:
+    """Makes the value-based ``config`` PQN (Gallici et al., 2024): fresh unrolls in place of a replay buffer.
+
+    Args:
+      config: it keeps its environment and its evaluators.
+      steps: environment steps of the run.
+      length, batch: of an unroll.
+      agent: keys of the section ``agent``.
+    """
+    config.data = {"kind": "unroll", "length": length, "batch": batch, "group_size": 1}
+    config.iterations = steps // (length * batch)
+    # In place of a target network, layer normalisation keeps the values from diverging.
+    config.network.layer_norm = True
+    config.agent.update(
+        {
+            "head": "expected",
+            "n_step": 1,
+            "updates": 1,
+            # Half the squared error, as errors are smaller.
+            "huber": 1e3,
+            "optimiser": "radam",
+            "adam_epsilon": 1e-8,
+            "schedule": "linear",
+            "max_gradient_norm": 10.0,
+            **agent,
+        }
+    )
+
+
 def curiosity_variants(default: str, without: str) -> dict[str, str]:
     """The variants that choose an intrinsic reward, with their descriptions, and ``ppo``, which has none.
 

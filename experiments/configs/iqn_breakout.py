@@ -1,7 +1,7 @@
 """The DQN family on MinAtar's Breakout, inside jit, with a convolutional network. There are no committed rows yet.
 
 Command:
-    sagax run iqn_breakout[:dqn,double,...] --seeds=5
+    sagax run iqn_breakout[:dqn,double,...] --seeds=5        (iqn_breakout:pqn: many environments, without replay)
     sagax summary iqn_breakout --metric=return --threshold=10
 """
 
@@ -9,16 +9,26 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from experiments.configs._common import choose_value_based, value_based_config, value_based_variants
+from experiments.configs._common import (
+    HEADS,
+    choose_value_based,
+    learn_from_unrolls,
+    one_of,
+    value_based_config,
+    value_based_variants,
+)
 
 # The implicit head has no dueling form.
 VARIANTS = {name: about for name, about in value_based_variants("iqn").items() if name != "dueling"}
-VARIANTS |= {"smoke": "seconds: a few iterations of a small batch"}
+VARIANTS |= {
+    "pqn": "PQN: Q(lambda) on fresh unrolls of 128 environments, without a replay buffer and a target network",
+    "smoke": "seconds: a few iterations of a small batch",
+}
 REPRODUCES = "IQN (Dabney et al., 2018), DQN, C51 and QR-DQN on MinAtar's Breakout (arXiv 1903.03176), rebuilt in JAX"
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The configuration of ``variant``; 512,000 environment steps."""
+    """The configuration of ``variant``; 512,000 environment steps, 9,998,336 of ``pqn``."""
     tokens = [token for token in variant.split(",") if token]
     config = value_based_config()
     config.iterations, config.evaluate_every = 8000, 800
@@ -31,9 +41,16 @@ def get_config(variant: str = "") -> ConfigDict:
     agent.quantiles, agent.n_step, agent.learning_starts = 16, 3, 5_000
     agent.value_low, agent.value_high = 0.0, 20.0
     agent.epsilon_steps, agent.epsilon_end = 100_000.0, 0.02
+    unrolls = one_of(tokens, (*HEADS, "pqn"), "iqn") == "pqn"
+    if unrolls:
+        # The settings of the authors' release for MinAtar, but that nothing is normalised after the convolution.
+        learn_from_unrolls(config, steps=10_000_000, length=32, batch=128, epochs=2, minibatches=32)
+        config.evaluate_every = 122
+        agent.update({"trace_decay": 0.65, "learning_rate": 5e-4})
+        agent.update({"epsilon_end": 0.05, "epsilon_steps": 1_000_000.0})
     if "smoke" in tokens:
         config.iterations, config.evaluate_every = 4, 2
-        agent.learning_starts, agent.updates, agent.batch_size = 64, 2, 8
+        agent.learning_starts, agent.updates, agent.batch_size = 64, 1 if unrolls else 2, 8
         config.evaluators.episodes.count, config.evaluators.episodes.cut = 4, 100
     return config
 

@@ -134,7 +134,7 @@ def _widths(config: ConfigDict) -> tuple[int, ...]:
 
 def _minibatch_rows(config: ConfigDict) -> int:
     """Steps that one optimiser step of the agent learns from."""
-    if "batch_size" in config.agent:
+    if config.data.kind == "replay" and "batch_size" in config.agent:
         return config.agent.batch_size * (config.agent.get("n_step", 1) + 1)
     return config.data.length * config.data.batch // config.agent.get("minibatches", 1)
 

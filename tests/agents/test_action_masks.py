@@ -131,6 +131,14 @@ def test_a_value_based_agent_explores_and_bootstraps_within_the_mask():
     state = state._replace(params=state.params | {"online": online}, target=online)
     _, metrics = jit(agent.update)(state, trajectory, KEY)
     np.testing.assert_allclose(metrics["target"], 0.9, rtol=1e-5)
+    # On a fresh unroll the values of the rows follow as well, whose masks are the same here.
+    trajectory = trajectory._replace(observation=trajectory.observation | {"action_mask": masks})
+    for decay, expected in ((0.0, 0.9), (1.0, np.mean([0.9**n for n in range(1, 6)]))):
+        fresh = value_based(SPEC, data=UNROLL, network_config=SMALL, discount=0.9, trace_decay=decay)
+        start = fresh.init(KEY)
+        start = start._replace(params=start.params | {"online": online})
+        _, metrics = jit(fresh.update)(start, trajectory, KEY)
+        np.testing.assert_allclose(metrics["target"], expected, rtol=1e-5)
 
 
 def test_a_reward_model_that_starts_as_the_policy_starts_at_0():

@@ -557,7 +557,7 @@ def test_numbers_may_be_traced():
     ("arguments", "message"),
     [
         ({"head": "quantiles"}, "unknown head 'quantiles', did you mean 'quantile'"),
-        ({"data": DataSpec("unroll", 1, 1)}, "data.kind='unroll', expected 'replay'"),
+        ({"data": DataSpec("episodes", 1, 1)}, "data.kind='episodes', expected replay or unroll"),
         ({"network_config": NetworkConfig(recurrent_size=4)}, "recurrent_size=4: value_based is feed-forward"),
         ({"head": "implicit_quantile", "dueling": True}, "dueling=True: expected one of the heads"),
         ({"head": "categorical", "atoms": 1}, "atoms=1"),

@@ -104,6 +104,15 @@ def with_replay() -> ConfigDict:
     return config
 
 
+def with_unrolls() -> ConfigDict:
+    """A value-based agent that learns from fresh unrolls, with a learning rate that stays."""
+    config = with_replay()
+    config.data = {"kind": "unroll", "length": 4, "batch": 8, "group_size": 1}
+    config.agent.update({"prioritised": False, "updates": 1, "epochs": 2, "minibatches": 2})
+    config.agent.update({"trace_decay": 0.5, "optimiser": "radam"})
+    return config
+
+
 def process(**changes) -> ConfigDict:
     """The implicit process reward in addition to the outcome."""
     config = without_critic()

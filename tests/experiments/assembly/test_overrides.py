@@ -25,6 +25,10 @@ def dqn(**overrides):
     return changed(corridor.with_replay(), **overrides)
 
 
+def pqn(**overrides):
+    return changed(corridor.with_unrolls(), **overrides)
+
+
 def changed(config, **overrides):
     config.lock()
     return apply_overrides(config, {key.replace("__", "."): value for key, value in overrides.items()})
@@ -132,7 +136,7 @@ def test_none_takes_an_entry_or_an_optional_section_away():
 def test_another_family_brings_its_keys_and_sections():
     config = ppo(agent__family="value_based", agent__n_step="3", data__kind="replay")
     assert "credit" not in config and "warm_start" not in config
-    assert config.agent.n_step == 3 and "epochs" not in config.agent and config.agent.learning_rate == 0.02
+    assert config.agent.n_step == 3 and "clip" not in config.agent and config.agent.learning_rate == 0.02
     back = dqn(agent__family="policy_gradient", credit__env__estimator="gae", data__kind="unroll")
     assert back.credit.env.estimator == "gae" and "head" not in back.agent
 
@@ -257,6 +261,9 @@ def test_possible_keys_are_those_that_can_be_set():
             {"agent__prioritised": "false", "agent__priority_exponent": "1"},
             "agent.prioritised=False, and it is used with True only",
         ),
+        (pqn, {"agent__capacity": "64"}, "'agent.capacity' has no effect: data.kind=unroll, and it is used with repl"),
+        (pqn, {"agent__target_rate": "0.1"}, "'agent.target_rate' has no effect: data.kind=unroll"),
+        (dqn, {"agent__trace_cut": "true"}, "'agent.trace_cut' has no effect: agent.trace_decay=None, and without a"),
         (ppo, {"warm_start__batch": "8"}, "'warm_start.batch' has no effect: warm_start.demonstrations=0"),
         (ppo, {"data__group_size": "4"}, "'data.group_size' has no effect: data.kind=unroll"),
         (
@@ -298,6 +305,8 @@ def test_a_value_without_effect_is_refused_with_the_reason(make, overrides, mess
 
 def test_the_same_values_are_accepted_where_they_have_an_effect():
     assert dqn(agent__head="categorical", agent__atoms="11").agent.atoms == 11
+    assert pqn(agent__trace_cut="true", agent__trace_decay="0.25").agent.trace_decay == 0.25
+    assert dqn(agent__capacity="64", agent__optimiser="radam").agent.capacity == 64
     assert ppo(warm_start__demonstrations="4", warm_start__batch="8").warm_start.batch == 8
     assert ppo(rewards__c__kind="byol_hindsight", rewards__c__contrast="4").rewards.c.contrast == 4
     assert ppo(agent__value_weight="1").agent.value_weight == 1.0

@@ -134,6 +134,7 @@ RUNS = {
     "counts of the run, exact and projected, the inverse model": (on_a_line, (0,)),
     "prioritised replay, two seeds": (corridor.with_replay, (0, 1)),
     "replay on the host": (replay_on_the_host, (0,)),
+    "Q(lambda) on unrolls, two seeds": (corridor.with_unrolls, (0, 1)),
     "host with a snapshot": (on_the_host, (0,)),
     "host with a snapshot, integer observations": (frozen_lake, (0,)),
     "pure environment as a host, recurrent": (a_jax_host, (0,)),

@@ -112,6 +112,10 @@ def value_based(
 
         G + discount^n (1 - terminated) Z(s_n, a*),    a* greedy at s_n.
 
+    With ``trace_decay`` it is the target network's Q(lambda) over the rows of the segment, as below, whose first action
+    alone is learned from; ``trace_decay`` 1 is the n-step target again. Neither it nor the n-step return corrects for
+    the actions of old policies; ``trace_cut`` ends the return at the first that is not greedy now.
+
     ``relabel(trajectory) -> trajectory`` is applied to every sampled batch, so that stored data is learned from
     with the rewards of the present reward transforms.
 
@@ -185,7 +189,8 @@ def value_based(
     Raises:
       ValueError: see ``return_networks.return_network``; data of another kind, or settings that are for the other kind;
         counts out of range; an unroll that cannot be cut into ``minibatches`` equal parts; a buffer too small to learn
-        from; an unknown optimiser; a trace of another head than ``expected``, or a cut without a trace; a functional
+        from; an unknown optimiser; a trace of another head than ``expected`` or with edited stocks, or a
+        cut without a trace; a functional
         that greedy steps do not optimise, or that this head or environment does not support; an expected head with
         ``huber`` 0.
       UnsupportedSpaceError: actions that are not Discrete, or an observation space that cannot be encoded.
@@ -211,9 +216,7 @@ def value_based(
         _validate_unroll(data, minibatches, n_step=n_step, updates=updates, double=double, prioritised=prioritised)
     else:
         _validate_replay(data, capacity, learning_starts, n_step, epochs=epochs, minibatches=minibatches)
-    if data.kind == "replay" and trace_decay is not None:
-        raise ValueError(f"trace_decay={trace_decay} is for data.kind='unroll': expected None, and n_step")
-    _validate_trace(head, trace_decay, trace_cut)
+    _validate_trace(head, trace_decay, trace_cut, stock_edits)
     require_known("optimiser", optimiser, OPTIMISERS)
     _validate_functional(functional, spec, head, discount, use_stock, stock_edits)
     if head == "expected" and not isinstance(huber, jax.core.Tracer) and huber == 0:
@@ -414,12 +417,14 @@ def _validate_unroll(data, minibatches, *, n_step, updates, double, prioritised)
     require_minibatches(minibatches, data.batch * data.length)
 
 
-def _validate_trace(head, trace_decay, trace_cut):
+def _validate_trace(head, trace_decay, trace_cut, stock_edits):
     if trace_decay is None:
         if trace_cut:
             raise ValueError("trace_cut=True: without trace_decay there is no trace to cut, expected False")
     elif head != "expected":
         raise ValueError(f"trace_decay={trace_decay}: expected head='expected', got {head!r}, or trace_decay=None")
+    elif stock_edits:
+        raise ValueError(f"stock_edits={stock_edits}: the rows of a trace keep their stocks, expected 0")
 
 
 def _validate_functional(functional, spec, head, discount, use_stock, stock_edits):

@@ -155,6 +155,8 @@ def segment_examples(
 ) -> Examples:
     """The examples of segments ``rows [n, B]``, one of the first row of each; ``[(1 + stock_edits) B, ...]``.
 
+    With ``rule.trace_decay`` the target is the lambda-return over the rows, otherwise that of all of them.
+
     Args:
       rule: the settings.
       edit_key, tie_key: for other start stocks, and for drawing one of tied actions.
@@ -163,7 +165,14 @@ def segment_examples(
       target, online: parameters of the network that evaluates, and of the one that learns.
       fractions: see ``target_of``.
     """
-    batch = batch_of(rows, weighted_reward(rows, rule.channels), importance, rule.discount)
+    reward = weighted_reward(rows, rule.channels)
+    batch = batch_of(rows, reward, importance, rule.discount)
+    if rule.trace_decay is not None:
+        following, best = greedy_values(rule, target, online, rows.next_observation)
+        # Inside an episode, what follows a row is the observation of the next one.
+        cut = untaken(best, jnp.roll(rows.action, -1, axis=0)) if rule.trace_cut else None
+        goal = trace_targets(rule, rows, reward, following, cut)[0]
+        return Examples(batch.observation, batch.action, goal, goal, importance, batch.segment.weight)
     if rule.start_stocks is not None:
         copies, discount = rule.stock_edits, rule.discount
         batch = with_other_stocks(edit_key, batch, rule.start_stocks, copies=copies, discount=discount)
@@ -183,6 +192,15 @@ def greedy_values(
     first = jax.nn.one_hot(jnp.argmax(best, axis=-1), rule.actions, dtype=outputs.dtype)
     values, _ = mix_actions(rule.returns.distribution(outputs), first, head=rule.returns.head)
     return values[:, 0].reshape(rows, columns), best.reshape(rows, columns, -1)
+
+
+def trace_targets(
+    rule: LearningRule, rows: Trajectory, reward: jax.Array, following: jax.Array, cut: jax.Array | None
+) -> jax.Array:
+    """The lambda-returns of ``rows [T, B]``, see ``agents.value_targets.trace_return``."""
+    assert rule.trace_decay is not None
+    ends = rows.terminated | rows.truncated
+    return trace_return(reward, following, rows.terminated, ends, rule.discount, rule.trace_decay, cut=cut)
 
 
 def unroll_examples(rule: LearningRule, key: jax.Array, trajectory: Trajectory, online: PyTree) -> Examples:
@@ -209,15 +227,7 @@ def unroll_examples(rule: LearningRule, key: jax.Array, trajectory: Trajectory, 
     cut = None
     if rule.trace_cut:
         cut = jnp.roll(untaken(best, trajectory.action), -1, axis=0)
-    goal = trace_return(
-        weighted_reward(trajectory, rule.channels),
-        following["value"],
-        trajectory.terminated,
-        trajectory.terminated | trajectory.truncated,
-        rule.discount,
-        rule.trace_decay,
-        cut=cut,
-    )
+    goal = trace_targets(rule, trajectory, weighted_reward(trajectory, rule.channels), following["value"], cut)
     examples = Examples(
         trajectory.observation, trajectory.action, goal, goal, jnp.ones((length, width)), trajectory.mask
     )

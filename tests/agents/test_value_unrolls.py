@@ -1,4 +1,4 @@
-"""The value-based family on fresh unrolls (PQN): targets and steps by brute force, exact values, refusals."""
+"""Q(lambda), and the value-based family on fresh unrolls (PQN): targets by brute force, exact values, refusals."""
 
 from functools import partial
 
@@ -15,6 +15,7 @@ from agents.planning.dynamic_programming import value_iteration
 from agents.value_based import value_based
 from envs.base import EnvironmentSpec, Transition
 from envs.native.tabular import TabularEnvironment, gridworld
+from envs.stock import StockAugmented
 from envs.wrappers import TimeLimit
 from experiments.training.learn import initial_state, run_chunk, start_rollout
 from rewards.base import chain
@@ -24,6 +25,7 @@ jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 LINEAR = NetworkConfig(hidden=())
 STATES, ACTIONS, LENGTH, WIDTH = 5, 3, 7, 4
 SPEC = EnvironmentSpec(spaces.Discrete(STATES), spaces.Discrete(ACTIONS), 9, costs=("heat",))
+STOCKED = StockAugmented(TimeLimit(TabularEnvironment(gridworld(["S+"])), 4), 0.8, -1.0, 1.0).spec
 # Adam divides by |g| + epsilon: with a large epsilon and an equal learning rate, the first step is the gradient.
 AS_GRADIENT = {"learning_rate": 1e4, "adam_epsilon": 1e4, "max_gradient_norm": None}
 SETTINGS = {"network_config": LINEAR, "discount": 0.8, "huber": 1e3, **AS_GRADIENT}
@@ -63,21 +65,25 @@ def with_table(agent, table):
     return state._replace(params=state.params | {"online": {"head_advantage": head}})
 
 
-def brute_force(rows, table, rewards, discount, decay, *, cut=False):
-    """The targets as the mixture of the returns of all lengths, weighted by ``(1 - decay) decay ** (n - 1)``."""
-    rows = jax.tree.map(np.asarray, rows)
-    targets = np.zeros((LENGTH, WIDTH))
-    for start, column in np.ndindex(LENGTH, WIDTH):
+def brute_force(rows, table, rewards, discount, decay, *, cut=False, choose=None):
+    """The targets as the mixture of the returns of all lengths, weighted by ``(1 - decay) decay ** (n - 1)``.
+
+    ``choose`` is the table by which actions are greedy, if it is another than the one that gives their values.
+    """
+    rows, choose = jax.tree.map(np.asarray, rows), table if choose is None else choose
+    targets = np.zeros(rewards.shape)
+    for start, column in np.ndindex(*rewards.shape):
         total, weight, t = 0.0, 1.0, start
         summed = 0.0
         while True:
             summed += discount ** (t - start) * rewards[t, column]
             end = bool(rows.terminated[t, column])
-            value = 0.0 if end else table[rows.next_observation[t, column]].max()
+            next_state = rows.next_observation[t, column]
+            value = 0.0 if end else table[next_state, choose[next_state].argmax()]
             bootstrapped = summed + discount ** (t - start + 1) * value
             last = t == LENGTH - 1 or end or bool(rows.truncated[t, column])
             if not last and cut:
-                values = table[rows.observation[t + 1, column]]
+                values = choose[rows.observation[t + 1, column]]
                 last = values[rows.action[t + 1, column]] < values.max()
             if last:
                 targets[start, column] = total + weight * bootstrapped
@@ -194,6 +200,50 @@ def test_radam_takes_steps_of_momentum_first():
     np.testing.assert_allclose(changes[1][seen], 0.1 * gradient[seen], rtol=1e-2)
 
 
+# --- replayed segments -----------------------------------------------------------------------------------
+
+
+def replaying(**arguments):
+    """An agent whose buffer holds one segment, so that the sample is known."""
+    settings = SETTINGS | {"capacity": LENGTH, "batch_size": 1, "learning_starts": 1, "n_step": LENGTH}
+    return value_based(SPEC, data=DataSpec("replay", LENGTH, 1), **(settings | {"target_rate": 0.0} | arguments))
+
+
+@pytest.mark.parametrize(("double", "cut"), [(False, False), (True, False), (True, True)])
+def test_the_target_of_a_segment_by_brute_force(double, cut):
+    agent = replaying(trace_decay=0.7, double=double, trace_cut=cut)
+    update, lengths = jit(agent.update), set()
+    for seed in range(6):
+        rows, online = random_unroll(seed)
+        target = random_unroll(seed + 100)[1]
+        rows = jax.tree.map(lambda x, column=seed % WIDTH: x[:, column : column + 1], rows)
+        state = with_table(agent, online)
+        state = state._replace(target=with_table(agent, target).params["online"])
+        choose = online if double else target
+        expected = brute_force(rows, target, np.asarray(rows.rewards["env"]), 0.8, 0.7, cut=cut, choose=choose)[0, 0]
+        after, metrics = update(state, rows, KEY)
+        np.testing.assert_allclose(metrics["target"], expected, rtol=1e-4)
+        change = np.zeros((STATES, ACTIONS))
+        first = int(rows.observation[0, 0]), int(rows.action[0, 0])
+        change[first] = expected - online[first]
+        found = after.params["online"]["head_advantage"]["kernel"] - online
+        np.testing.assert_allclose(found, change, rtol=2e-3, atol=2e-5)
+        lengths.add(int(np.argmax(np.append(np.asarray(rows.terminated | rows.truncated)[:-1, 0], True))))
+    assert len(lengths) > 2
+
+
+def test_a_trace_that_does_not_decay_is_the_n_step_return():
+    plain, traced = replaying(), replaying(trace_decay=1.0)
+    for seed in range(3):
+        rows, table = random_unroll(seed)
+        rows = jax.tree.map(lambda x: x[:, :1], rows)
+        masked = rows._replace(mask=rows.mask.at[1].set(0.0))
+        for each in (rows, masked):
+            results = [jit(agent.update)(with_table(agent, table), each, KEY)[1] for agent in (plain, traced)]
+            for name, value in results[0].items():
+                np.testing.assert_allclose(results[1][name], value, rtol=1e-4, atol=1e-6)
+
+
 # --- exact values ----------------------------------------------------------------------------------------
 
 
@@ -287,6 +337,7 @@ def test_the_trace_may_be_traced():
         ({"epochs": 0}, "epochs=0: expected at least 1"),
         ({"minibatches": 5}, "minibatches=5 does not divide 28: the nearest that does is 4"),
         ({"head": "quantile", "trace_decay": 0.5}, "trace_decay=0.5: expected head='expected', got 'quantile', or"),
+        ({"trace_decay": 0.5, "stock_edits": 2, "spec": STOCKED}, "stock_edits=2: the rows of a trace keep their"),
         ({"trace_cut": True}, "trace_cut=True: without trace_decay there is no trace to cut"),
         ({"optimiser": "adm"}, "unknown optimiser 'adm', did you mean 'adam'"),
     ],

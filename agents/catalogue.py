@@ -5,6 +5,7 @@ Estimators are listed in ``agents.estimators``, functionals in ``agents.function
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -58,6 +59,7 @@ FAMILIES: dict[str, Family] = {
         optimiser_steps=("updates", "epochs", "minibatches"),
         ranges=OPTIMISER
         | {"discount": SHARE, "return_scale": POSITIVE, "huber": ZERO_UP, "learning_starts": ZERO_UP}
+        | {"munchausen": SHARE, "temperature": POSITIVE, "log_policy_floor": Range(-math.inf, 0)}
         | {"trace_decay": SHARE, "target_rate": SHARE, "priority_exponent": ZERO_UP, "importance_exponent": SHARE}
         | {"epsilon_start": SHARE, "epsilon_end": SHARE, "epsilon_steps": Range(0, 2**31 - 1)},
         needs={

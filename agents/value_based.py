@@ -1,4 +1,5 @@
-"""The value-based family: DQN, double, dueling, n-step, C51, QR-DQN, IQN, PQN and the stock-augmented eta-network.
+"""The value-based family: DQN, double, dueling, n-step, C51, QR-DQN, IQN, PQN, Munchausen and the stock-augmented
+eta-network.
 
 These methods differ in the head that predicts the return, in its loss, in the objective of greedy actions, and in
 whether they learn from a replay buffer or from fresh unrolls; targets and exploration are the same.
@@ -78,6 +79,9 @@ def value_based(
     trace_cut: bool = False,
     double: bool = False,
     dueling: bool = False,
+    munchausen: float = 0.0,
+    temperature: float | None = None,
+    log_policy_floor: float = -1.0,
     quantiles: int = 32,
     atoms: int = 51,
     value_low: float = -10.0,
@@ -165,6 +169,14 @@ def value_based(
       double: the online network chooses ``a*`` and the target network evaluates it (van Hasselt et al., 2016); not
         with data of kind ``unroll``, where there is one network.
       dueling: value and advantage as two heads (Wang et al., 2016).
+      temperature: tau of a soft target: the next action is not greedy but drawn from ``pi = softmax(Q / temperature)``,
+        and ``-temperature log pi``, the entropy of ``pi``, is added to its value; ``None`` for greedy targets, to which
+        it converges as it falls to 0. Acting is greedy with exploration in either case. Targets are of one step.
+      munchausen: alpha of Munchausen (Vieillard et al., 2020): ``alpha clip(temperature log pi(a | s),
+        log_policy_floor, 0)`` is added to the reward of the action taken, which rewards what is likely to be chosen; 0
+        for soft Q-learning. The paper has 0.9, a temperature of 0.03 and rewards clipped to [-1, 1]: both are in units
+        of the reward. See ``agents.value_learning.soft_target``.
+      log_policy_floor: ``l_0``, at most 0.
       quantiles: ``N`` of both quantile heads.
       atoms, value_low, value_high: support of the categorical head.
       huber: error beyond which the loss is linear: ``delta`` of the expected head (above 0; beyond every error, the
@@ -189,10 +201,10 @@ def value_based(
     Raises:
       ValueError: see ``return_networks.return_network``; data of another kind, or settings that are for the other kind;
         counts out of range; an unroll that cannot be cut into ``minibatches`` equal parts; a buffer too small to learn
-        from; an unknown optimiser; a trace of another head than ``expected`` or with edited stocks, or a
-        cut without a trace; a functional
-        that greedy steps do not optimise, or that this head or environment does not support; an expected head with
-        ``huber`` 0.
+        from; an unknown optimiser; a trace of another head than ``expected`` or with edited stocks, or a cut without a
+        trace; a temperature with a categorical head, a functional, ``double`` or targets of more than one step, or
+        ``munchausen`` without a temperature; a functional that greedy steps do not optimise, or that this head or
+        environment does not support; an expected head with ``huber`` 0.
       UnsupportedSpaceError: actions that are not Discrete, or an observation space that cannot be encoded.
     """
     returns = return_network(
@@ -217,6 +229,7 @@ def value_based(
     else:
         _validate_replay(data, capacity, learning_starts, n_step, epochs=epochs, minibatches=minibatches)
     _validate_trace(head, trace_decay, trace_cut, stock_edits)
+    _validate_soft(head, functional, munchausen, temperature, n_step=n_step, trace_decay=trace_decay, double=double)
     require_known("optimiser", optimiser, OPTIMISERS)
     _validate_functional(functional, spec, head, discount, use_stock, stock_edits)
     if head == "expected" and not isinstance(huber, jax.core.Tracer) and huber == 0:
@@ -243,6 +256,9 @@ def value_based(
         epochs=epochs,
         minibatches=minibatches,
         double=double,
+        munchausen=munchausen,
+        temperature=temperature,
+        log_policy_floor=log_policy_floor,
         quantiles=quantiles,
         huber=huber,
         prioritised=prioritised,
@@ -425,6 +441,23 @@ def _validate_trace(head, trace_decay, trace_cut, stock_edits):
         raise ValueError(f"trace_decay={trace_decay}: expected head='expected', got {head!r}, or trace_decay=None")
     elif stock_edits:
         raise ValueError(f"stock_edits={stock_edits}: the rows of a trace keep their stocks, expected 0")
+
+
+def _validate_soft(head, functional, munchausen, temperature, *, n_step, trace_decay, double):
+    if temperature is None:
+        if not isinstance(munchausen, jax.core.Tracer) and munchausen != 0:
+            raise ValueError(f"munchausen={munchausen}: without temperature there is no policy, expected 0")
+        return
+    soft = f"temperature={temperature}: "
+    if head == "categorical":
+        raise ValueError(f"{soft}every action would shift the atoms differently, expected head other than {head!r}")
+    if functional is not None:
+        raise ValueError(f"{soft}a soft policy maximises the mean return and its entropy, not {functional.name}")
+    if n_step != 1 or trace_decay is not None:
+        given = f"n_step={n_step}" if n_step != 1 else f"trace_decay={trace_decay}"
+        raise ValueError(f"{soft}its targets are of one step, got {given}, expected n_step=1 and trace_decay=None")
+    if double:
+        raise ValueError(f"{soft}double=True: a soft target chooses no action, expected False")
 
 
 def _validate_functional(functional, spec, head, discount, use_stock, stock_edits):

@@ -26,7 +26,9 @@ from agents.value_targets import (
     bellman_target,
     follow_online,
     head_loss,
+    log_policy_bonus,
     mix_actions,
+    soft_policy,
     target_policy,
     trace_return,
     untaken,
@@ -47,8 +49,9 @@ class LearningRule(NamedTuple):
       functional, return_scale, use_stock: of the greedy policy.
       start_stocks: the space from which ``stock_edits`` draw, or ``None``.
       max_episode_steps: the time limit of the environment, or ``None``.
-      stock_edits, discount, n_step, trace_decay, trace_cut, batch_size, epochs, minibatches, double, quantiles, huber,
-        prioritised, priority_exponent, importance_exponent, target_rate, target_period: see ``value_based``.
+      stock_edits, discount, n_step, trace_decay, trace_cut, batch_size, epochs, minibatches, double, munchausen,
+        temperature, log_policy_floor, quantiles, huber, prioritised, priority_exponent, importance_exponent,
+        target_rate, target_period: see ``value_based``.
     """
 
     returns: ReturnNetwork
@@ -71,6 +74,9 @@ class LearningRule(NamedTuple):
     epochs: int
     minibatches: int
     double: bool
+    munchausen: float | jax.Array
+    temperature: float | jax.Array | None
+    log_policy_floor: float | jax.Array
     quantiles: int
     huber: float | jax.Array
     prioritised: bool
@@ -104,8 +110,11 @@ def target_of(
 ) -> tuple[jax.Array, jax.Array]:
     """The target of every segment in the form that the head's loss takes, and its mean ``[B]``.
 
-    ``fractions [B, N]`` are the fractions at which an implicit head predicts the target's quantiles.
+    ``fractions [B, N]`` are the fractions at which an implicit head predicts the target's quantiles. With
+    ``rule.temperature`` it is the soft target of one row, see ``value_based``.
     """
+    if rule.temperature is not None:
+        return soft_target(rule, target, batch, fractions)
     outputs = chooser = rule.returns.apply(target, batch.following, fractions)
     if rule.double or fractions is not None:
         # Actions are not chosen by the fractions sampled for the target: a maximum over noise is biased upwards.
@@ -114,6 +123,32 @@ def target_of(
     policy = target_policy(key, best, head=head, share_ties=rule.functional is not None)
     particles, probabilities = mix_actions(rule.returns.distribution(outputs), policy, head=head)
     return bellman_target(batch.segment, particles, probabilities, head=head, atoms=rule.returns.atoms)
+
+
+def soft_target(
+    rule: LearningRule, target: PyTree, batch: Batch, fractions: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """The target of Munchausen and of soft Q-learning, as ``target_of`` returns it.
+
+        reward + munchausen clip(temperature log pi(a | s), log_policy_floor, 0)
+               + discount (1 - terminated) sum_a pi(a | s') (Z(s', a) - temperature log pi(a | s'))
+
+    ``pi`` is ``softmax(Q / temperature)`` of the target network, at both observations.
+    """
+
+    def policy_at(observation):
+        # As for greedy actions, not by the fractions sampled for the target.
+        values = utilities(rule.returns.distribution(rule.returns.apply(target, observation)), observation, None)
+        return soft_policy(values, rule.temperature, None if rule.allowed is None else rule.allowed(observation))
+
+    _, scaled = policy_at(batch.observation)
+    bonus = log_policy_bonus(scaled, batch.action, rule.munchausen, rule.log_policy_floor)
+    policy, scaled = policy_at(batch.following)
+    outputs = rule.returns.apply(target, batch.following, fractions)
+    particles, probabilities = mix_actions(rule.returns.distribution(outputs), policy, head=rule.returns.head)
+    particles = particles - jnp.sum(policy * scaled, axis=-1, keepdims=True)
+    segment = batch.segment._replace(reward=batch.segment.reward + bonus)
+    return bellman_target(segment, particles, probabilities, head=rule.returns.head, atoms=rule.returns.atoms)
 
 
 class Examples(NamedTuple):

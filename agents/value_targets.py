@@ -8,6 +8,7 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 
+from agents.action_masks import masked_logits
 from agents.return_networks import ReturnDistribution
 from agents.returns import generalised_advantage
 from agents.value_losses import (
@@ -176,12 +177,40 @@ def mix_actions(distribution: ReturnDistribution, policy: jax.Array, *, head: st
     """The return distribution when actions are taken by ``policy [B, A]``: particles and probabilities ``[B, N]``.
 
     A categorical head mixes the probabilities of its common atoms. The other heads mix particles, which is right for
-    expected returns, and for quantiles where the policy puts everything on one action.
+    expected returns, and for quantiles where the policy puts everything on one action. Where it does not, quantiles of
+    equal fractions are averaged, as Munchausen-IQN does: the mean is right, and the shape is narrower than a mixture's.
     """
     if head == "categorical":
         return distribution.particles[:, 0], jnp.sum(policy[..., None] * distribution.weights, axis=1)
     particles = jnp.sum(policy[..., None] * distribution.particles, axis=1)
     return particles, jnp.broadcast_to(distribution.weights, particles.shape)
+
+
+def soft_policy(
+    values: jax.Array, temperature: float | jax.Array, allowed: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """``pi = softmax(values / temperature)`` over the allowed actions, and ``temperature log pi``; ``[B, A]`` each.
+
+    >>> policy, scaled = soft_policy(jnp.array([[0.0, 1.0]]), 0.5)
+    >>> [round(float(each), 4) for each in (policy[0, 1], scaled[0, 1])]
+    [0.8808, -0.0635]
+    """
+    held = values if allowed is None else jnp.where(allowed, values, -jnp.inf)
+    logits = (values - jnp.max(held, axis=-1, keepdims=True)) / temperature
+    log_policy = jax.nn.log_softmax(logits if allowed is None else masked_logits(logits, allowed))
+    return jnp.exp(log_policy), temperature * log_policy
+
+
+def log_policy_bonus(
+    scaled: jax.Array, action: jax.Array, munchausen: float | jax.Array, floor: float | jax.Array
+) -> jax.Array:
+    """``munchausen * clip(scaled(a), floor, 0)``, ``[B]``: what Munchausen adds to the reward of ``action [B]``.
+
+    ``scaled [B, A]`` is ``temperature log pi``, see ``soft_policy``. It is not bounded below, where an action becomes
+    impossible (Vieillard, Pietquin and Geist, 2020, "Munchausen reinforcement learning", section 3).
+    """
+    taken = jnp.sum(jax.nn.one_hot(action, scaled.shape[-1]) * scaled, axis=-1)
+    return munchausen * jnp.clip(taken, floor, 0.0)
 
 
 def bellman_target(

@@ -25,6 +25,8 @@ class Range:
         return above and below
 
     def __str__(self) -> str:
+        if self.low == -math.inf:
+            return f"{'below' if self.high_open else 'at most'} {self.high:g}"
         if self.high == math.inf:
             return f"{'above' if self.low_open else 'at least'} {self.low:g}"
         if self.low_open:

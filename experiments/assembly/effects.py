@@ -96,6 +96,11 @@ def _no_trace(config: ConfigDict) -> str | None:
     return "agent.trace_decay=None, and without a trace there is none to cut" if decay is None else None
 
 
+def _no_munchausen(config: ConfigDict) -> str | None:
+    weight = sections.part(config, ["agent"]).get("munchausen", 0)
+    return None if weight else "agent.munchausen=0, and without it nothing is added to the reward"
+
+
 # Keys, ``*`` for any, to the reason why one of them has no effect in a configuration, or ``None``.
 CONDITIONS: dict[str, Callable[[ConfigDict], str | None]] = {
     "warm_start.steps": _no_demonstrations,
@@ -109,6 +114,7 @@ CONDITIONS: dict[str, Callable[[ConfigDict], str | None]] = {
         for name in ("capacity", "batch_size", "learning_starts", "target_rate", "target_period", "importance_exponent")
     },
     "agent.trace_cut": _no_trace,
+    "agent.log_policy_floor": _no_munchausen,
     "agent.value_weight": _no_critic,
     "agent.value_clip": _no_critic,
     "agent.shared_critic": _no_critic,

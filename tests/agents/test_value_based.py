@@ -180,6 +180,67 @@ def test_samples_are_relabelled_and_stored_data_is_raw():
         table_change(agent, trajectory_of(), ONLINE, TARGET)
 
 
+def soft_value(values, temperature):
+    """``sum_a pi(a) (q(a) - temperature log pi(a))`` is the scaled logarithm of the sum of exponentials."""
+    return temperature * np.log(np.sum(np.exp(np.asarray(values) / temperature)))
+
+
+def test_munchausen_by_hand():
+    # The target network is indifferent at state 0, where the bonus is 0.9 * 0.5 * log(1 / 2); state 1 is worth 1 and 4.
+    soft = soft_value([1, 4], 0.5)
+    bonus = 0.9 * 0.5 * np.log(0.5)
+    cases = [
+        ({}, 2 + bonus + 0.5 * soft),
+        ({"log_policy_floor": -0.1}, 2 + 0.9 * -0.1 + 0.5 * soft),
+        ({"munchausen": 0.0}, 2 + 0.5 * soft),
+        ({"munchausen": 0.0, "temperature": 1e-4}, 2 + 0.5 * 4),
+    ]
+    for arguments, goal in cases:
+        agent = agent_of(**({"huber": 100.0, "munchausen": 0.9, "temperature": 0.5} | arguments))
+        update = jit(agent.update)
+        change, metrics = table_change(agent, trajectory_of(), ONLINE, TARGET, update)
+        np.testing.assert_allclose(metrics["target"], goal, rtol=1e-5)
+        np.testing.assert_allclose(change[0, 1, 0], goal - 1, rtol=1e-3)
+        # Where the episode ended, what was taken is rewarded all the same.
+        _, metrics = table_change(agent, trajectory_of(terminated=(1,)), ONLINE, TARGET, update)
+        np.testing.assert_allclose(
+            metrics["target"], goal - 0.5 * (4 if "temperature" in arguments else soft), rtol=1e-5
+        )
+
+
+def test_munchausen_of_quantiles_by_hand():
+    # The means of state 1 are 1 and 2; quantiles of equal fractions are averaged, and each is shifted by the entropy.
+    online, target = np.zeros((SIZE, ACTIONS, 2)), np.zeros((SIZE, ACTIONS, 2))
+    target[0], target[1] = [[2, 4], [0, 4]], [[4, -2], [3, 1]]
+    agent = agent_of(head="quantile", quantiles=2, huber=0.0, munchausen=0.5, temperature=0.25)
+    change, metrics = table_change(agent, trajectory_of(), online, target)
+    scaled = 2 - soft_value([3, 2], 0.25)
+    assert scaled < -1
+    goal = 2 + 0.5 * -1.0 + 0.5 * soft_value([1, 2], 0.25)
+    np.testing.assert_allclose(metrics["target"], goal, rtol=1e-5)
+    second = 1 / (1 + np.exp(-4))
+    particles = np.array([4 + second * (3 - 4), -2 + second * (1 + 2)])
+    particles += soft_value([1, 2], 0.25) - (1 + second)
+    samples = 2 - 0.5 + 0.5 * particles
+    # The quantile loss of predictions 0 at fractions 1/4 and 3/4.
+    weights = np.where(samples < 0, np.array([[0.75], [0.25]]), np.array([[0.25], [0.75]]))
+    np.testing.assert_allclose(metrics["loss"], np.sum(np.mean(weights * np.abs(samples), axis=1)), rtol=1e-5)
+    assert change[0, 1].all() and not np.any(change[1:])
+
+
+@pytest.mark.parametrize("head", ["expected", "quantile"])
+def test_a_cold_soft_target_is_the_greedy_one(head):
+    shape = (SIZE, ACTIONS) if head == "expected" else (SIZE, ACTIONS, 3)
+    online, target = np.random.default_rng(0).normal(size=(2, *shape))
+    arguments = {"head": head, "quantiles": 3}
+    results = []
+    for soft in ({}, {"temperature": 1e-5}, {"temperature": 1e-5, "munchausen": 1.0, "log_policy_floor": 0.0}):
+        results.append(table_change(agent_of(**arguments, **soft), trajectory_of(), online, target))
+    for change, metrics in results[1:]:
+        np.testing.assert_allclose(change, results[0][0], rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(metrics["target"], results[0][1]["target"], rtol=1e-4)
+
+
 def test_categorical_by_hand():
     # Atoms -1, 0 and 1. The online distribution of (0, 1) is uniform; at state 1 action 1 has the better target
     # distribution.
@@ -564,6 +625,21 @@ def test_numbers_may_be_traced():
         ({"updates": 0}, "updates=0: expected at least 1"),
         ({"target_period": 0}, "target_period=0: expected at least 1"),
         ({"huber": 0.0}, "huber=0: the loss of head='expected' would be 0"),
+        ({"munchausen": 0.9}, "munchausen=0.9: without temperature there is no policy, expected 0"),
+        (
+            {"temperature": 0.5, "head": "categorical"},
+            "temperature=0.5: every action would shift the atoms differently",
+        ),
+        (
+            {"temperature": 0.5, "n_step": 2, "capacity": 2},
+            "temperature=0.5: its targets are of one step, got n_step=2",
+        ),
+        ({"temperature": 0.5, "trace_decay": 0.1}, "got trace_decay=0.1, expected n_step=1 and trace_decay=None"),
+        ({"temperature": 0.5, "double": True}, "temperature=0.5: double=True: a soft target chooses no action"),
+        (
+            {"temperature": 0.5, "head": "quantile", "functional": cvar(0.5)},
+            "maximises the mean return and its entropy",
+        ),
         ({"capacity": 2, "n_step": 3}, "capacity=2 holds 2 rows of batch=1: expected at least 3 rows"),
         ({"learning_starts": 5}, "learning_starts=5: the buffer never holds more than 1 transitions"),
         ({"stock_edits": 1}, "stock_edits=1: expected 0, because the environment has no stock"),

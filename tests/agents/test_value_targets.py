@@ -13,8 +13,10 @@ from agents.value_targets import (
     bellman_target,
     follow_online,
     head_loss,
+    log_policy_bonus,
     mix_actions,
     n_step_return,
+    soft_policy,
     target_policy,
     with_other_stocks,
 )
@@ -77,6 +79,22 @@ def test_bellman_targets_by_hand():
     )
     np.testing.assert_allclose(target, [[0, 0.75, 0.25], [0, 0, 1]])
     np.testing.assert_allclose(mean, [1.25, 2])
+
+
+def test_a_soft_policy_and_its_bonus_by_hand():
+    values, temperature = jnp.array([[1.0, 2.0, 5.0], [0.0, 0.0, -1e4]]), 2.0
+    allowed = jnp.array([[1, 1, 0], [1, 1, 1]], bool)
+    policy, scaled = soft_policy(values, temperature, allowed)
+    second = 1 / (1 + np.exp(-0.5))
+    np.testing.assert_allclose(policy, [[1 - second, second, 0], [0.5, 0.5, 0]], rtol=1e-6)
+    np.testing.assert_allclose(scaled[:, :2], [2 * np.log([1 - second, second]), [2 * np.log(0.5)] * 2], rtol=1e-5)
+    np.testing.assert_allclose(scaled[1, 2], -1e4 + 2 * np.log(0.5), rtol=1e-6)
+    bonus = log_policy_bonus(scaled, jnp.array([1, 2]), 0.5, -3.0)
+    np.testing.assert_allclose(bonus, [0.5 * 2 * np.log(second), 0.5 * -3], rtol=1e-5)
+    # However cold, what is not allowed is never taken, and what is allowed is.
+    policy, scaled = soft_policy(jnp.array([[-1e5, 3.0, -2e5]]), 1e-6, jnp.array([[1, 0, 1]], bool))
+    np.testing.assert_array_equal(policy, [[1, 0, 0]])
+    np.testing.assert_array_equal(policy * scaled, [[0, 0, 0]])
 
 
 def test_head_losses_and_priorities_by_hand():

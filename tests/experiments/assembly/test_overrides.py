@@ -219,7 +219,11 @@ def test_the_words_of_other_libraries(word, meant):
 
 @pytest.mark.parametrize(
     ("word", "meant"),
-    [("gamma", ["agent.discount"]), ("tau", ["agent.target_rate"]), ("buffer_size", ["agent.capacity"])],
+    [
+        ("gamma", ["agent.discount"]),
+        ("tau", ["agent.target_rate", "agent.temperature"]),
+        ("buffer_size", ["agent.capacity"]),
+    ],
 )
 def test_a_word_means_what_the_family_has(word, meant):
     with pytest.raises(UserError) as refusal:
@@ -264,6 +268,7 @@ def test_possible_keys_are_those_that_can_be_set():
         (pqn, {"agent__capacity": "64"}, "'agent.capacity' has no effect: data.kind=unroll, and it is used with repl"),
         (pqn, {"agent__target_rate": "0.1"}, "'agent.target_rate' has no effect: data.kind=unroll"),
         (dqn, {"agent__trace_cut": "true"}, "'agent.trace_cut' has no effect: agent.trace_decay=None, and without a"),
+        (dqn, {"agent__log_policy_floor": "-2"}, "'agent.log_policy_floor' has no effect: agent.munchausen=0, and"),
         (ppo, {"warm_start__batch": "8"}, "'warm_start.batch' has no effect: warm_start.demonstrations=0"),
         (ppo, {"data__group_size": "4"}, "'data.group_size' has no effect: data.kind=unroll"),
         (

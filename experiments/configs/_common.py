@@ -63,6 +63,15 @@ MINIGRID_TASKS = {
 }
 
 
+# gymnax's identifiers of MinAtar's games, by variant.
+MINATAR = {
+    "breakout": "Breakout-MinAtar",
+    "asterix": "Asterix-MinAtar",
+    "freeway": "Freeway-MinAtar",
+    "space_invaders": "SpaceInvaders-MinAtar",
+}
+
+
 def episodes_evaluator(count: int, *, greedy: bool) -> dict[str, Any]:
     """The section of an evaluator that plays ``count`` whole episodes; ``cut`` ends each after that many steps."""
     return {"kind": "episodes", "count": count, "greedy": greedy, "cut": config_dict.placeholder(int)}

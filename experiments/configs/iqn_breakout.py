@@ -28,7 +28,7 @@ REPRODUCES = "IQN (Dabney et al., 2018), DQN, C51 and QR-DQN on MinAtar's Breako
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The configuration of ``variant``; 512,000 environment steps, 9,998,336 of ``pqn``."""
+    """The configuration of ``variant``; 512,000 environment steps, 9,994,240 of ``pqn``."""
     tokens = [token for token in variant.split(",") if token]
     config = value_based_config()
     config.iterations, config.evaluate_every = 8000, 800
@@ -44,7 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
     unrolls = one_of(tokens, (*HEADS, "pqn"), "iqn") == "pqn"
     if unrolls:
         # The settings of the authors' release for MinAtar, but that nothing is normalised after the convolution.
-        learn_from_unrolls(config, steps=10_000_000, length=32, batch=128, epochs=2, minibatches=32)
+        learn_from_unrolls(config, steps=9_994_240, length=32, batch=128, epochs=2, minibatches=32)
         config.evaluate_every = 122
         agent.update({"trace_decay": 0.65, "learning_rate": 5e-4})
         agent.update({"epsilon_end": 0.05, "epsilon_steps": 1_000_000.0})

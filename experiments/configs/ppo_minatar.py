@@ -10,15 +10,9 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from experiments.configs._common import entry, one_of, policy_gradient_config
+from experiments.configs._common import MINATAR, entry, one_of, policy_gradient_config
 
-GAMES = {
-    "breakout": "Breakout-MinAtar",
-    "asterix": "Asterix-MinAtar",
-    "freeway": "Freeway-MinAtar",
-    "space_invaders": "SpaceInvaders-MinAtar",
-}
-VARIANTS = GAMES | {
+VARIANTS = MINATAR | {
     "breakout": "Breakout-MinAtar (the default)",
     "smoke": "seconds: a few iterations of a small batch",
 }
@@ -33,7 +27,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """
     tokens = [token for token in variant.split(",") if token]
     config = policy_gradient_config()
-    config.environment = {"kind": "gymnax", "environment_id": GAMES[one_of(tokens, GAMES, "breakout")]}
+    config.environment = {"kind": "gymnax", "environment_id": MINATAR[one_of(tokens, MINATAR, "breakout")]}
     config.credit.env = entry("gae", discount=0.99, gae_lambda=0.95)
     config.network.hidden, config.network.activation = (64, 64), "relu"
     config.agent.update(

@@ -29,35 +29,41 @@ class NetworkConfig:
     Attributes:
       hidden: widths of the dense layers after the encoder.
       activation: one of ``ACTIVATIONS``.
-      channels: widths of 3x3 convolutions for image leaves (three-dimensional Box, ``[H, W, C]``, or ``[C, H, W]``
+      channels: widths of convolutions for image leaves (three-dimensional Box, ``[H, W, C]``, or ``[C, H, W]``
         where ``2 C < min(H, W)``); ``()`` flattens images.
       strides: one per convolution; empty means 1 throughout.
+      kernels: height and width of each convolution's window, one per convolution; empty means 3 throughout.
       recurrent_size: width of a GRU after the dense layers; 0 for a feed-forward network.
       layer_norm: normalise after every dense layer, before the activation.
+      image_norm: normalise over the channels after every convolution, before the activation.
       normalise_observations: divide every number of the observation by its running standard deviation, see
         ``agents.networks.normaliser``. Use it where the parts of an observation have different and unknown units, as
         in MuJoCo. Images and discrete parts pass as they are.
       observation_limit: normalised numbers are clipped to this many standard deviations.
 
     Raises:
-      ValueError: an unknown activation, strides that do not match the channels, sizes below 1, or a limit that is not
-        above 0.
+      ValueError: an unknown activation, strides or kernels that do not match the channels, sizes below 1, or a limit
+        that is not above 0.
     """
 
     hidden: tuple[int, ...] = (128, 128)
     activation: str = "tanh"
     channels: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
+    kernels: tuple[int, ...] = ()
     recurrent_size: int = 0
     layer_norm: bool = False
+    image_norm: bool = False
     normalise_observations: bool = False
     observation_limit: float = 10.0
 
     def __post_init__(self):
         require_known("activation", self.activation, ACTIVATIONS)
-        if self.strides and len(self.strides) != len(self.channels):
-            raise ValueError(f"strides={self.strides}: expected one per channel width {self.channels}")
-        for name in ("hidden", "channels", "strides"):
+        for name in ("strides", "kernels"):
+            given = getattr(self, name)
+            if given and len(given) != len(self.channels):
+                raise ValueError(f"{name}={given}: expected one per channel width {self.channels}")
+        for name in ("hidden", "channels", "strides", "kernels"):
             if any(width < 1 for width in getattr(self, name)):
                 raise ValueError(f"{name}={getattr(self, name)}: expected numbers of at least 1")
         if self.recurrent_size < 0:
@@ -121,15 +127,17 @@ def hidden_features(spaces: tuple[gymnasium.Space, ...], config: NetworkConfig, 
         if x.ndim == 4:
             for layer, width in enumerate(config.channels):
                 stride = config.strides[layer] if config.strides else 1
-                name = f"conv_{index}_{layer}"
+                size = config.kernels[layer] if config.kernels else 3
                 x = nn.Conv(
                     width,
-                    (3, 3),
+                    (size, size),
                     strides=stride,
                     kernel_init=orthogonal(gain),
                     conv_general_dilated=convolution,
-                    name=name,
+                    name=f"conv_{index}_{layer}",
                 )(x)
+                if config.image_norm:
+                    x = nn.LayerNorm(name=f"image_norm_{index}_{layer}")(x)
                 x = activation(x)
             x = x.reshape(x.shape[0], -1)
         features.append(x)

@@ -43,7 +43,8 @@ def get_config(variant: str = "") -> ConfigDict:
     agent.epsilon_steps, agent.epsilon_end = 100_000.0, 0.02
     unrolls = one_of(tokens, (*HEADS, "pqn"), "iqn") == "pqn"
     if unrolls:
-        # The settings of the authors' release for MinAtar, but that nothing is normalised after the convolution.
+        # The settings of the authors' release for MinAtar.
+        config.network.image_norm = True
         learn_from_unrolls(config, steps=9_994_240, length=32, batch=128, epochs=2, minibatches=32)
         config.evaluate_every = 122
         agent.update({"trace_decay": 0.65, "learning_rate": 5e-4})

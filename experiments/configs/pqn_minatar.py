@@ -20,15 +20,12 @@ REPRODUCES = "PQN (Gallici et al., 2024, arXiv 2407.04811) with the settings of 
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The configuration of ``variant``; 9,994,240 environment steps.
-
-    The authors normalise after the convolution, too; here dense layers are normalised alone.
-    """
+    """The configuration of ``variant``; 9,994,240 environment steps."""
     tokens = [token for token in variant.split(",") if token]
     config = value_based_config()
     config.environment = {"kind": "gymnax", "environment_id": MINATAR[one_of(tokens, MINATAR, "breakout")]}
     config.network.channels, config.network.strides, config.network.hidden = (16,), (1,), (128,)
-    config.network.activation = "relu"
+    config.network.activation, config.network.image_norm = "relu", True
     agent = config.agent
     learn_from_unrolls(config, steps=9_994_240, length=32, batch=128, epochs=2, minibatches=32)
     agent.update({"trace_decay": 0.65, "learning_rate": 5e-4})

@@ -199,6 +199,27 @@ def test_images_go_through_convolutions_and_other_leaves_around_them():
     np.testing.assert_allclose(jax.jit(net.apply)(params, one)[0]["policy"][0, 0], output[1, 2], rtol=1e-4, atol=1e-5)
 
 
+def test_kernels_and_the_norm_of_images():
+    """The layers of DQN's network, and channels with mean 0 and deviation 1 before the activation."""
+    space = spaces.Box(0, 255, (84, 84, 4), np.uint8)
+    shape = {"hidden": (8,), "channels": (3, 4, 5), "strides": (4, 2, 1), "kernels": (8, 4, 3)}
+    net = network(space, {"policy": Head(2)}, NetworkConfig(**shape))
+    params = jax.eval_shape(net.init, KEY)
+    kernels = [params[f"conv_0_{layer}"]["kernel"].shape for layer in range(3)]
+    assert kernels == [(8, 8, 4, 3), (4, 4, 3, 4), (3, 3, 4, 5)]
+    assert params["dense_0"]["kernel"].shape == (11 * 11 * 5, 8)
+
+    space = spaces.Box(-1, 1, (1, 1, 3), np.float32)
+    config = NetworkConfig(hidden=(), channels=(6,), kernels=(1,), image_norm=True, activation="relu")
+    net = network(space, {"policy": Head(6)}, config)
+    params = net.init(KEY)
+    image = jax.random.normal(KEY, (1, 1, 1, 1, 3))
+    before = image[0, 0, 0, 0] @ params["conv_0_0"]["kernel"][0, 0]
+    features = np.maximum((before - before.mean()) / np.sqrt(before.var() + 1e-6), 0)
+    expected = features @ params["head_policy"]["kernel"] + params["head_policy"]["bias"]
+    np.testing.assert_allclose(net.apply(params, image)[0]["policy"][0, 0], expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(4, 10, 10), (3, 12, 9), (1, 6, 6)], ids=str)
 def test_an_image_with_channels_first_is_convolved_over_its_pixels(shape):
     first, last = (spaces.Box(0, 255, size, np.uint8) for size in (shape, (*shape[1:], shape[0])))
@@ -247,6 +268,8 @@ def test_spaces_without_an_encoder_are_refused(space):
         ({"activation": "tahn"}, "unknown activation 'tahn', did you mean 'tanh'.*known: tanh, relu"),
         ({"activation": "zzzz"}, "unknown activation 'zzzz', did you mean .*known: tanh, relu"),
         ({"channels": (4, 4), "strides": (2,)}, r"strides=\(2,\): expected one per channel width \(4, 4\)"),
+        ({"channels": (4,), "kernels": (8, 4)}, r"kernels=\(8, 4\): expected one per channel width \(4,\)"),
+        ({"channels": (4,), "kernels": (0,)}, r"kernels=\(0,\): expected numbers of at least 1"),
         ({"hidden": (8, 0)}, r"hidden=\(8, 0\): expected numbers of at least 1"),
         ({"recurrent_size": -1}, "recurrent_size=-1: expected at least 0"),
     ],

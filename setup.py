@@ -39,6 +39,9 @@ EXTRAS = {
     "navix": ["navix<1"],
     "playground": ["playground"],
     "sweep": ["submitit", "ray"],
+    "wandb": ["wandb>=0.31"],
+    # The small MLflow, and what its store in a file needs.
+    "mlflow": ["mlflow-skinny>=3.17", "sqlalchemy", "alembic"],
     "notebooks": ["nbclient", "nbformat", "jupytext", "ipykernel"],
     "docs": ["mkdocs-material", "mkdocstrings[python]"],
     "gpu": ["jax[cuda13]>=0.10.2"],

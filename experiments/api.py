@@ -12,7 +12,7 @@ The commands do the same from a shell; a folder that ``train`` wrote is a run fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,10 +30,12 @@ from experiments.assembly.build import build_environment, build_parts
 from experiments.assembly.checks import checked_environment, require_observations
 from experiments.assembly.members import members_of, variant_name
 from experiments.assembly.registry import Loaded
-from experiments.errors import UserError
+from experiments.errors import UserError, unknown
 from experiments.rows.reading import Row
 from experiments.training import train as training
 from experiments.training.compilation_cache import enable_compilation_cache
+from experiments.training.loggers.catalogue import LOGGERS
+from experiments.training.loggers.sink import require_loggers
 from experiments.training.progress import Silent
 from experiments.training.requirements import memory, require_memory, requirements
 from experiments.training.restored import read_single_run, restored_programs
@@ -55,7 +57,14 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Loaded:
     return loaded._replace(variant=variant_name(loaded.variant, loaded.overrides, loaded.config))
 
 
-def train(experiment: Loaded | str, folder: str | Path, *, seeds: int | None = None, first_seed: int = 0) -> list[Row]:
+def train(
+    experiment: Loaded | str,
+    folder: str | Path,
+    *,
+    seeds: int | None = None,
+    first_seed: int = 0,
+    loggers: Sequence[str] = (),
+) -> list[Row]:
     """Trains ``experiment`` in ``folder``, or continues where it stopped there; returns the rows of all seeds.
 
     Args:
@@ -63,9 +72,11 @@ def train(experiment: Loaded | str, folder: str | Path, *, seeds: int | None = N
       folder: the run folder; made where there is none.
       seeds: how many, counted from ``first_seed``; those of the configuration if ``None``.
       first_seed: the first of them.
+      loggers: what takes the rows as well, such as ``["wandb"]``; see ``--logger`` of ``sagax run``.
 
     Raises:
-      UserError: for a configuration that cannot be run, or a folder that holds another run.
+      UserError: for a configuration that cannot be run, a folder that holds another run, or a logger that is
+        unknown or takes no rows.
     """
     loaded = load(experiment) if isinstance(experiment, str) else experiment
     source = checked_environment(loaded.config)
@@ -74,9 +85,16 @@ def train(experiment: Loaded | str, folder: str | Path, *, seeds: int | None = N
     members = members_of(loaded.config, loaded.variant, seeds, first_seed)
     folder = Path(folder).expanduser()
     enable_compilation_cache()
+    for name in loggers:
+        if name not in LOGGERS:
+            raise unknown("logger", name, LOGGERS)
+    require_loggers(loggers)
     with taken_back_if_refused(folder):
         programs = training.prepare_folder(folder, loaded.config, members)
-        return training.train(loaded.config, loaded.name, programs, folder, Silent(), StopRequested(), source).rows
+        outcome = training.train(
+            loaded.config, loaded.name, programs, folder, Silent(), StopRequested(), source, loggers=loggers
+        )
+    return outcome.rows
 
 
 @dataclass(frozen=True, eq=False)

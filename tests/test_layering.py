@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # Each package may import those before it.
 LAYERS = ("envs", "agents", "rewards", "experiments", "examples", "notebooks")
 # Disk, flags, clocks, loggers, display and configuration objects.
-ONLY_EXPERIMENTS = ("argparse", "matplotlib", "ml_collections", "orbax", "rich", "tensorboardX", "time")
+ONLY_EXPERIMENTS = (
+    "argparse", "matplotlib", "ml_collections", "mlflow", "orbax", "rich", "tensorboardX", "time", "wandb",
+)  # fmt: skip
 # The packages of experiments: each may import those of earlier entries; those of one entry do not import each other.
 # Modules outside of them (errors, disk) are below all.
 ROOMS = (

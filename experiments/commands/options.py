@@ -7,6 +7,7 @@ from pathlib import Path
 
 from experiments.assembly import registry
 from experiments.rows import reading, run_folders
+from experiments.training.loggers.catalogue import LOGGERS
 
 # ``--results`` without a file: no rows are in a folder.
 COMMITTED = Path()
@@ -16,6 +17,12 @@ def add_runs_option(parser: argparse.ArgumentParser) -> None:
     """Adds ``--runs=DIR``: the folder that run folders are in."""
     help_text = f"where run folders are (default: {run_folders.RUNS_FOLDER})"
     parser.add_argument("--runs", type=Path, default=run_folders.RUNS_FOLDER, metavar="DIR", help=help_text)
+
+
+def add_logger_option(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--logger=NAME``, which may be given several times."""
+    help_text = "also log the rows there, a run per seed; may be given several times"
+    parser.add_argument("--logger", action="append", choices=sorted(LOGGERS), default=[], help=help_text)
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:

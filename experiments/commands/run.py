@@ -2,6 +2,10 @@
 
 The same command again continues a run that was stopped or killed. With more ``--seeds`` than a run has, it continues
 with the new seeds beside the old ones.
+
+``--logger=wandb`` and ``--logger=mlflow`` log the rows there as well, a run per seed: what the module of each in
+``experiments/training/loggers`` says of its variables. A continued run continues their runs, too, and hands over what
+they missed; ``loggers.json`` in the run folder says what was logged.
 """
 
 from __future__ import annotations
@@ -18,10 +22,11 @@ from experiments.assembly import registry
 from experiments.assembly.checks import checked_environment, require_observations
 from experiments.assembly.members import members_of, variant_name
 from experiments.commands.command_parser import CommandParser
-from experiments.commands.options import add_runs_option
+from experiments.commands.options import add_logger_option, add_runs_option
 from experiments.errors import SIGNAL_EXIT, UserError, command, say
 from experiments.rows import reading, run_folders
 from experiments.training.compilation_cache import enable_compilation_cache
+from experiments.training.loggers.sink import require_loggers
 from experiments.training.processes import SharedStop, join_processes, writer_first, writes
 from experiments.training.progress import progress, result_table
 from experiments.training.requirements import memory, require_memory, requirements
@@ -57,6 +62,7 @@ def parser() -> CommandParser:
     made.add_argument(
         "--unpickle-environments", action="store_true", help="load saved environments that run code, whoever wrote them"
     )
+    add_logger_option(made)
     made.add_argument("--figure", type=Path, help="also draw the learning curve, to a .pdf, .png or .svg file")
     made.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return made
@@ -95,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     enable_compilation_cache()
     title = f"{loaded.name}:{variant}" if variant else loaded.name
     total = config.iterations * len(members)
+    writer_first(lambda: require_loggers(arguments.logger if writes() else ()))
     with contextlib.ExitStack() as stack:
         stack.enter_context(taken_back_if_refused(folder, fresh=arguments.fresh))
         programs = writer_first(
@@ -109,7 +116,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         stop = SharedStop(stack.enter_context(stop_on_signals()))
         reporter = stack.enter_context(progress(total, title, metric=config.evaluation.metric, stream=told))
         outcome = train(
-            config, loaded.name, programs, folder, reporter, stop, source, unpickle=arguments.unpickle_environments
+            config,
+            loaded.name,
+            programs,
+            folder,
+            reporter,
+            stop,
+            source,
+            unpickle=arguments.unpickle_environments,
+            loggers=arguments.logger,
         )
     if not writes():
         return 0 if outcome.finished else SIGNAL_EXIT + (outcome.signal or 0)

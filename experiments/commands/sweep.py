@@ -22,7 +22,7 @@ from rich.text import Text
 
 from experiments.assembly import registry
 from experiments.commands.command_parser import CommandParser
-from experiments.commands.options import add_runs_option
+from experiments.commands.options import add_logger_option, add_runs_option
 from experiments.errors import SIGNAL_EXIT, UserError, command
 from experiments.rows import reading, run_folders
 from experiments.training.launchers import (
@@ -32,6 +32,7 @@ from experiments.training.launchers import (
     launcher_options,
     leave_devices_to_jobs,
 )
+from experiments.training.loggers.sink import require_loggers
 from experiments.training.processes import COORDINATOR, described_process
 from experiments.training.sweeps import (
     PREFIX,
@@ -62,6 +63,7 @@ def parser() -> CommandParser:
     made.add_argument(
         "--unpickle-environments", action="store_true", help="load saved environments that run code, whoever wrote them"
     )
+    add_logger_option(made)
     add_runs_option(made)
     made.add_argument("--fresh", action="store_true", help="delete what an earlier sweep left and start over")
     made.add_argument("--metric", help="the metric to rank by (default: the configuration's evaluation.metric)")
@@ -106,10 +108,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = made.jobs if arguments.job is None else made.jobs[arguments.job : arguments.job + 1]
     for job in chosen:
         require_job(job, arguments.members_per_program)
+    require_loggers(arguments.logger)
 
     def train_job(index: int) -> int:
         return run_job(
-            made, index, arguments.members_per_program, arguments.fresh, unpickle=arguments.unpickle_environments
+            made,
+            index,
+            arguments.members_per_program,
+            arguments.fresh,
+            unpickle=arguments.unpickle_environments,
+            loggers=arguments.logger,
         )
 
     if arguments.job is not None:

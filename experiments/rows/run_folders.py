@@ -26,6 +26,7 @@ from experiments.errors import UserError
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
 METRICS_FILE = "metrics.jsonl"
+LOGGERS_FILE = "loggers.json"
 TENSORBOARD_FOLDER = "tensorboard"
 RUNS_FOLDER = "runs"
 RESULTS_FOLDER = "results"

@@ -137,6 +137,9 @@ class UnwrittenRows:
     def flush(self) -> None:
         pass
 
+    def settle(self, members: Any) -> None:
+        del members
+
     def rows(self) -> list[Row]:
         """The rows that the file holds, which process 0 replaces as a whole."""
         return parse_lines(self.path.read_bytes()).rows if self.path.exists() else []

@@ -1,4 +1,4 @@
-"""Writing rows: to ``metrics.jsonl``, the truth, and to TensorBoard events, a sink of the same rows."""
+"""Writing rows: to ``metrics.jsonl``, the truth, and to sinks of the same rows, such as TensorBoard events."""
 
 from __future__ import annotations
 
@@ -7,41 +7,33 @@ import fcntl
 import io
 import math
 import os
-import shutil
-import struct
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX.proto import event_pb2
-from tensorboardX.record_writer import masked_crc32c
-from tensorboardX.summary import scalar
 
 from experiments.disk import write_atomic
-from experiments.errors import UserError, cannot_read, cannot_write, reason, say
-from experiments.rows.reading import NOT_METRICS, Row, encode_line, parse_lines, require_rows
-from experiments.rows.run_folders import run_folder
+from experiments.errors import UserError, cannot_read, cannot_write, say
+from experiments.rows.reading import Row, encode_line, parse_lines, require_rows
+from experiments.training.loggers.base import Identity, Sink
 
 PROGRESS = ("seed", "env_steps", "iteration")
 
 
 class RowWriter:
-    """Appends rows to a ``metrics.jsonl`` and, as a sink of the same rows, to TensorBoard event files.
+    """Appends rows to a ``metrics.jsonl``, and hands them to sinks.
 
     A row is one line. When the file is opened, what is damaged in it is taken out, whole rows in damaged lines are
     kept, and one line says so; the file as it was stays beside it (``metrics.jsonl.damaged``), unless it only ended in
     a line that a killed run left torn. A failed write leaves whole lines only. The file is locked while it is open: a
     second writer is refused. After restoring a checkpoint, ``rewind(iteration)`` drops the rows that are newer than it,
-    so that the resumed run writes them once. Events that cannot be written are dropped, with one line, and the rows go
-    on.
+    so that the resumed run writes them once; ``settle(members)`` says of which rows this will not happen any more.
 
     Args:
       path: the file; made, with its folder, where there is none.
       constants: entries of every row, such as ``{"experiment": NAME, "variant": VARIANT}``.
-      tensorboard: the folder of the event files; None for none.
-      by_variant: give each variant a folder of its own in ``tensorboard``: the points of a sweep have the same seeds.
+      sinks: what the rows are handed to, besides.
 
     Raises:
       UserError: if the disk is full, read-only or not writable, a row does not say whose it is, or another writer has
@@ -52,17 +44,16 @@ class RowWriter:
         self,
         path: str | os.PathLike,
         constants: Mapping[str, Any] | None = None,
-        tensorboard: str | os.PathLike | None = None,
-        by_variant: bool = False,
+        sinks: Sequence[Sink] = (),
     ):
         self.path = Path(path)
         self._constants = dict(constants or {})
-        self._events = None if tensorboard is None else _EventSink(Path(tensorboard), by_variant)
+        self._sinks = tuple(sinks)
         self._file = self._open()
         self._size = os.fstat(self._file.fileno()).st_size
         rows = self._mend()
-        if self._events is not None:
-            self._events.rebuild(rows)
+        for sink in self._sinks:
+            sink.rebuild(rows)
 
     def append(self, row: Mapping[str, Any]) -> Row:
         """Writes one row; returns it as it was written, numbers that are not finite as None.
@@ -74,8 +65,8 @@ class RowWriter:
         if lacking:
             raise ValueError(f"a row needs an integer {', '.join(lacking)}; it has {', '.join(written)}")
         self._write_line(encode_line(written))
-        if self._events is not None:
-            self._events.append(written)
+        for sink in self._sinks:
+            sink.append(written)
         return written
 
     def flush(self) -> None:
@@ -85,7 +76,7 @@ class RowWriter:
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
-    def rewind(self, to_iteration: int, members: Iterable[tuple[str, int]] | None = None) -> int:
+    def rewind(self, to_iteration: int, members: Iterable[Identity] | None = None) -> int:
         """Drops the rows of iterations after ``to_iteration``, all or none of them; returns how many.
 
         Args:
@@ -102,9 +93,15 @@ class RowWriter:
         kept = [row for row in rows if stays(row)]
         if len(kept) < len(rows):
             self._replace(kept)
-            if self._events is not None:
-                self._events.rebuild(kept)
+            for sink in self._sinks:
+                sink.rebuild(kept)
         return len(rows) - len(kept)
+
+    def settle(self, members: Iterable[Identity]) -> None:
+        """Tells the sinks that a checkpoint covers every row of these pairs of variant and seed."""
+        members = list(members)
+        for sink in self._sinks:
+            sink.settle(members)
 
     def close(self) -> None:
         """Flushes and closes; a second call does nothing."""
@@ -114,6 +111,8 @@ class RowWriter:
             self.flush()
         finally:
             self._file.close()
+            for sink in self._sinks:
+                sink.close()
 
     def __enter__(self) -> RowWriter:
         return self
@@ -201,71 +200,6 @@ def _lock(file: io.FileIO, path: Path) -> None:
     except OSError:
         # Some network file systems have no locks; the file can be written all the same.
         pass
-
-
-class _EventSink:
-    """TensorBoard events of rows: a folder per seed (and variant), a scalar per metric, over environment steps.
-
-    Every record is appended and its file closed: the seeds of a run may be more than the files that a process may have
-    open. Once a file cannot be written, the sink is dropped with one line.
-    """
-
-    def __init__(self, folder: Path, by_variant: bool):
-        self._folder, self._by_variant = folder, by_variant
-        self._files: set[Path] = set()
-        self._dropped = False
-
-    def rebuild(self, rows: Iterable[Row]) -> None:
-        """Starts anew, with these rows."""
-        self._files = set()
-        with self._dropping():
-            if self._folder.exists():
-                shutil.rmtree(self._folder)
-        for row in rows:
-            self.append(row)
-
-    def append(self, row: Row) -> None:
-        values = []
-        for key, value in row.items():
-            if key not in NOT_METRICS and isinstance(value, int | float):
-                values.extend(scalar(key, value).value)
-        now = datetime.now(UTC).timestamp()
-        event = event_pb2.Event(step=row["env_steps"], wall_time=now)
-        event.summary.value.extend(values)
-        with self._dropping():
-            if not self._dropped:
-                self._write(self._file_of(row), event, now)
-
-    def _write(self, path: Path, event: event_pb2.Event, now: float) -> None:
-        records = [event.SerializeToString()]
-        if path not in self._files:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            records.insert(0, event_pb2.Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
-            self._files.add(path)
-        with open(path, "ab") as file:
-            file.write(b"".join(map(_record, records)))
-
-    def _file_of(self, row: Row) -> Path:
-        folder = self._folder
-        if self._by_variant:
-            folder = run_folder(folder.parent, folder.name, row.get("variant", ""))
-        # TensorBoard knows an events file by its name.
-        return folder / f"seed_{row['seed']}" / "events.out.tfevents.0"
-
-    @contextlib.contextmanager
-    def _dropping(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if not self._dropped:
-                say(f"TensorBoard events are no longer written to {self._folder}: {reason(error)}; the rows are")
-            self._dropped = True
-
-
-def _record(content: bytes) -> bytes:
-    """A record of a TensorFlow events file: its length and its bytes, each with a masked checksum."""
-    length = struct.pack("<Q", len(content))
-    return length + struct.pack("<I", masked_crc32c(length)) + content + struct.pack("<I", masked_crc32c(content))
 
 
 def _json_scalar(key: str, value: Any) -> Any:

@@ -155,8 +155,15 @@ def require_job(job: Job, members_per_program: int | None) -> None:
     require_memory(requirements(job.config, source, len(job.members), members_per_program), memory())
 
 
-def run_job(made: Plan, index: int, members_per_program: int | None, fresh: bool, unpickle: bool = False) -> int:
-    """Trains one job in this process; returns its exit status. See ``train`` for ``unpickle``."""
+def run_job(
+    made: Plan,
+    index: int,
+    members_per_program: int | None,
+    fresh: bool,
+    unpickle: bool = False,
+    loggers: Sequence[str] = (),
+) -> int:
+    """Trains one job in this process; returns its exit status. See ``train`` for ``unpickle`` and ``loggers``."""
     job = made.jobs[index]
     source = build_environment(job.config)
     require_annotator(job.config, source, job.folder, fresh=fresh)
@@ -181,6 +188,7 @@ def run_job(made: Plan, index: int, members_per_program: int | None, fresh: bool
             source,
             sweep=True,
             unpickle=unpickle,
+            loggers=loggers,
         )
     return 0 if outcome.finished else SIGNAL_EXIT + (outcome.signal or 0)
 

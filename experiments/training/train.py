@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +29,8 @@ from experiments.training import learn
 from experiments.training.checkpoint import Checkpoints, Restored
 from experiments.training.drivers import Driver, drivers
 from experiments.training.learn import REJECTED_LIMIT
+from experiments.training.loggers.sink import logger_sinks
+from experiments.training.loggers.tensorboard import TensorBoard
 from experiments.training.processes import SharedStop, UnwrittenRows, writes
 from experiments.training.progress import COMPILING, FIRST_CHUNK, TRAINING, Done, Reporter
 from experiments.training.row_writer import RowWriter, kept_from_writers
@@ -170,6 +173,7 @@ def train(
     source: EnvironmentSource | None = None,
     sweep: bool = False,
     unpickle: bool = False,
+    loggers: Sequence[str] = (),
 ) -> Outcome:
     """Trains ``programs`` in ``folder``, each from its last checkpoint where there is one.
 
@@ -186,6 +190,7 @@ def train(
         its rows have ``train/stopped`` from then on. A program whose members have all stopped has ended.
       unpickle: load saved environments that are a pickle, which runs code, whoever wrote it; otherwise only those that
         this user pickled on this machine.
+      loggers: of the catalogue of loggers, which take the rows as well.
 
     Raises:
       UserError: for a configuration that cannot be built, a disk that cannot be written, and, unless ``sweep``, for an
@@ -195,9 +200,12 @@ def train(
     makers = drivers(config, source, programs, folder, sweep)
     resumed_from, done, noted, compiled = None, Done(0, 0), False, False
     constants = {"experiment": experiment}
-    tensorboard = folder / run_folders.TENSORBOARD_FOLDER
     path = folder / run_folders.METRICS_FILE
-    written = RowWriter(path, constants, tensorboard, by_variant=sweep) if writes() else UnwrittenRows(path)
+    written: RowWriter | UnwrittenRows = UnwrittenRows(path)
+    if writes():
+        events = TensorBoard(folder / run_folders.TENSORBOARD_FOLDER, by_variant=sweep)
+        chosen = logger_sinks(loggers, folder, experiment, config, itertools.chain(*programs))
+        written = RowWriter(path, constants, [events, *chosen])
     with written as writer:
         for index, make in enumerate(makers):
             driver: Driver = make()
@@ -305,6 +313,7 @@ class _Run:
         else:
             self._state = self._guarded(driver.start)
             writer.rewind(0, self._identities)
+        writer.settle(self._identities)
 
     def _resume(self, unpickle: bool) -> None:
         driver = self._driver
@@ -427,6 +436,7 @@ class _Run:
         lasting = [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
         meta = {"env_steps": self._env_steps, "rows": lasting} | checkpoint_identity(config, driver.members)
         self._checkpoints.save(self.iteration, self._state, meta, score, driver.snapshot())
+        self._writer.settle(self._identities)
         numbers = [name for name, value in rows[0].items() if isinstance(value, float)]
         shown = {name: float(np.mean([row[name] for row in rows if row[name] is not None])) for name in numbers}
         return shown | {"iteration": self.iteration}

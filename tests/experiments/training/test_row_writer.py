@@ -12,6 +12,7 @@ from experiments.disk import write_json_atomic
 from experiments.errors import UserError
 from experiments.rows.reading import encode_line, read_rows
 from experiments.rows.run_folders import run_folder
+from experiments.training.loggers.tensorboard import TensorBoard
 from experiments.training.row_writer import RowWriter
 
 
@@ -134,7 +135,7 @@ def test_rows_that_are_not_those_of_a_run_are_refused_and_stay(change, tmp_path)
 
 def test_a_variant_names_no_folder_outside_its_own(tmp_path):
     folder = tmp_path / "run"
-    with RowWriter(folder / "metrics.jsonl", tensorboard=folder / "tensorboard", by_variant=True) as writer:
+    with RowWriter(folder / "metrics.jsonl", sinks=[TensorBoard(folder / "tensorboard", by_variant=True)]) as writer:
         writer.append(row(1, variant="../../x", success=1.0))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
     [events_folder] = (folder / "tensorboard").iterdir()
@@ -147,7 +148,7 @@ def test_more_seeds_than_files_may_be_open(tmp_path):
     before = len(os.listdir("/proc/self/fd"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (before + 10, hard))
     try:
-        with RowWriter(tmp_path / "metrics.jsonl", tensorboard=tmp_path / "tensorboard") as writer:
+        with RowWriter(tmp_path / "metrics.jsonl", sinks=[TensorBoard(tmp_path / "tensorboard")]) as writer:
             for iteration in (1, 2):
                 for seed in range(seeds):
                     writer.append(row(iteration, seed, success=0.5))
@@ -160,7 +161,7 @@ def test_more_seeds_than_files_may_be_open(tmp_path):
 
 def test_events_that_cannot_be_written_are_dropped_with_one_line(tmp_path, capsys):
     (tmp_path / "tensorboard").write_text("in the way")
-    with RowWriter(tmp_path / "metrics.jsonl", tensorboard=tmp_path / "tensorboard") as writer:
+    with RowWriter(tmp_path / "metrics.jsonl", sinks=[TensorBoard(tmp_path / "tensorboard")]) as writer:
         for iteration in (1, 2):
             writer.append(row(iteration, success=0.5))
     assert len(read_rows(tmp_path / "metrics.jsonl")) == 2
@@ -170,11 +171,11 @@ def test_events_that_cannot_be_written_are_dropped_with_one_line(tmp_path, capsy
 
 def test_rewind_drops_newer_rows_once_and_the_sink_follows(tmp_path):
     path, folder = tmp_path / "metrics.jsonl", tmp_path / "tensorboard"
-    with RowWriter(path, tensorboard=folder) as writer:
+    with RowWriter(path, sinks=[TensorBoard(folder)]) as writer:
         for iteration in (1, 2, 3):
             for seed in (0, 1):
                 writer.append(row(iteration, seed, success=iteration / 4, word="x", missing=None))
-    with RowWriter(path, tensorboard=folder) as writer:
+    with RowWriter(path, sinks=[TensorBoard(folder)]) as writer:
         assert writer.rewind(2) == 2
         assert writer.rewind(2) == 0
         writer.append(row(3, 0, success=1.0))
@@ -196,13 +197,13 @@ def test_points_of_a_sweep_have_curves_of_their_own(tmp_path):
             assert events(run_folder(tmp_path, "tensorboard", variant) / "seed_0") == [(10, "success", value)]
         assert len(list(folder.iterdir())) == 2
 
-    with RowWriter(path, tensorboard=folder, by_variant=True) as writer:
+    with RowWriter(path, sinks=[TensorBoard(folder, by_variant=True)]) as writer:
         for variant, value in values.items():
             writer.append(row(1, variant=variant, success=value))
         writer.flush()
         assert_apart()
     # Made anew of the file.
-    RowWriter(path, tensorboard=folder, by_variant=True).close()
+    RowWriter(path, sinks=[TensorBoard(folder, by_variant=True)]).close()
     assert_apart()
 
 

@@ -39,6 +39,7 @@ EXTRAS = {
     "navix": ["navix<1"],
     "playground": ["playground"],
     "sweep": ["submitit", "ray"],
+    "optuna": ["optuna>=5"],
     "wandb": ["wandb>=0.31"],
     # The small MLflow, and what its store in a file needs.
     "mlflow": ["mlflow-skinny>=3.17", "sqlalchemy", "alembic"],

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("envs", "agents", "rewards", "experiments", "examples", "notebooks")
 # Disk, flags, clocks, loggers, display and configuration objects.
 ONLY_EXPERIMENTS = (
-    "argparse", "matplotlib", "ml_collections", "mlflow", "orbax", "rich", "tensorboardX", "time", "wandb",
+    "argparse", "matplotlib", "ml_collections", "mlflow", "optuna", "orbax", "rich", "tensorboardX", "time", "wandb",
 )  # fmt: skip
 # The packages of experiments: each may import those of earlier entries; those of one entry do not import each other.
 # Modules outside of them (errors, disk) are below all.

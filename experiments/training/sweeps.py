@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +21,10 @@ from experiments.assembly.members import Member, members_of, variant_name
 from experiments.errors import SIGNAL_EXIT, UserError, unknown
 from experiments.rows import reading, run_folders, statistics
 from experiments.training.compilation_cache import enable_compilation_cache
-from experiments.training.progress import progress
+from experiments.training.progress import Done, Reporter, progress
 from experiments.training.requirements import memory, require_memory, requirements
 from experiments.training.scan_driver import ScanDriver
-from experiments.training.stopping import stop_on_signals
+from experiments.training.stopping import StopRequested, stop_on_signals
 from experiments.training.taking_back import taken_back_if_refused
 from experiments.training.train import PROLONGABLE, prepare_folder, require_annotator, train
 
@@ -162,19 +162,31 @@ def run_job(
     fresh: bool,
     unpickle: bool = False,
     loggers: Sequence[str] = (),
+    title: str | None = None,
+    watch: Callable[[int, Mapping[str, Any]], bool] | None = None,
 ) -> int:
-    """Trains one job in this process; returns its exit status. See ``train`` for ``unpickle`` and ``loggers``."""
+    """Trains one job in this process; returns its exit status.
+
+    Args:
+      made, index: the job.
+      members_per_program, fresh: as in ``prepare_folder``.
+      unpickle, loggers: as in ``train``.
+      title: of the progress; says which job it is if ``None``.
+      watch: ``(iterations, metrics)``, told after each evaluation what the members have done together and their mean
+        metrics; where it is true, the job ends there, with a checkpoint.
+    """
     job = made.jobs[index]
     source = build_environment(job.config)
     require_annotator(job.config, source, job.folder, fresh=fresh)
     enable_compilation_cache()
-    title = f"{made.name} sweep, job {index + 1} of {len(made.jobs)}, {len(job.members)} members"
+    title = title or f"{made.name} sweep, job {index + 1} of {len(made.jobs)}, {len(job.members)} members"
     total = job.config.iterations * len(job.members)
     with (
         taken_back_if_refused(job.folder, fresh=fresh),
         stop_on_signals() as stop,
         progress(total, title, metric=job.config.evaluation.metric) as reporter,
     ):
+        watched = _Watched(reporter, stop, watch)
         programs = prepare_folder(
             job.folder, job.config, job.members, fresh=fresh, members_per_program=members_per_program
         )
@@ -183,14 +195,40 @@ def run_job(
             made.name,
             programs,
             job.folder,
-            reporter,
-            stop,
+            watched,
+            watched,
             source,
             sweep=True,
             unpickle=unpickle,
             loggers=loggers,
         )
     return 0 if outcome.finished else SIGNAL_EXIT + (outcome.signal or 0)
+
+
+class _Watched:
+    """A reporter that passes on what happens, and a request to stop: that of a signal, or of ``watch``."""
+
+    def __init__(self, reporter: Reporter, stop: StopRequested, watch: Callable[[int, Mapping[str, Any]], bool] | None):
+        self._reporter, self._stop, self._watch = reporter, stop, watch
+        self._ended = False
+
+    def resume(self, done: Done) -> None:
+        self._reporter.resume(done)
+
+    def phase(self, name: str) -> None:
+        self._reporter.phase(name)
+
+    def update(self, done: Done, metrics: Mapping[str, Any] | None = None) -> None:
+        self._reporter.update(done, metrics)
+        if self._watch is not None and metrics is not None:
+            self._ended = self._watch(done.iterations, metrics)
+
+    @property
+    def signal(self) -> int | None:
+        return self._stop.signal
+
+    def __bool__(self) -> bool:
+        return self._ended or bool(self._stop)
 
 
 def require_metric(metric: str, config: ConfigDict) -> None:
@@ -208,10 +246,11 @@ def require_metric(metric: str, config: ConfigDict) -> None:
         raise unknown("metric", metric, known)
 
 
-def ranking(rows: Sequence[reading.Row], metric: str, rank: str) -> list[dict[str, Any]]:
+def ranking(rows: Sequence[reading.Row], metric: str, rank: str, pruned: Container[str] = ()) -> list[dict[str, Any]]:
     """The points, best first: ``variant``, ``seeds``, and ``iqm``, ``low``, ``high`` of the metric by ``rank``.
 
-    Points in which seeds have ``stopped`` (their number) are ranked behind all others: run alone, they would fail.
+    Points in which seeds have ``stopped`` (their number) are ranked behind all others: run alone, they would fail. So
+    are the variants that a search has ``pruned``, which have not been trained to the end.
 
     Raises:
       UserError: if no row has the metric.
@@ -233,8 +272,12 @@ def ranking(rows: Sequence[reading.Row], metric: str, rank: str) -> list[dict[st
         ends = {
             name: None if math.isnan(end) else end for name, end in zip(("iqm", "low", "high"), interval, strict=True)
         }
-        points.append({"variant": variant, "seeds": len({row["seed"] for row in own}), "stopped": stopped} | ends)
-    return sorted(points, key=lambda point: (point["stopped"] > 0, point["iqm"] is None, -(point["iqm"] or 0.0)))
+        point = {"variant": variant, "seeds": len({row["seed"] for row in own}), "stopped": stopped}
+        points.append(point | ({"pruned": True} if variant in pruned else {}) | ends)
+    return sorted(
+        points,
+        key=lambda point: (point["stopped"] > 0, "pruned" in point, point["iqm"] is None, -(point["iqm"] or 0.0)),
+    )
 
 
 def run_command(loaded: registry.Loaded, overrides: Mapping[str, Any], seeds: int | None, first_seed: int) -> str:

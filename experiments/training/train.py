@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +31,9 @@ from experiments.training.drivers import Driver, drivers
 from experiments.training.learn import REJECTED_LIMIT
 from experiments.training.loggers.sink import logger_sinks
 from experiments.training.loggers.tensorboard import TensorBoard
-from experiments.training.processes import SharedStop, UnwrittenRows, writes
+from experiments.training.processes import UnwrittenRows, writes
 from experiments.training.progress import COMPILING, FIRST_CHUNK, TRAINING, Done, Reporter
 from experiments.training.row_writer import RowWriter, kept_from_writers
-from experiments.training.stopping import StopRequested
 
 # What may differ between a run and its continuation: where it ends, how many seeds it has, and what its annotator may
 # spend.
@@ -45,6 +44,15 @@ WITHHELD = (
     "the saved environments are a pickle, which runs code as it is loaded, and this user has not signed it on this "
     "machine (--unpickle-environments loads it all the same)"
 )
+
+
+class StopRequest(Protocol):
+    """True once the run is to stop after the chunk in hand; ``signal`` is what asked for it, if a signal did."""
+
+    @property
+    def signal(self) -> int | None: ...
+
+    def __bool__(self) -> bool: ...
 
 
 class Outcome(NamedTuple):
@@ -169,7 +177,7 @@ def train(
     programs: Sequence[Sequence[Member]],
     folder: Path,
     reporter: Reporter,
-    stop: StopRequested | SharedStop,
+    stop: StopRequest,
     source: EnvironmentSource | None = None,
     sweep: bool = False,
     unpickle: bool = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.errors import SIGNAL_EXIT, UserError
+from experiments.errors import SIGNAL_EXIT, UserError, say
 from experiments.training.stopping import stop_on_signals
 
 LAUNCHER_PREFIX = "--launcher."
@@ -155,7 +156,18 @@ def _submitit(launch: Launch) -> list[int]:
     except (NameError, ValueError) as error:
         raise UserError(f"--launcher settings {launch.options}: {str(error).splitlines()[0]}") from error
     submitted = executor.map_array(subprocess.call, [launch.words(index) for index in range(launch.total)])
-    return [job.result() for job in submitted]
+    errors = (submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError)
+    return [_status_of(job.result, errors, f"job {job.job_id}") for job in submitted]
+
+
+def _status_of(result: Callable[[], int], errors: tuple[type[Exception], ...], name: str) -> int:
+    """``result()``; a job that the cluster lost, such as one beyond its time, has failed, and a line says so."""
+    try:
+        return result()
+    except errors as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        say(f"{name} has no result: {lines[0][:200]}")
+        return 1
 
 
 def _ray(launch: Launch) -> list[int]:
@@ -164,10 +176,26 @@ def _ray(launch: Launch) -> list[int]:
         import ray
     except ImportError as error:
         raise UserError("--launcher=ray needs the extra: pip install -e '.[sweep]'") from error
-    ray.init(ignore_reinit_error=True)
     call = ray.remote(subprocess.call)
-    call = call.options(**launch.options) if launch.options else call
-    return ray.get([call.remote(launch.words(index)) for index in range(launch.total)])
+    try:
+        call = call.options(**launch.options) if launch.options else call
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--launcher settings {launch.options}: {str(error).splitlines()[0]}") from error
+    ours = not ray.is_initialized()
+    get: Any = ray.get
+    try:
+        ray.init(ignore_reinit_error=True)
+    except (ConnectionError, RuntimeError) as error:
+        raise UserError(f"--launcher=ray: {str(error).splitlines()[0]}: expected a cluster that answers") from error
+    try:
+        tasks = [call.remote(launch.words(index)) for index in range(launch.total)]
+        return [
+            _status_of(functools.partial(get, task), (ray.exceptions.RayError,), f"task {index + 1}")
+            for index, task in enumerate(tasks)
+        ]
+    finally:
+        if ours:
+            ray.shutdown()
 
 
 LAUNCHERS: dict[str, Callable[[Launch], list[int]]] = {"local": _local, "submitit": _submitit, "ray": _ray}

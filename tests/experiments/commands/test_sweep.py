@@ -360,13 +360,35 @@ def test_a_launcher_whose_package_is_missing_says_how_to_install_it(launcher, tm
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.optional
 @pytest.mark.parametrize("launcher", ["submitit", "ray"])
-def test_a_launcher_runs_every_job(launcher, tmp_path):
-    pytest.importorskip(launcher)
-    program = f"import pathlib, sys; (pathlib.Path({str(tmp_path)!r}) / sys.argv[1]).touch(); sys.exit(3)"
-    assert launchers.LAUNCHERS[launcher](launch(program, 2, 2, tmp_path)) == [3, 3]
+def test_a_launcher_runs_every_job(launcher, tmp_path, monkeypatch):
+    """On this machine: submitit without SLURM, and a Ray that is started and ended here. The second job kills what the
+    launcher has put around it, as a cluster does with a job beyond its time."""
+    said = []
+    monkeypatch.setattr(launchers, "say", said.append)
+    import submitit
+
+    # How long it waits for the file of a result.
+    monkeypatch.setattr(submitit.Job, "_results_timeout_s", 1)
+    here = f"pathlib.Path({str(tmp_path)!r})"
+    program = (
+        f"import os, pathlib, sys; ({here} / sys.argv[1]).touch(); "
+        "sys.argv[1] == '--job=1' and os.kill(os.getppid(), 9); sys.exit(3)"
+    )
+    options = {"max_retries": 0} if launcher == "ray" else {}
+    assert launchers.LAUNCHERS[launcher](launch(program, 2, 2, tmp_path, **options)) == [3, 1]
     assert sorted(path.name for path in tmp_path.glob("--job*")) == ["--job=0", "--job=1"]
+    assert len(said) == 1 and " has no result: " in said[0]
+    if launcher == "ray":
+        import ray
+
+        assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize("launcher", ["submitit", "ray"])
+def test_a_setting_that_a_launcher_does_not_have(launcher, tmp_path):
+    with pytest.raises(UserError, match=r"--launcher settings \{'tmeout_min': 3\}: "):
+        launchers.LAUNCHERS[launcher](launch("", 1, 1, tmp_path, tmeout_min=3))
 
 
 def test_a_sweep_is_not_shared_by_processes(monkeypatch, capsys):

@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "evaluate a checkpoint on episodes that neither trained nor chose it",
     "tables": "write the result tables of docs/ from the committed rows",
     "collect": "merge run folders into one committed file of rows",
+    "export": "write rows in the formats of rliable and marl-eval",
     "visits": "count where trained policies go in the maze, as rows",
     "ratings": "list what trained models of language feedback pay for each message, as rows",
     "baselines": "train another library's agent on an experiment's environment",

@@ -228,7 +228,7 @@ def test_processes_share_the_trials_and_one_is_killed(registered, monkeypatch, t
     doomed, other = start(600), start(0.1)
     first = doomed.stdout.readline().strip()
     assert first
-    trained = other.communicate(timeout=60)[0].split()
+    trained = other.communicate(timeout=240)[0].split()
     assert other.returncode == 0
     # It has left the one that the first process still trains.
     assert len(trained) == 5 and first not in trained

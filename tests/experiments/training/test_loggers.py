@@ -397,6 +397,7 @@ with RowWriter(folder / "metrics.jsonl", {"experiment": "corridor"}, sinks) as w
 """
 
 
+@pytest.mark.study
 def test_a_kill_logs_no_row_twice(stores, tmp_path):
     uri = stores()
     environment = os.environ | OFFLINE | {"PYTHONPATH": os.fspath(Path(run.__file__).parents[2])}

@@ -218,6 +218,7 @@ sys.exit(searches.run_trials(test_search.made_of(sys.argv[1])))
 """
 
 
+@pytest.mark.study
 def test_processes_share_the_trials_and_one_is_killed(registered, monkeypatch, tmp_path):
     environment = os.environ | {"PYTHONPATH": os.fspath(Path(sweep.__file__).parents[2])}
 

@@ -43,6 +43,8 @@ EXTRAS = {
     "wandb": ["wandb>=0.31"],
     # The small MLflow, and what its store in a file needs.
     "mlflow": ["mlflow-skinny>=3.17", "sqlalchemy", "alembic"],
+    # A language model behind HTTP as annotator.
+    "annotator": ["httpx2", "tenacity"],
     "notebooks": ["nbclient", "nbformat", "jupytext", "ipykernel"],
     "docs": ["mkdocs-material", "mkdocstrings[python]"],
     "gpu": ["jax[cuda13]>=0.10.2"],

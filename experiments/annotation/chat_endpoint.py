@@ -6,17 +6,16 @@ Where it is comes from the environment: ``SAGAX_ANNOTATOR_URL`` (requests go to 
 
 from __future__ import annotations
 
-import contextlib
-import http.client
+import asyncio
+import concurrent.futures
+import http
 import json
 import math
 import os
 import socket
-import threading
-import time
-import urllib.error
+import ssl
 import urllib.parse
-import urllib.request
+from collections.abc import Coroutine
 from typing import Any, NamedTuple
 
 from experiments.errors import UserError
@@ -40,8 +39,16 @@ def endpoint() -> Endpoint:
     """The endpoint that the environment names.
 
     Raises:
-      UserError: for a variable that is missing or no address, model or key.
+      UserError: for a variable that is missing or no address, model or key, or without the extra ``annotator``.
     """
+    try:
+        import httpx2
+        import tenacity  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"annotator kind 'http': a package is missing ({error}); it comes with the extra 'annotator': "
+            "pip install -e '.[annotator]'"
+        ) from error
     base, model, key = (os.environ.get(name, "").strip() for name in (URL, MODEL, KEY))
     missing = [name for name, value in ((URL, base), (MODEL, model)) if not value]
     if missing:
@@ -54,7 +61,8 @@ def endpoint() -> Endpoint:
         # Reading the port checks it, and so does encoding the host.
         named = parts.scheme in ("http", "https") and bool((parts.hostname or "").encode("idna")) and parts.port != 0
         named = named and parts.username is None and not parts.query and not parts.fragment
-    except ValueError:
+        httpx2.URL(base)
+    except (ValueError, httpx2.InvalidURL):
         named = False
     if not named or not base.isascii() or " " in base:
         raise UserError(
@@ -63,127 +71,69 @@ def endpoint() -> Endpoint:
     if not (key.isascii() and key.isprintable()):
         # Its value is a secret.
         raise UserError(f"{KEY} has characters that no key has: expected printable ASCII in one line")
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"} | (
+        {"Authorization": f"Bearer {key}"} if key else {}
+    )
     return Endpoint(base.rstrip("/") + "/chat/completions", f"{parts.scheme}://{parts.netloc}", model, headers)
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Another host must not get the key. Where it would be is not even read: it may be no address."""
+class FailedRequestError(Exception):
+    """A request without an answer.
 
-    def http_error_302(self, *arguments):
-        return None
+    Attributes:
+      counted: the name under which the rows count it.
+      charged: whether it may have cost something.
+      may_pass: whether the next one may be answered.
+      retry_after: the seconds that the endpoint asks to wait, 0 where it does not say.
+    """
 
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
-
-
-class _Request(urllib.request.Request):
-    """A request that ends at a deadline. A time-out of a socket is one of a single read: who sends a byte now and then
-    holds the line as long as he likes."""
-
-    def __init__(self, endpoint: Endpoint, body: bytes, timeout: float):
-        super().__init__(endpoint.address, body, endpoint.headers, method="POST")
-        self._deadline = time.monotonic() + timeout
-        self._sockets: list[socket.socket] = []
-
-    @property
-    def late(self) -> bool:
-        return time.monotonic() >= self._deadline
-
-    def opened(self, connection: socket.socket) -> None:
-        """Notes a socket that this request waits for."""
-        self._sockets.append(connection)
-        if self.late:
-            self.hang_up()
-
-    def hang_up(self) -> None:
-        """Whoever reads from its sockets finds the end."""
-        for connection in self._sockets:
-            with contextlib.suppress(OSError):
-                # Not the method of a socket with TLS, which must not be called while another thread reads.
-                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+    counted: str
+    charged = False
+    may_pass = True
+    retry_after = 0.0
 
 
-def _noted(kind: type[http.client.HTTPConnection], request: Any) -> type[http.client.HTTPConnection]:
-    """``kind`` of connection that tells ``request`` of its socket."""
+class RefusedError(FailedRequestError):
+    """A reply with another status than 2xx. A redirect is one, too: another host must not get the key."""
 
-    class Noted(kind):  # type: ignore[misc, valid-type]
-        def connect(self):
-            super().connect()
-            request.opened(self.sock)
+    counted = "http_errors"
 
-    return Noted
-
-
-class _Http(urllib.request.HTTPHandler):
-    def http_open(self, request):
-        return self.do_open(_noted(http.client.HTTPConnection, request), request)
+    def __init__(self, status: int, retry_after: float):
+        super().__init__(status)
+        self.status, self.retry_after = status, retry_after
+        self.may_pass = status in _TRANSIENT or status >= 500
 
 
-class _Https(urllib.request.HTTPSHandler):
-    def https_open(self, request):
-        return self.do_open(_noted(http.client.HTTPSConnection, request), request)
+class LateError(FailedRequestError):
+    """It took too long."""
+
+    counted, charged = "timeouts", True
 
 
-_OPENER = urllib.request.build_opener(_NoRedirects, _Http, _Https)
+class UnreachableError(FailedRequestError):
+    """There is no connection, or it broke; the text says why, in the words of this machine."""
+
+    counted = "unreachable"
 
 
-class GarbageReplyError(Exception):
-    """A reply that is none."""
+class GarbageReplyError(FailedRequestError):
+    """A reply that is no chat completion."""
+
+    counted, charged = "garbage", True
 
 
 def phrase(status: int) -> str:
     """What a status means, in the standard's words: the server's own could repeat the key that it was sent."""
-    return http.client.responses.get(status, "no standard status")
-
-
-def why_unreachable(error: Exception) -> str:
-    """Why there is no reply, in the words of this machine: an exception about a reply may quote the server."""
-    cause = getattr(error, "reason", error)
-    if isinstance(cause, OSError) and not isinstance(cause, http.client.HTTPException):
-        return cause.strerror or type(cause).__name__
-    return type(cause).__name__ if isinstance(cause, Exception) else type(error).__name__
-
-
-def may_pass(error: urllib.error.HTTPError) -> bool:
-    """Whether a refusal may be none the next time."""
-    return error.code in _TRANSIENT or error.code >= 500
-
-
-def retry_after(error: urllib.error.HTTPError) -> float:
-    """The seconds that the endpoint asks to wait, 0 where it does not say."""
-    try:
-        seconds = float(error.headers.get("Retry-After", ""))
-    except ValueError:
-        return 0.0
-    return seconds if math.isfinite(seconds) else 0.0
+    return http.HTTPStatus(status).phrase if status in {*http.HTTPStatus} else "no standard status"
 
 
 def chat(endpoint: Endpoint, body: bytes, timeout: float) -> tuple[str, Any]:
-    """What the model says and the tokens it took, within ``timeout`` seconds in all; connecting may take as long again.
+    """What the model says and the tokens it took, within ``timeout`` seconds in all.
 
     Raises:
-      urllib.error.HTTPError: another status than 2xx.
-      TimeoutError: it took too long.
-      OSError, http.client.HTTPException: there is no connection, or it broke.
-      GarbageReplyError: the reply is no chat completion.
+      FailedRequestError: one of those above.
     """
-    request = _Request(endpoint, body, timeout)
-    watch = threading.Timer(timeout, request.hang_up)
-    watch.daemon = True
-    watch.start()
-    try:
-        reply = _reply(request, timeout)
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise
-    except (OSError, http.client.HTTPException) as error:
-        if request.late or isinstance(getattr(error, "reason", None), TimeoutError):
-            raise TimeoutError from error
-        raise
-    except ValueError as error:
-        raise GarbageReplyError from error
-    finally:
-        watch.cancel()
+    reply = _run(_reply(endpoint, body, timeout))
     try:
         decoded = json.loads(reply)
         text = decoded["choices"][0]["message"]["content"]
@@ -194,16 +144,62 @@ def chat(endpoint: Endpoint, body: bytes, timeout: float) -> tuple[str, Any]:
     return text, decoded.get("usage")
 
 
-def _reply(request: _Request, timeout: float) -> bytes:
-    """The body of the reply, whole."""
+def _run(work: Coroutine[Any, Any, bytes]) -> bytes:
+    """What ``work`` returns; in a thread of its own where this one has a loop that runs, as that of a notebook has."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
+
+
+async def _reply(endpoint: Endpoint, body: bytes, timeout: float) -> bytes:
+    """The body of the reply, whole.
+
+    The deadline is of the whole exchange. The client's own time-outs are of single reads: who sends a byte now and then
+    holds the line as long as he likes.
+    """
+    import httpx2
+
     reply = bytearray()
-    with _OPENER.open(request, timeout=timeout) as response:
-        while part := response.read1(2**16):
-            reply += part
-            if len(reply) > LARGEST_REPLY:
-                raise GarbageReplyError
-        if response.length:
-            raise http.client.IncompleteRead(bytes(reply), response.length)
-    if request.late:
-        raise TimeoutError
+    try:
+        async with (
+            asyncio.timeout(timeout),
+            httpx2.AsyncClient(timeout=None, follow_redirects=False) as client,
+            client.stream("POST", endpoint.address, content=body, headers=endpoint.headers) as response,
+        ):
+            if not response.is_success:
+                raise RefusedError(response.status_code, _seconds(response.headers.get("Retry-After", "")))
+            # As it is sent: what is small compressed may be of any size.
+            async for part in response.aiter_raw():
+                reply += part
+                if len(reply) > LARGEST_REPLY:
+                    raise GarbageReplyError
+    except TimeoutError as error:
+        raise LateError from error
+    # Some proxies that the environment names are refused by a ValueError, or for want of a package.
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, ImportError) as error:
+        raise UnreachableError(_why(error)) from error
     return bytes(reply)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        return 0.0
+    return seconds if math.isfinite(seconds) else 0.0
+
+
+def _why(error: BaseException) -> str:
+    """Why there is no reply, in the words of this machine: an exception about a reply may quote the server."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]
+        if isinstance(cause, OSError) and cause.errno:
+            own = isinstance(cause, ssl.SSLError | socket.gaierror)
+            return (cause.strerror or type(cause).__name__) if own else os.strerror(cause.errno)
+        cause = cause.__cause__ or cause.__context__
+    return type(error).__name__

@@ -4,13 +4,10 @@ environment."""
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
 import math
 import random
-import re
 import threading
-import urllib.error
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,67 +19,23 @@ from experiments.annotation.chat_endpoint import (
     MODEL,
     URL,
     Endpoint,
-    GarbageReplyError,
+    FailedRequestError,
+    RefusedError,
+    UnreachableError,
     chat,
     endpoint,
-    may_pass,
     phrase,
-    retry_after,
-    why_unreachable,
 )
-from experiments.annotation.service import (
-    Answer,
-    Question,
-    as_text,
-    as_values,
-    labelled,
-    listed,
-    numbered,
-    question_from,
-)
+from experiments.annotation.prompts import instructions, listing, read_labels
+from experiments.annotation.service import Answer, Question, as_values, labelled, listed, numbered, question_from
 from experiments.errors import UserError
 
 CACHE_FILE = "annotations.jsonl"
 # Whoever answers so will not answer otherwise when asked again.
 _GONE = (401, 403, 404)
-_LABELS = {1: {"1": 1.0, "0": 0.0}, 2: {"1": 1.0, "2": 0.0, "tie": 0.5}}
-_LONGEST_LINE = 100
 # What the state of an annotator holds.
 _STATE = ("happened", "strikes", "alone", "answers", "dropped", "queue")
-_LINE = re.compile(r"\W*(\d+)\s*[:.)]\s*\W*(\w+)\W*")
 _EXAMPLES = ((b"You picked up the red key",), (b"You picked up the red key", b"The red door closes"))
-_MEANINGS = {
-    1: "LABEL is 1 if the message says that something happened that helps to reach the goal, and 0 otherwise",
-    2: "LABEL is 1 if the first of the two messages helps more to reach the goal, 2 if the second does, and tie if "
-    "neither does",
-}
-
-
-def instructions(goal: str, size: int) -> str:
-    """What the model is told before it is shown questions of ``size`` messages."""
-    shown = "a message" if size == 1 else "two messages"
-    return (
-        f"You watch a player whose goal is this: {goal}\nEvery line of the user has a number and {shown} of the game, "
-        f"in quotes. Answer each of them with a line NUMBER: LABEL, where {_MEANINGS[size]}. Write these lines and "
-        "nothing else."
-    )
-
-
-def listing(questions: Sequence[Question]) -> str:
-    """The questions, numbered from 1; quoted, so that no message can look like a line of its own."""
-    quoted = (", ".join(json.dumps(as_text(message)) for message in question) for question in questions)
-    return "\n".join(f"{number}: {each}" for number, each in enumerate(quoted, 1))
-
-
-def read_labels(text: str, count: int, size: int) -> list[float | None]:
-    """The labels of ``count`` questions in a reply; ``None`` where there is none for a question."""
-    found: dict[int, float | None] = {}
-    for line in text.splitlines():
-        # A pattern takes its time over a line of a million blanks, and the learner would wait for it.
-        match = _LINE.fullmatch(line[:_LONGEST_LINE])
-        if match:
-            found.setdefault(int(match[1]), _LABELS[size].get(match[2].lower()))
-    return [found.get(number) for number in range(1, count + 1)]
 
 
 class _Asked(NamedTuple):
@@ -224,21 +177,18 @@ class Http:
             return
         try:
             self._label([example])
-        except urllib.error.HTTPError as error:
-            if not may_pass(error):
-                hint = f"a key that it knows in {KEY}" if error.code in (401, 403) else f"another {URL} or {MODEL}"
+        except UnreachableError as error:
+            raise UserError(
+                f"nobody answers at {self._endpoint.shown} ({error}): expected the annotator that {URL} names"
+            ) from None
+        except FailedRequestError as error:
+            # What may pass is counted in the rows, and it may answer later.
+            if isinstance(error, RefusedError) and not error.may_pass:
+                hint = f"a key that it knows in {KEY}" if error.status in (401, 403) else f"another {URL} or {MODEL}"
                 raise UserError(
-                    f"the annotator at {self._endpoint.shown} answers {error.code} ({phrase(error.code)}): "
+                    f"the annotator at {self._endpoint.shown} answers {error.status} ({phrase(error.status)}): "
                     f"expected {hint}"
                 ) from None
-        except (TimeoutError, GarbageReplyError):
-            # It may still answer later, and the rows count it.
-            pass
-        except (OSError, http.client.HTTPException) as error:
-            why = why_unreachable(error)
-            raise UserError(
-                f"nobody answers at {self._endpoint.shown} ({why}): expected the annotator that {URL} names"
-            ) from None
 
     def ask(self, question: Question, number: int) -> Sequence[Question]:
         self._receive(question, number)
@@ -359,30 +309,35 @@ class Http:
 
     def _ask_patiently(self, questions: Sequence[Question]) -> dict[Question, float | None]:
         """Labels by question, ``None`` for what is no label; nothing at all where there is no answer for now."""
-        shortest, longest = self._waits
-        for attempt in range(self._attempts):
-            if attempt:
-                self._count("retries")
-            if self._stopped.is_set():
-                return {}
-            if not self._affordable(questions):
-                self._spent = True
-                return {}
-            wait = min(longest, shortest * 2**attempt) * random.uniform(0.5, 1.0)
-            try:
-                return dict(zip(questions, self._label(questions), strict=True))
-            except urllib.error.HTTPError as error:
-                self._gone = error.code in _GONE
-                if self._gone:
-                    return {}
-                if not may_pass(error):
-                    self._note_refusal(questions)
-                    return {}
-                wait = min(longest, max(wait, retry_after(error)))
-            except (OSError, http.client.HTTPException, GarbageReplyError):
-                pass
-            self._stopped.wait(wait if attempt + 1 < self._attempts else longest)
+        import tenacity
+
+        attempts = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(self._attempts),
+            wait=self._wait,
+            sleep=tenacity.sleep_using_event(self._stopped),
+            retry=tenacity.retry_if_exception(lambda error: isinstance(error, FailedRequestError) and error.may_pass),
+        )
+        try:
+            for attempt in attempts:
+                with attempt:
+                    self._count("retries", attempt.retry_state.attempt_number > 1)
+                    self._spent = not self._affordable(questions)
+                    if self._spent or self._stopped.is_set():
+                        return {}
+                    return dict(zip(questions, self._label(questions), strict=True))
+        except tenacity.RetryError:
+            self._stopped.wait(self._waits[1])
+        except RefusedError as error:
+            self._gone = error.status in _GONE
+            if not self._gone:
+                self._note_refusal(questions)
         return {}
+
+    def _wait(self, state: Any) -> float:
+        """The seconds before the next attempt."""
+        shortest, longest = self._waits
+        wait = min(longest, shortest * 2 ** (state.attempt_number - 1)) * random.uniform(0.5, 1.0)
+        return min(longest, max(wait, state.outcome.exception().retry_after))
 
     def _note_refusal(self, questions: Sequence[Question]) -> None:
         """Which of several questions it was for is not known; one alone is given up."""
@@ -396,36 +351,26 @@ class Http:
         """One request; counts what happens.
 
         Raises:
-          OSError, http.client.HTTPException, GarbageReplyError: see ``chat``.
+          FailedRequestError: see ``chat``.
         """
         cost = self._largest_cost(questions)
         try:
             text, usage = chat(self._endpoint, self._body(questions), self._timeout)
             cost = self._cost(usage, cost)
-            labels = read_labels(text, len(questions), self._size)
-        except urllib.error.HTTPError:
-            self._count("http_errors")
-            cost = 0.0
-            raise
-        except TimeoutError:
-            self._count("timeouts")
-            raise
-        except GarbageReplyError:
-            self._count("garbage")
-            raise
-        except (OSError, http.client.HTTPException):
-            self._count("unreachable")
-            cost = 0.0
+        except FailedRequestError as error:
+            self._count(error.counted)
+            cost = cost if error.charged else 0.0
             raise
         finally:
             self._cache.spend(cost)
+        labels = read_labels(text, len(questions), self._size)
         known = zip(questions, labels, strict=True)
         self._cache.add([(self._key(question), question, label) for question, label in known if label is not None])
         return labels
 
-    def _count(self, name: str) -> None:
+    def _count(self, name: str, count: int = 1) -> None:
         with self._changed:
-            self._happened[name] += 1
+            self._happened[name] += count
 
     # --- prompts and prices ----------------------------------------------------------------------------
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gzip
 import http.server
 import itertools
 import json
 import socket
+import sys
 import threading
 import time
 
@@ -547,6 +550,41 @@ def test_an_endpoint_that_is_unreachable_at_the_start(serve, service):
     serve().close()
     with pytest.raises(UserError, match=rf"nobody answers at http://127.0.0.1:\d+ \(.*refused.*\): expected .* {URL}"):
         service()
+
+
+def test_a_proxy_that_cannot_be_used_is_one_message(serve, service, monkeypatch):
+    serve()
+    for proxy in ("socks5://127.0.0.1:9", "nonsense://127.0.0.1:9"):
+        monkeypatch.setenv("ALL_PROXY", proxy)
+        with pytest.raises(UserError, match=r"nobody answers at http://127.0.0.1:\d+ \("):
+            service()
+
+
+def test_a_small_reply_cannot_unpack_to_a_large_one(serve, service):
+    packed = gzip.compress(chat("1: 1") + b" " * 2**24)
+    server = serve(fine, lambda _, handler, body: reply(handler, 200, packed, [("Content-Encoding", "gzip")]), fine)
+    made = service()
+    assert gathered(made, 1, "a key") == {"a key": 1.0} and made.counts()["garbage"] == 1
+    assert server.requests[0][1]["Accept-Encoding"] == "identity"
+
+
+def test_an_annotator_starts_in_a_notebook_whose_loop_runs(serve, service):
+    serve()
+
+    async def cell():
+        return service()
+
+    assert gathered(asyncio.run(cell()), 1, "a key") == {"a key": 1.0}
+
+
+@pytest.mark.parametrize("package", ["httpx2", "tenacity"])
+def test_without_the_extra_a_run_is_refused_before_any_work(package, serve, monkeypatch, tmp_path, capsys):
+    server = serve()
+    monkeypatch.setitem(sys.modules, package, None)
+    assert command(config_of(), monkeypatch, tmp_path / "runs") == 2
+    error = capsys.readouterr().err
+    assert "annotator kind 'http'" in error and package in error and "pip install -e '.[annotator]'" in error
+    assert server.requests == [] and not (tmp_path / "runs").exists()
 
 
 ENVIRONMENT = {

@@ -38,6 +38,7 @@ EXTRAS = {
     # Both are large, and navix needs a nightly build of TensorFlow Probability.
     "navix": ["navix<1"],
     "playground": ["playground"],
+    "video": ["opencv-python-headless"],
     "sweep": ["submitit", "ray"],
     "optuna": ["optuna>=5"],
     "wandb": ["wandb>=0.31"],

@@ -149,6 +149,22 @@ class Demonstrator(Protocol):
 
 
 @runtime_checkable
+class DrawnAsText(Protocol):
+    """An ``Environment`` that can be shown in a terminal implements this, too. Called outside of jit."""
+
+    def draw_text(self, state: EnvState) -> str:
+        """``state`` in a few lines of characters."""
+
+
+@runtime_checkable
+class DrawnAsImage(Protocol):
+    """An ``Environment`` that can be shown in a film implements this, too. Called outside of jit."""
+
+    def draw_image(self, state: EnvState) -> np.ndarray:
+        """``state`` as an image, ``uint8 [H, W, 3]``."""
+
+
+@runtime_checkable
 class VectorHost(Protocol):
     """A stateful batch of ``num_envs`` environments in numpy; a step that ends an episode also resets it."""
 

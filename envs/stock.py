@@ -386,6 +386,11 @@ class StockHost:
         self._generators, self._stock, self._start, self._steps = generators, stock, start, steps
         return self._observe(observation)
 
+    def frames(self) -> list[list[Any]]:
+        """The pictures of the host inside, see ``GymnasiumHost.frames``."""
+        host: Any = self._host
+        return host.frames()
+
     def close(self) -> None:
         self._host.close()
 

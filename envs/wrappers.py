@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +63,33 @@ class TimeLimit:
         steps = state.steps + 1
         out_of_time = (steps >= self.max_episode_steps) & ~timestep.terminated
         return TimeLimitState(inside, steps), timestep._replace(truncated=timestep.truncated | out_of_time)
+
+
+@dataclass(frozen=True)
+class ReportsStates:
+    """``environment`` with the states before and after each step in ``info``, as ``state`` and ``next_state``, so that
+    an episode can be drawn once it is over. Not for training: states are no metrics of an episode."""
+
+    environment: Environment
+
+    @property
+    def spec(self) -> EnvironmentSpec:
+        return self.environment.spec
+
+    def reset(self, key: jax.Array) -> tuple[EnvState, Observation]:
+        return self.environment.reset(key)
+
+    def step(self, key: jax.Array, state: EnvState, action: Action) -> tuple[EnvState, TimeStep]:
+        following, time_step = self.environment.step(key, state, action)
+        return following, time_step._replace(info={"state": state, "next_state": following})
+
+
+def innermost(environment: Any, state: EnvState = None) -> tuple[Any, EnvState]:
+    """The environment inside of all wrappers, and its part of ``state``: a wrapper has an ``environment``, and so has
+    its state, where that is not the state inside."""
+    while hasattr(environment, "environment"):
+        environment, state = environment.environment, getattr(state, "environment", state)
+    return environment, state
 
 
 def demonstrator(environment: Environment | None) -> Demonstrator | None:

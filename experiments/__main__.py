@@ -19,6 +19,7 @@ COMMANDS = {
     "summary": "print final values, steps to a threshold and ratios to a baseline, with intervals",
     "figures": "draw learning curves with intervals",
     "evaluate": "evaluate a checkpoint on episodes that neither trained nor chose it",
+    "watch": "see a trained policy act, in the terminal or as a film",
     "tables": "write the result tables of docs/ from the committed rows",
     "collect": "merge run folders into one committed file of rows",
     "export": "write rows in the formats of rliable and marl-eval",

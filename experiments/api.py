@@ -26,7 +26,6 @@ from agents.base import Agent
 from envs.base import EnvironmentSpec, PyTree
 from envs.keys import seed_key
 from experiments.assembly import registry
-from experiments.assembly.build import build_environment, build_parts
 from experiments.assembly.checks import checked_environment, require_observations
 from experiments.assembly.members import members_of, variant_name
 from experiments.assembly.registry import Loaded
@@ -38,7 +37,7 @@ from experiments.training.loggers.catalogue import LOGGERS
 from experiments.training.loggers.sink import require_loggers
 from experiments.training.progress import Silent
 from experiments.training.requirements import memory, require_memory, requirements
-from experiments.training.restored import read_single_run, restored_programs
+from experiments.training.restored import restored_member
 from experiments.training.stopping import StopRequested
 from experiments.training.taking_back import taken_back_if_refused
 
@@ -166,21 +165,5 @@ def restore(folder: str | Path, *, checkpoint: str = "best", seed: int | None = 
     Raises:
       UserError: if there is no such run, checkpoint or seed.
     """
-    folder = Path(folder).expanduser()
-    config, members = read_single_run(folder)
-    seeds = [member.seed for member in members]
-    wanted = seeds[0] if seed is None else seed
-    if wanted not in seeds:
-        raise UserError(f"restore: {folder} has no seed {wanted}; it has {', '.join(map(str, seeds))}")
-    source = build_environment(config)
-    for own, found in restored_programs(folder, config, source, members, checkpoint):
-        for position, member in enumerate(own):
-            if member.seed != wanted:
-                continue
-            params = found.state.agent.params
-            if source.pure is not None:
-                # The members of a pure environment's program share one state, with a leading axis.
-                params = jax.tree.map(lambda x, position=position: x[position], params)
-            agent = build_parts(config, source.spec, member.values).agent
-            return TrainedPolicy(source.spec, agent, params, member.seed, found.iteration)
-    raise UserError(f"restore: {folder} has no checkpoint of seed {wanted}")
+    found = restored_member(Path(folder).expanduser(), checkpoint, seed)
+    return TrainedPolicy(found.source.spec, found.agent, found.params, found.member.seed, found.iteration)

@@ -34,6 +34,7 @@ def atari_host(
     frames: int = 4,
     size: int = 84,
     time_limit: int = 27_000,
+    render: str | None = None,
 ) -> GymnasiumHost:
     """``num_envs`` environments of ``game``.
 
@@ -47,6 +48,7 @@ def atari_host(
       num_envs: ``B``.
       sticky, frame_skip, frames, size: see above.
       time_limit: steps after which an episode is truncated.
+      render: see ``GymnasiumHost``.
 
     Raises:
       ValueError: the game is unknown, or a number is out of range.
@@ -77,4 +79,5 @@ def atari_host(
             partial(wrappers.TimeLimit, max_episode_steps=time_limit),
         ),
         finite=False,
+        render=render,
     )

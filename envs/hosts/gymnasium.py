@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -30,6 +31,8 @@ from envs.spaces import (
     narrowed,
     validate_supported,
 )
+
+RENDERS = ("rgb_array", "ansi")
 
 _SUCCESS_KEYS = ("is_success", "success")
 # Identifiers that other packages register, and the extra of sagax that installs the package.
@@ -225,10 +228,12 @@ class GymnasiumHost:
         ``TimeStep.objectives``, in order, and how much each counts in the reward ``env``, which is their weighted sum.
         ``None`` names them ``0``, ``1``, ... with a weight of 1 each.
       finite: whether to refuse NaN and infinity in observations, rewards and costs.
+      render: ``rgb_array`` or ``ansi`` to keep a picture of every environment after each reset and step, for
+        ``frames``; ``None`` draws nothing.
 
     Raises:
       ValueError: the identifier is unknown, ``num_envs`` is below 1, a wrapper refuses the environment, or the
-        environment does not report a cost, or another number of objectives.
+        environment does not report a cost, or another number of objectives, or cannot be drawn so.
       ImportError: a package that the environment needs is missing.
       UnsupportedSpaceError: a space has a part that is not an array of fixed shape.
     """
@@ -245,15 +250,25 @@ class GymnasiumHost:
         cost_keys: Mapping[str, str] | None = None,
         objectives: Mapping[str, float] | None = None,
         finite: bool = True,
+        render: str | None = None,
     ):
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs}: expected at least 1")
         make_kwargs, cost_keys = dict(make_kwargs or {}), dict(cost_keys or {})
+        if render is not None:
+            make_kwargs, wrappers = _drawn(environment_id, make_kwargs, wrappers, render)
         trial = _make(environment_id, make_kwargs, wrappers)
         try:
             validate_supported(trial.observation_space, "observation")
             validate_supported(trial.action_space, "action")
-            observation, reward, info = _trial_step(trial)
+            try:
+                observation, reward, info = _trial_step(trial)
+            except Exception as error:
+                # What a missing screen or library makes an environment raise may be anything.
+                if render is None:
+                    raise
+                why = f"{type(error).__name__}: {error}"
+                raise ValueError(f"render={render!r}: {environment_id} cannot be drawn here ({why})") from error
             objectives = _objectives(environment_id, reward, objectives)
             for key in cost_keys:
                 if key not in info:
@@ -438,8 +453,35 @@ class GymnasiumHost:
             environment.close()
         return observation
 
+    def frames(self) -> list[list[Any]]:
+        """The pictures of each environment since the last call, where ``render`` says how: text, or
+        ``uint8 [H, W, 3]``. An environment whose episode ended is drawn again after its reset."""
+        return [list(pictures) for pictures in self._vector.render()]
+
     def close(self) -> None:
         self._vector.close()
+
+
+def _drawn(
+    environment_id: str,
+    make_kwargs: dict[str, Any],
+    wrappers: Sequence[Callable[[gymnasium.Env], gymnasium.Env]],
+    render: str,
+) -> tuple[dict[str, Any], list[Callable[[gymnasium.Env], gymnasium.Env]]]:
+    """What makes environments that keep their pictures.
+
+    Raises:
+      ValueError: they cannot be drawn so.
+    """
+    trial = _make(environment_id, make_kwargs, wrappers)
+    modes, own = (each.metadata.get("render_modes") or () for each in (trial, trial.unwrapped))
+    trial.close()
+    if render not in modes:
+        known = [mode for mode in RENDERS if mode in modes]
+        raise ValueError(f"render={render!r}: {environment_id} can be drawn as {' or '.join(known) or 'nothing'}")
+    # A wrapper may draw what the environment itself cannot.
+    make_kwargs = make_kwargs | ({"render_mode": render} if render in own else {})
+    return make_kwargs, [*wrappers, partial(gymnasium.wrappers.RenderCollection, reset_clean=False)]
 
 
 def _objectives(environment_id: str, reward: Any, weights: Mapping[str, float] | None) -> dict[str, float]:

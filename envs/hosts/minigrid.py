@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -220,6 +220,16 @@ class _Noise(gymnasium.Wrapper):
         return observation | {"noise": bits}
 
 
+class _Text(gymnasium.Wrapper):
+    """Draws the grid in characters, as MiniGrid prints it."""
+
+    metadata: ClassVar = {"render_modes": ["ansi"]}
+    render_mode = "ansi"
+
+    def render(self):
+        return str(self.env.unwrapped)
+
+
 class MiniGridHost:
     """``num_envs`` environments of one task of MiniGrid, in numpy; resets in the same step.
 
@@ -244,6 +254,7 @@ class MiniGridHost:
       pixel_probability: the probability that a frame shows noise if ``noise`` is ``pixel``.
       messages: whether to add ``info["message"]``.
       max_episode_steps: replaces MiniGrid's time limit where given.
+      render: see ``GymnasiumHost``; ``ansi`` is the grid as MiniGrid prints it.
 
     Raises:
       ImportError: MiniGrid is missing.
@@ -261,6 +272,7 @@ class MiniGridHost:
         pixel_probability: float = 0.25,
         messages: bool = False,
         max_episode_steps: int | None = None,
+        render: str | None = None,
     ):
         for name, value, known in (("image", image, IMAGES), ("noise", noise, NOISES)):
             require_known(name, value, known)
@@ -294,8 +306,9 @@ class MiniGridHost:
             TASKS.get(task, task),
             num_envs,
             make_kwargs=make_kwargs,
-            wrappers=[note_limit, see_faster, *wrappers],
+            wrappers=[note_limit, see_faster, *wrappers, *([_Text] if render == "ansi" else [])],
             info_keys={"success": "success"},
+            render=render,
         )
         self._one_hot, self._messages = image == "one_hot", messages
         spec = self._environments.spec
@@ -371,6 +384,10 @@ class MiniGridHost:
           SnapshotError: the snapshot is of another task or another number of environments.
         """
         return self._observe(self._environments.restore(snapshot))
+
+    def frames(self) -> list[list[Any]]:
+        """See ``GymnasiumHost.frames``."""
+        return self._environments.frames()
 
     def close(self) -> None:
         self._environments.close()

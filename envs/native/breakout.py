@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs.base import EnvironmentSpec, TimeStep
+from envs.native.drawing import image_of
 
 SIZE = 10
 STAY, LEFT, RIGHT = range(3)
@@ -77,6 +78,18 @@ class Breakout:
         planes = gymnasium.spaces.Box(0, 1, (SIZE, SIZE, 4), np.uint8)
         return EnvironmentSpec(planes, gymnasium.spaces.Discrete(3))
 
+    def draw_text(self, state: BreakoutState) -> str:
+        """``=`` the paddle, ``o`` the ball, ``'`` where it was, ``#`` a brick, ``.`` nothing."""
+        shown = np.full((SIZE, SIZE), ".")
+        # The ball is drawn over its trail.
+        for plane, character in ((3, "#"), (2, "'"), (1, "o"), (0, "=")):
+            shown[np.asarray(observe(state))[..., plane] > 0] = character
+        return "\n".join("".join(line) for line in shown)
+
+    def draw_image(self, state: BreakoutState) -> np.ndarray:
+        """``draw_text`` in colours."""
+        return image_of(self.draw_text(state), _SHOWN)
+
     def reset(self, key: jax.Array) -> tuple[BreakoutState, jax.Array]:
         """Starts with a complete wall, the paddle in column 4, and the ball in row 3 on a side drawn from ``key``."""
         right = jax.random.bernoulli(key).astype(jnp.int32)
@@ -120,6 +133,10 @@ class Breakout:
         observation = observe(state)
         reward = breaks.astype(jnp.float32)
         return state, TimeStep(observation, reward, {}, {}, terminated, jnp.bool_(False), observation, {})
+
+
+_SHOWN = {".": (0, 0, 0), "=": (200, 200, 200), "o": (255, 255, 255), "'": (90, 90, 90), "#": (200, 90, 60)}
+"""The characters and colours of a cell: nothing, paddle, ball, trail, brick."""
 
 
 def observe(state: BreakoutState) -> jax.Array:

@@ -24,6 +24,7 @@ from typing import Any
 import gymnasium
 import jax
 import jax.numpy as jnp
+import numpy as np
 from gymnasium.experimental.functional import FuncEnv
 
 from envs.base import Action, Environment, EnvironmentSpec, EnvState, Observation, TimeStep
@@ -100,6 +101,15 @@ class Functional:
             final_observation=observation,
             info={},
         )
+
+    def draw_image(self, state: EnvState) -> np.ndarray:
+        """What the ``FuncEnv`` itself draws.
+
+        Raises:
+          NotImplementedError: it draws nothing.
+        """
+        screen = self.func_env.render_init(params=self._params)
+        return np.asarray(self.func_env.render_image(state, screen, self._params)[1])
 
     def _observe(self, key: jax.Array, state: EnvState) -> Observation:
         observation = self.func_env.observation(state, jax.random.fold_in(key, _OBSERVATION), self._params)

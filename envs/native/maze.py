@@ -29,6 +29,7 @@ import numpy as np
 
 from envs.base import EnvironmentSpec, TimeStep, Trajectory
 from envs.choices import require_known
+from envs.native.drawing import image_of
 
 NO_OP, UP, DOWN, LEFT, RIGHT = range(5)
 MOVES = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
@@ -69,6 +70,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """The settings of the experiments by name, as arguments of ``Maze``; 0.1 is what the paper's Atari games use."""
 
 _REWARDS = ("none", "trackers")
+_COLOURS = {"#": (60, 60, 60), ".": (240, 240, 240), "o": (200, 60, 60), "@": (40, 90, 200)} | dict.fromkeys(
+    "1234", (240, 190, 40)
+)
 _HEIGHT, _WIDTH = len(MAP), len(MAP[0])
 _RADIUS = 2
 _SIDE = 2 * _RADIUS + 1
@@ -228,6 +232,21 @@ class Maze:
             final_observation=observation,
             info=self._info(after),
         )
+
+    def draw_text(self, state: MazeState) -> str:
+        """``#`` wall, ``.`` free, ``o`` a block, ``1`` to ``4`` the trackers that were not reached, ``@`` the agent."""
+        shown = np.where(WALLS, "#", ".")
+        for row, column in np.asarray(_blocks(state.offset)):
+            shown[row, column] = "o"
+        for number, (row, column) in enumerate(TRACKERS, 1):
+            if number > state.trackers:
+                shown[row, column] = str(number)
+        shown[tuple(np.asarray(state.cell))] = "@"
+        return "\n".join("".join(line) for line in shown)
+
+    def draw_image(self, state: MazeState) -> np.ndarray:
+        """``draw_text`` in colours."""
+        return image_of(self.draw_text(state), _COLOURS)
 
     def _move_blocks(self, word: jax.Array, state: MazeState, cell: jax.Array) -> tuple[jax.Array, jax.Array]:
         if self.noise == "brownian":

@@ -20,7 +20,7 @@ import numpy as np
 from envs.base import EnvironmentSpec, TimeStep
 from envs.choices import require_known
 from envs.native import sokoban_solver
-from envs.native.sokoban_rooms import MOVES, SokobanState, grid, move, observe, render
+from envs.native.sokoban_rooms import MOVES, SokobanState, grid, move, observe, render, to_text
 
 _OBSERVATIONS = ("symbolic", "rgb")
 _REWARDS = ("sparse", "dense")
@@ -122,6 +122,14 @@ class Sokoban:
     def observe(self, state: SokobanState) -> jax.Array:
         """The observation of ``state``, symbolic or RGB."""
         return observe(state) if self.observation == "symbolic" else render(state, self.pixels_per_cell)
+
+    def draw_text(self, state: SokobanState) -> str:
+        """The room in XSB notation."""
+        return to_text(state)
+
+    def draw_image(self, state: SokobanState) -> np.ndarray:
+        """The room as the RGB observation shows it, with 16 pixels per cell."""
+        return np.asarray(render(state, 16))
 
     def demonstrations(self, keys: jax.Array) -> tuple[np.ndarray, np.ndarray]:
         """The solver's shortest solutions of the rooms of ``keys [N]``; see ``envs.base.Demonstrator``.

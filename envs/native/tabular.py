@@ -19,6 +19,7 @@ import numpy as np
 
 from envs.base import Environment, EnvironmentSpec, TimeStep
 from envs.choices import nearest, require_known
+from envs.native.drawing import image_of
 from envs.wrappers import TimeLimit
 
 _SUM_TOLERANCE = 1e-6
@@ -427,9 +428,47 @@ class TabularEnvironment:
         return state if self.observation == "index" else jax.nn.one_hot(state, self.model.num_states, dtype=jnp.float32)
 
 
-def gridworld_environment(layout: str | tuple[str, ...], *, slip: float = 0.0) -> TabularEnvironment:
+_GRID_COLOURS = {
+    ".": (240, 240, 240),
+    "S": (220, 220, 250),
+    "+": (120, 200, 120),
+    "-": (220, 120, 120),
+    "G": (240, 190, 40),
+    "#": (60, 60, 60),
+    "@": (40, 90, 200),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class GridworldEnvironment(TabularEnvironment):
+    """A ``gridworld`` as an environment that can be drawn.
+
+    Attributes:
+      layout: its rows.
+    """
+
+    layout: tuple[str, ...] = ()
+
+    def draw_text(self, state: jax.Array) -> str:
+        """The layout with ``@`` where the agent is."""
+        free = [place for row in range(len(self.layout)) for place in self._free(row)]
+        rows = [list(row) for row in self.layout]
+        row, column = free[int(state)]
+        rows[row][column] = "@"
+        return "\n".join("".join(row) for row in rows)
+
+    def _free(self, row: int) -> list[tuple[int, int]]:
+        return [(row, column) for column, cell in enumerate(self.layout[row]) if cell != "#"]
+
+    def draw_image(self, state: jax.Array) -> np.ndarray:
+        """``draw_text`` in colours."""
+        return image_of(self.draw_text(state), _GRID_COLOURS)
+
+
+def gridworld_environment(layout: str | tuple[str, ...], *, slip: float = 0.0) -> GridworldEnvironment:
     """``gridworld(layout, slip=slip)`` as an environment, without a time limit."""
-    return TabularEnvironment(gridworld(layout, slip=slip))
+    model = gridworld(layout, slip=slip)
+    return GridworldEnvironment(model, layout=tuple(LAYOUTS[layout] if isinstance(layout, str) else layout))
 
 
 def gymnasium_table(environment_id: str, *, time_limit: int | None = None, **parameters: Any) -> Environment:

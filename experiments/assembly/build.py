@@ -58,11 +58,12 @@ ACTION_KEYS = ("continuous", "initial_std")
 
 
 class EnvironmentSource(NamedTuple):
-    """The environments of an experiment: a pure one (``pure``) or a factory of host batches (``host``)."""
+    """The environments of an experiment: a pure one (``pure``), or a factory of host batches (``host``), which takes
+    their number and, to have them drawn, ``render`` (see ``GymnasiumHost``)."""
 
     spec: EnvironmentSpec
     pure: Environment | None
-    host: Callable[[int], VectorHost] | None
+    host: Callable[..., VectorHost] | None
 
 
 class Parts(NamedTuple):
@@ -108,8 +109,11 @@ def build_environment(config: ConfigDict) -> EnvironmentSource:
             environment = call(StockAugmented, "environment.stock", environment, **stock)
         return EnvironmentSource(environment.spec, environment, None)
 
-    def make(num_envs: int) -> VectorHost:
-        host = call(factory, "environment", num_envs=num_envs, **arguments)
+    def make(num_envs: int, render: str | None = None) -> VectorHost:
+        drawn = {} if render is None else {"render": render}
+        if drawn and "render" not in inspect.signature(factory).parameters:
+            raise UserError(f"environment.kind={config.environment.kind!r} cannot be drawn: it takes no 'render'")
+        host = call(factory, "environment", num_envs=num_envs, **drawn, **arguments)
         return host if stock is None else call(StockHost, "environment.stock", host, **stock)
 
     probe = make(1)

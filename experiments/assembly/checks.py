@@ -20,6 +20,7 @@ from experiments.assembly.build import (
     build_parts,
     require_expert,
 )
+from experiments.assembly.cameras import cameras
 from experiments.assembly.evaluators import evaluation_metrics
 from experiments.assembly.ranges import validate
 from experiments.errors import UserError, unknown
@@ -42,6 +43,7 @@ def checked_environment(config: ConfigDict) -> EnvironmentSource:
     measured = evaluation_metrics(config, source)
     if config.evaluation.metric not in measured:
         raise unknown("metric", config.evaluation.metric, measured, "in evaluation.metric")
+    cameras(config, source, {})
     return source
 
 

@@ -157,7 +157,9 @@ _FUNCTIONALS = {"mean": expectation, **FUNCTIONALS}
 SECTIONS = (
     Section("data", DataSpec),
     Section("network", NETWORKS, "kind", "network kind", default=DEFAULT_NETWORK),
-    Section("environment", ENVIRONMENTS, "kind", "environment kind", supplied=("num_envs",), own=_environment_keys),
+    Section(
+        "environment", ENVIRONMENTS, "kind", "environment kind", supplied=("num_envs", "render"), own=_environment_keys
+    ),
     Section("environment.stock", StockAugmented, supplied=("environment", "discount"), optional=True),
     Section("environment.wrappers.*", WRAPPERS, "kind", "wrapper", supplied=("env",), optional=True),
     Section(

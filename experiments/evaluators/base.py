@@ -151,6 +151,16 @@ def acting_policy(agent: Agent, params: PyTree, *, greedy: bool = False) -> roll
     return policy
 
 
+def host_act(agent: Agent) -> Callable[..., Any]:
+    """``(params, carry, observation, key, t, *, greedy) -> (action, carry, {})``, compiled, for ``HostEpisodes``."""
+
+    def act(params, carry, observation, key, t, *, greedy):
+        action, carry, _ = agent.act(params, carry, observation, jax.random.fold_in(key, t), greedy=greedy)
+        return action, carry, {}
+
+    return jax.jit(act, static_argnames="greedy")
+
+
 class PureEpisodes:
     """``Episodes`` of a pure environment; traceable."""
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from envs.kinds import Kind
-from envs.ranges import ONE_UP
+from envs.ranges import ONE_UP, ZERO_UP
 from experiments.evaluators.episodes import episodes
 from experiments.evaluators.exact import exact
 from experiments.evaluators.stock_objectives import stock_objectives
 
 # By kind: a factory ``(context, **section) -> Evaluator``.
 EVALUATORS: dict[str, Kind] = {
-    "episodes": Kind(episodes, {"count": ONE_UP, "cut": ONE_UP}),
+    "episodes": Kind(episodes, {"count": ONE_UP, "cut": ONE_UP, "video": ZERO_UP}),
     "stock_objectives": Kind(stock_objectives, {"count": ONE_UP, "candidates": ONE_UP}),
     "exact": Kind(exact, {"candidates": ONE_UP}),
 }

@@ -18,7 +18,9 @@ def other_channels(spec: EnvironmentSpec) -> tuple[str, ...]:
     return (*(f"cost/{name}" for name in spec.costs), *(f"objective/{name}" for name in spec.objectives))
 
 
-def episodes(context: Context, *, count: int = 256, greedy: bool = False, cut: int | None = None) -> Evaluator:
+def episodes(
+    context: Context, *, count: int = 256, greedy: bool = False, cut: int | None = None, video: int = 0
+) -> Evaluator:
     """Means over ``count`` episodes, each from a start state of its own.
 
     ``return`` (undiscounted, of ``env``), ``length``, the entries of the environment's ``info`` at the last step
@@ -31,13 +33,17 @@ def episodes(context: Context, *, count: int = 256, greedy: bool = False, cut: i
       greedy: whether the agent acts greedily, or draws its actions.
       cut: ends every episode after so many steps. ``None``, the default, is for whole episodes: up to the environment's
         own time limit. Where episodes are cut shorter, the rows say so: ``evaluation/cut``, the number of steps.
+      video: how many episodes the outer loop of a run films at each evaluation, ``experiments/training/videos.py``:
+        others than those that are counted, the same ones at each evaluation of a seed.
 
     Raises:
-      ValueError: counts below 1, or no ``cut`` where the environment's episodes have no bound.
+      ValueError: counts below 1, a ``video`` below 0, or no ``cut`` where the environment's episodes have no bound.
     """
     for name, value in (("count", count), ("cut", cut)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value}: expected at least 1")
+    if video < 0:
+        raise ValueError(f"video={video}: expected at least 0")
     spec, length = context.spec, episode_length(context.spec, cut)
     channels = other_channels(spec)
     marks = {CUT: jnp.float32(length)} if spec.max_episode_steps is None or length < spec.max_episode_steps else {}

@@ -27,7 +27,7 @@ from experiments.assembly.build import (
 from experiments.assembly.evaluators import build_evaluators
 from experiments.assembly.members import Member
 from experiments.errors import RefusedAtStartError, UserError
-from experiments.evaluators.base import HostEpisodes
+from experiments.evaluators.base import HostEpisodes, host_act
 from experiments.evaluators.base import evaluate as evaluate_all
 from experiments.training import learn
 from experiments.training.keys import evaluation_key
@@ -62,10 +62,6 @@ class HostPrograms:
             )
         self.agent = agent
 
-        def act(params, carry, observation, key, t, *, greedy):
-            action, carry, _ = agent.act(params, carry, observation, jax.random.fold_in(key, t), greedy=greedy)
-            return action, carry, {}
-
         def learn_step(state, trajectory, iteration, annotations):
             # Inside jit they are jax arrays already; with jax.disable_jit they would stay numpy arrays.
             state, trajectory = jax.tree.map(jnp.asarray, (state, trajectory))
@@ -80,7 +76,7 @@ class HostPrograms:
             return learn.learn(agent, reward, state, trajectory, iteration, annotations)
 
         self.start = jax.jit(lambda seed: learn.initial_state(agent, reward, seed_key(seed)))
-        self.act = jax.jit(act, static_argnames="greedy")
+        self.act = host_act(agent)
         self.learn = jax.jit(learn_step, donate_argnums=0)
         self.rollout_key = jax.jit(lambda key, iteration: learn.stream(key, learn.ROLLOUT, iteration))
         self.carry = jax.device_get(agent.initial_carry(agent.data.batch))

@@ -8,17 +8,18 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from agents.base import Agent
 from agents.networks.catalogue import DEFAULT_NETWORK
-from envs.base import ObservationRangeError
+from envs.base import ObservationRangeError, PyTree
 from envs.choices import nearest
 from experiments.assembly import registry, sections
-from experiments.assembly.build import TEST_SEED, EnvironmentSource, build_environment
+from experiments.assembly.build import TEST_SEED, EnvironmentSource, build_environment, build_parts
 from experiments.assembly.kinds import require_trusted
 from experiments.assembly.members import Member, variant_name
 from experiments.assembly.overrides import fits
@@ -32,6 +33,7 @@ from experiments.training.drivers import drivers
 from experiments.training.learn import RunState
 from experiments.training.requirements import memory, require_memory, requirements
 from experiments.training.train import CHECKPOINT_FOLDER, program_name, restore
+from experiments.training.videos import member_params
 
 CHOICES = ("best", "latest")
 CHANGEABLE = ("environment.", "evaluators.")
@@ -287,6 +289,38 @@ def evaluate_run(
             row = {"seed": member.seed, "variant": member.variant, "iteration": found.iteration}
             rows.append(row | {name: float(values[position]) for name, values in evaluated.items()})
     return rows
+
+
+class RestoredMember(NamedTuple):
+    """One seed of a run, restored: its configuration and environments, and its agent with its parameters."""
+
+    config: ConfigDict
+    source: EnvironmentSource
+    member: Member
+    agent: Agent
+    params: PyTree
+    iteration: int
+
+
+def restored_member(folder: Path, checkpoint: str = "best", seed: int | None = None) -> RestoredMember:
+    """The policy of a seed of a run, of its first one if ``seed`` is ``None``.
+
+    Raises:
+      UserError: if there is no such run, checkpoint or seed.
+    """
+    config, members = read_single_run(folder)
+    seeds = [member.seed for member in members]
+    wanted = seeds[0] if seed is None else seed
+    if wanted not in seeds:
+        raise UserError(f"{folder} has no seed {wanted}; it has {', '.join(map(str, seeds))}")
+    source = build_environment(config)
+    for own, found in restored_programs(folder, config, source, members, checkpoint):
+        for position, member in enumerate(own):
+            if member.seed == wanted:
+                agent = build_parts(config, source.spec, member.values).agent
+                params = member_params(source, found.state, position)
+                return RestoredMember(config, source, member, agent, params, found.iteration)
+    raise UserError(f"{folder} has no checkpoint of seed {wanted}")
 
 
 def restored_programs(

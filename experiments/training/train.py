@@ -34,6 +34,7 @@ from experiments.training.loggers.tensorboard import TensorBoard
 from experiments.training.processes import UnwrittenRows, writes
 from experiments.training.progress import COMPILING, FIRST_CHUNK, TRAINING, Done, Reporter
 from experiments.training.row_writer import RowWriter, kept_from_writers
+from experiments.training.videos import Films
 
 # What may differ between a run and its continuation: where it ends, how many seeds it has, and what its annotator may
 # spend.
@@ -214,13 +215,14 @@ def train(
         events = TensorBoard(folder / run_folders.TENSORBOARD_FOLDER, by_variant=sweep)
         chosen = logger_sinks(loggers, folder, experiment, config, itertools.chain(*programs))
         written = RowWriter(path, constants, [events, *chosen])
+    films = Films(config, source, folder, by_variant=sweep)
     with written as writer:
         for index, make in enumerate(makers):
             driver: Driver = make()
             run = None
             try:
                 checkpoints = folder / CHECKPOINT_FOLDER / program_name(index)
-                run = _Run(config, driver, checkpoints, writer, sweep, unpickle)
+                run = _Run(config, driver, checkpoints, writer, sweep, unpickle, films)
                 if run.iteration:
                     resumed_from = run.iteration
                 reporter.resume(done + run.done)
@@ -303,7 +305,9 @@ class _Run:
         writer: RowWriter | UnwrittenRows,
         sweep: bool,
         unpickle: bool,
+        films: Films,
     ):
+        self._films = films
         self._config, self._driver, self._writer, self._sweep = config, driver, writer, sweep
         had_folder = folder.is_dir()
         self._checkpoints = Checkpoints(folder)
@@ -445,6 +449,7 @@ class _Run:
         meta = {"env_steps": self._env_steps, "rows": lasting} | checkpoint_identity(config, driver.members)
         self._checkpoints.save(self.iteration, self._state, meta, score, driver.snapshot())
         self._writer.settle(self._identities)
+        self._films.take(self._state, driver.members, self.iteration)
         numbers = [name for name, value in rows[0].items() if isinstance(value, float)]
         shown = {name: float(np.mean([row[name] for row in rows if row[name] is not None])) for name in numbers}
         return shown | {"iteration": self.iteration}

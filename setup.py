@@ -38,6 +38,7 @@ EXTRAS = {
     # Both are large, and navix needs a nightly build of TensorFlow Probability.
     "navix": ["navix<1"],
     "playground": ["playground"],
+    "hub": ["safetensors", "huggingface_hub"],
     "video": ["opencv-python-headless"],
     "sweep": ["submitit", "ray"],
     "optuna": ["optuna>=5"],

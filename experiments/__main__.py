@@ -20,6 +20,7 @@ COMMANDS = {
     "figures": "draw learning curves with intervals",
     "evaluate": "evaluate a checkpoint on episodes that neither trained nor chose it",
     "watch": "see a trained policy act, in the terminal or as a film",
+    "publish": "write a run as a folder of safetensors with a model card, for Hugging Face",
     "tables": "write the result tables of docs/ from the committed rows",
     "collect": "merge run folders into one committed file of rows",
     "export": "write rows in the formats of rliable and marl-eval",

@@ -16,8 +16,10 @@ A module whose name starts with an underscore is shared code and no experiment.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
+import inspect
 import json
 import math
 import pkgutil
@@ -181,6 +183,12 @@ def from_json_dict(values: Mapping[str, Any]) -> ConfigDict:
     config = ConfigDict(as_tuples(values))
     config.lock()
     return config
+
+
+def run_card(module: ModuleType) -> str:
+    """The docstring of an experiment's module, from its source where Python has dropped docstrings (``-OO``)."""
+    card = module.__doc__ or ast.get_docstring(ast.parse(inspect.getsource(module)))
+    return inspect.cleandoc(card or "(this experiment has no run card)")
 
 
 def fingerprint(config: ConfigDict | Mapping[str, Any], ignore: Sequence[str] = ()) -> str:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import json
 import shlex
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 from experiments.assembly import registry
@@ -43,7 +40,7 @@ def main(argv: Sequence[str] | None = None, package: str = registry.PACKAGE) -> 
         print(json.dumps(registry.to_json_dict(config), indent=2))
         return 0
     print(f"{loaded.name}:{loaded.variant}" if loaded.variant else loaded.name)
-    print(f"\n{run_card(loaded.module)}\n\nConfiguration:")
+    print(f"\n{registry.run_card(loaded.module)}\n\nConfiguration:")
     for key, value in registry.keys(config).items():
         print(f"  {shlex.quote(f'{registry.PREFIX}{key}={_typed(value)}')}")
     try:
@@ -61,12 +58,6 @@ def _typed(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(_typed, value)) if isinstance(value, tuple) and value else str(value)
-
-
-def run_card(module: ModuleType) -> str:
-    """The docstring of an experiment's module, from its source where Python has dropped docstrings (``-OO``)."""
-    card = module.__doc__ or ast.get_docstring(ast.parse(inspect.getsource(module)))
-    return inspect.cleandoc(card or "(this experiment has no run card)")
 
 
 def _described(needs: Requirements) -> str:

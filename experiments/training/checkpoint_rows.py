@@ -23,6 +23,7 @@ from experiments.evaluators.visits import visits
 from experiments.rows import collecting, reading, run_folders
 from experiments.training.host_driver import annotation_state
 from experiments.training.keys import evaluation_key
+from experiments.training.published import is_published
 from experiments.training.restored import read_single_run, restored_programs
 from rewards.feedback.language_feedback import language_feedback
 
@@ -96,6 +97,8 @@ def rate(folder: Path, checkpoint: str = "latest") -> reading.Section:
     kind = config.annotator.kind if "annotator" in config else None
     if kind != "scripted":
         raise UserError(f"{folder}: annotator.kind={kind!r}: expected a run with a scripted annotator")
+    if is_published(folder):
+        raise UserError(f"{folder} holds no reward model: expected the run folder that it was published from")
     header, start = row_starts(folder)
     source = build_environment(config)
     build_annotation(config, source)

@@ -31,6 +31,7 @@ from experiments.rows import run_folders
 from experiments.training.checkpoint import Checkpoints, Restored
 from experiments.training.drivers import drivers
 from experiments.training.learn import RunState
+from experiments.training.published import is_published, publish, published_programs, require_destination
 from experiments.training.requirements import memory, require_memory, requirements
 from experiments.training.train import CHECKPOINT_FOLDER, program_name, restore
 from experiments.training.videos import member_params
@@ -291,6 +292,23 @@ def evaluate_run(
     return rows
 
 
+def publish_run(folder: Path, destination: Path, checkpoint: str = "best") -> list[Path]:
+    """Writes a checkpoint of a run in the form of Hugging Face (``published.publish``); returns the files.
+
+    Raises:
+      UserError: if there is no such run or checkpoint, it is a sweep, or the folder cannot be made.
+    """
+    require_destination(destination)
+    config, members = read_single_run(folder)
+    source = build_environment(config)
+    params, iterations = {}, {}
+    for own, found in restored_programs(folder, config, source, members, checkpoint):
+        for position, member in enumerate(own):
+            iterations[member.seed] = found.iteration
+            params[member.seed] = member_params(source, found.state, position)
+    return publish(folder, destination, params, iterations, config)
+
+
 class RestoredMember(NamedTuple):
     """One seed of a run, restored: its configuration and environments, and its agent with its parameters."""
 
@@ -326,7 +344,7 @@ def restored_member(folder: Path, checkpoint: str = "best", seed: int | None = N
 def restored_programs(
     folder: Path, config: ConfigDict, source: EnvironmentSource, members: Sequence[Member], checkpoint: str
 ) -> Iterator[tuple[list[Member], Restored]]:
-    """Per program of a run: its members and its checkpoint.
+    """Per program of a run: its members and its checkpoint; of a published folder, its agents' parameters.
 
     Args:
       folder: the run folder.
@@ -336,6 +354,9 @@ def restored_programs(
     Raises:
       UserError: if there is no such checkpoint, or it is of another configuration.
     """
+    if is_published(folder):
+        yield from published_programs(folder, config, source, members, checkpoint)
+        return
     done = index = 0
     while done < len(members):
         path = folder / CHECKPOINT_FOLDER / program_name(index)

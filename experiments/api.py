@@ -7,6 +7,9 @@
     policy = restore("runs/tour")
     action, carry = policy.act(observation)
 
+Rows are plain dictionaries with one value per key: ``pandas.DataFrame(rows)`` is a table of them, and ``columns(rows)``
+makes numpy arrays without pandas.
+
 The commands do the same from a shell; a folder that ``train`` wrote is a run folder for each of them.
 """
 
@@ -37,7 +40,7 @@ from experiments.training.loggers.catalogue import LOGGERS
 from experiments.training.loggers.sink import require_loggers
 from experiments.training.progress import Silent
 from experiments.training.requirements import memory, require_memory, requirements
-from experiments.training.restored import restored_member
+from experiments.training.restored import publish_run, restored_member
 from experiments.training.stopping import StopRequested
 from experiments.training.taking_back import taken_back_if_refused
 
@@ -94,6 +97,42 @@ def train(
             loaded.config, loaded.name, programs, folder, Silent(), StopRequested(), source, loggers=loggers
         )
     return outcome.rows
+
+
+def columns(rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    """Rows as a table: each key of any row with its values ``[rows]``.
+
+    A column of integers stays one where every row has its number; other numbers are ``float64``, with NaN where a row
+    has none. Everything else is an array of objects, with ``None`` there.
+
+    >>> table = columns([{"seed": 0, "return": 1.5}, {"seed": 1, "return": None, "device": "cpu"}])
+    >>> table["seed"].tolist(), table["return"].tolist(), table["device"].tolist()
+    ([0, 1], [1.5, nan], [None, 'cpu'])
+    """
+    made = {}
+    for key in dict.fromkeys(key for row in rows for key in row):
+        values = [row.get(key) for row in rows]
+        if all(type(value) is int for value in values):
+            made[key] = np.array(values)
+        elif all(value is None or type(value) in (int, float) for value in values):
+            made[key] = np.array([np.nan if value is None else value for value in values], np.float64)
+        else:
+            made[key] = np.array(values, object)
+    return made
+
+
+def publish(folder: str | Path, destination: str | Path, *, checkpoint: str = "best") -> list[Path]:
+    """Writes a run in the form of Hugging Face, as ``sagax publish`` does; returns the files.
+
+    Args:
+      folder: of the run.
+      destination: a new folder, or an empty one; ``restore`` takes it.
+      checkpoint: as in ``restore``.
+
+    Raises:
+      UserError: if there is no such run or checkpoint, or the folder cannot be made.
+    """
+    return publish_run(Path(folder).expanduser(), Path(destination).expanduser(), checkpoint)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +197,7 @@ def restore(folder: str | Path, *, checkpoint: str = "best", seed: int | None = 
     """The policy of a run folder.
 
     Args:
-      folder: of a run, from ``train`` or ``sagax run``.
+      folder: of a run, from ``train`` or ``sagax run``, or one that ``publish`` wrote.
       checkpoint: ``best`` (of all seeds together, by the evaluation's metric), ``latest`` or an iteration.
       seed: which seed of the run; its first if ``None``.
 

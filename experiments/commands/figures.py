@@ -2,7 +2,7 @@
 
 ``NAME`` is an experiment. ``PAPER`` stands for every experiment whose name starts with it or that reproduces it, a row
 of panels each; those without rows, or without rows that have the metric, are left out. The rows are found as by
-``sagax summary``.
+``sagax summary``; in place of a name, a run folder may be given.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from experiments.assembly import registry
 from experiments.commands.command_parser import CommandParser
-from experiments.commands.options import add_source_options, rows_of
+from experiments.commands.options import add_source_options, rows_of, take_run_folder
 from experiments.errors import UserError, command, unknown
 from experiments.rows import reading
 from experiments.rows.figures import draw, experiments_of, labels_of, require_destination, save, size_of
@@ -22,7 +22,7 @@ from experiments.rows.figures import draw, experiments_of, labels_of, require_de
 
 def parser() -> CommandParser:
     made = CommandParser(prog="sagax figures", description="Draw learning curves with intervals.")
-    made.add_argument("name", metavar="PAPER|NAME", help="a paper, such as oprl, or an experiment")
+    made.add_argument("name", metavar="PAPER|NAME", help="a paper, such as oprl, an experiment or a run folder")
     made.add_argument("--metric", default="success", help="the metric on the y-axis (default: success)")
     made.add_argument("--variants", help="variants to draw: a,b or, where they have commas, a,warm;b,warm")
     made.add_argument("--sweep-points", action="store_true", help="also draw the points of sweeps")
@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None, package: str = registry.PACKAGE) -> 
       UserError: for anything the user can repair.
     """
     options = parser().parse_args(argv)
+    take_run_folder(options)
     out = Path(f"{options.name}.png") if options.out is None else options.out
     size = None if options.size is None else size_of(options.size)
     found: dict[str, list[reading.Row]] = {}

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from experiments.assembly import registry
+from experiments.errors import UserError
 from experiments.rows import reading, run_folders
 from experiments.training.loggers.catalogue import LOGGERS
 
@@ -35,8 +36,25 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=COMMITTED,
         metavar="FILE",
-        help="read only the committed rows (default: results/NAME.jsonl)",
+        help="read only the committed rows (default: results/NAME.jsonl), or those of a run folder",
     )
+
+
+def take_run_folder(options: argparse.Namespace) -> None:
+    """Where ``options.name`` is a run folder, has its rows read, and puts its experiment in place of the name.
+
+    Raises:
+      UserError: if the folder has no rows, or ``--runs`` or ``--results`` say otherwise where the rows are.
+    """
+    folder = Path(options.name).expanduser()
+    if not (folder / run_folders.METRICS_FILE).is_file():
+        return
+    if options.runs is not None or options.results is not None:
+        raise UserError(f"{options.name} is a run folder: expected no --runs or --results beside it")
+    rows = reading.read_rows(folder)
+    if not rows:
+        raise UserError(f"{folder} has no rows yet")
+    options.name, options.results = rows[0].get("experiment", folder.name), folder
 
 
 def rows_of(options: argparse.Namespace, package: str = registry.PACKAGE) -> tuple[list[reading.Row], str]:

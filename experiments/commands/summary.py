@@ -1,7 +1,7 @@
 """``sagax summary NAME``: final values, steps to a threshold and ratios to a baseline, with intervals.
 
-The rows are those of the run folders ``runs/NAME/*``, or else the committed ones in ``results/NAME.jsonl``; the first
-line of the answer says which.
+The rows are those of the run folders ``runs/NAME/*``, or else the committed ones in ``results/NAME.jsonl``; in place of
+NAME, one run folder may be given. The first line of the answer says which.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.commands.command_parser import CommandParser
-from experiments.commands.options import add_source_options, rows_of
+from experiments.commands.options import add_source_options, rows_of, take_run_folder
 from experiments.errors import UserError, command
 from experiments.rows import reading, run_folders, statistics
 from experiments.rows.summary import NOT_REACHED, summarise
@@ -30,7 +30,9 @@ def parser() -> CommandParser:
         description="Final values, steps to a threshold and ratios to a baseline: interquartile means over the seeds "
         "with bootstrap intervals.",
     )
-    made.add_argument("name", metavar="NAME", help="the experiment; NAME:variant is short for --variants=variant")
+    made.add_argument(
+        "name", metavar="NAME", help="the experiment, or a run folder; NAME:variant is short for --variants"
+    )
     made.add_argument("--metric", default="success", help="the metric to summarise (default: success)")
     made.add_argument("--threshold", type=float, default=0.8, help="the value to reach (default: 0.8)")
     made.add_argument("--baseline", help="the variant whose steps the others are divided by")
@@ -52,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     if not 0 < options.confidence < 1:
         raise UserError(f"confidence={options.confidence}: expected a share between 0 and 1, such as 0.95")
+    take_run_folder(options)
     options.name, _, variant = options.name.partition(":")
     if variant and options.variants:
         raise UserError(f"--variants={options.variants} beside {options.name}:{variant}: expected one of the two")

@@ -74,7 +74,7 @@ class Parsed(NamedTuple):
 
 
 def read_sections(path: str | os.PathLike) -> list[Section]:
-    """The headers of a file, each with the rows it applies to; a torn last line is left out.
+    """The headers of a file, or of a run folder's, each with the rows it applies to; a torn last line is left out.
 
     Raises:
       UserError: if the file cannot be read, a line before the last is damaged, or one does not say whose it is.
@@ -111,6 +111,7 @@ def read_whole_sections(path: str | os.PathLike) -> tuple[list[Section], bool]:
 
 
 def _parsed(path: str | os.PathLike) -> Parsed:
+    path = Path(path) / METRICS_FILE if Path(path).is_dir() else path
     try:
         return parse_lines(Path(path).read_bytes())
     except OSError as error:
@@ -154,7 +155,7 @@ def require_rows(rows: Any, place: str) -> None:
 
 
 def read_rows(path: str | os.PathLike) -> list[Row]:
-    """The rows of a ``metrics.jsonl`` or of a committed file, without its headers.
+    """The rows of a run folder, of its ``metrics.jsonl`` or of a committed file, without its headers.
 
     Raises:
       UserError: if the file cannot be read, a line before the last is damaged, one does not say whose it is, a row is
@@ -200,7 +201,7 @@ def find_rows(
     Args:
       name: the experiment.
       runs: read only the run folders under this one.
-      committed: read only this file.
+      committed: read only this file, or run folder.
       package: of the configurations, for the suggestions.
 
     Returns:
@@ -230,15 +231,16 @@ def find_rows(
 
 
 def sharing_episodes(source: str | os.PathLike) -> list[str]:
-    """The variants in ``source``, a file or a folder of run folders as ``find_rows`` names it, whose seeds were all
-    evaluated on the same episodes: an interval over their seeds leaves out the draw of these episodes.
+    """The variants in ``source``, a file, a run folder or a folder of them as ``find_rows`` names it, whose seeds were
+    all evaluated on the same episodes: an interval over their seeds leaves out the draw of these episodes.
 
     Raises:
       UserError: if ``source`` cannot be read.
     """
     path = Path(source)
     if path.is_dir():
-        files = sorted(path.glob(f"*/{METRICS_FILE}"))
+        own = path / METRICS_FILE
+        files = [own] if own.is_file() else sorted(path.glob(f"*/{METRICS_FILE}"))
         made = [file.with_name(ENVIRONMENT_FILE) for file in files]
         sections = [
             Section(read_json_object(described) if described.is_file() else {}, read_rows(file))

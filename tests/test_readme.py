@@ -24,7 +24,7 @@ PACKAGES = ("agents", "envs", "experiments", "rewards")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`\n]+)`")
 # Commands that take a name of an experiment, and those that take run folders.
-NAMED, FOLDERS = ("run", "show", "summary", "sweep"), ("collect", "evaluate")
+NAMED, FOLDERS = ("run", "show", "summary", "sweep"), ("collect", "evaluate", "publish", "watch")
 # Commands that are too slow for a test to run; their options are checked all the same.
 TOO_LONG = ("benchmark", "sweep")
 

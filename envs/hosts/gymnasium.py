@@ -268,6 +268,8 @@ class GymnasiumHost:
                 if render is None:
                     raise
                 why = f"{type(error).__name__}: {error}"
+                if type(error).__module__.startswith("mujoco"):
+                    why += "; without a screen, MUJOCO_GL=egl or MUJOCO_GL=osmesa may draw"
                 raise ValueError(f"render={render!r}: {environment_id} cannot be drawn here ({why})") from error
             objectives = _objectives(environment_id, reward, objectives)
             for key in cost_keys:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import http
 import json
 import math
@@ -165,8 +166,8 @@ async def _reply(endpoint: Endpoint, body: bytes, timeout: float) -> bytes:
     reply = bytearray()
     try:
         async with (
+            httpx2.AsyncClient(timeout=None, follow_redirects=False, verify=_certificates()) as client,
             asyncio.timeout(timeout),
-            httpx2.AsyncClient(timeout=None, follow_redirects=False) as client,
             client.stream("POST", endpoint.address, content=body, headers=endpoint.headers) as response,
         ):
             if not response.is_success:
@@ -182,6 +183,12 @@ async def _reply(endpoint: Endpoint, body: bytes, timeout: float) -> bytes:
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, ImportError) as error:
         raise UnreachableError(_why(error)) from error
     return bytes(reply)
+
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Those that this machine trusts, read once: reading them takes longer than a request to a neighbour."""
+    return ssl.create_default_context()
 
 
 def _seconds(text: str) -> float:

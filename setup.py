@@ -31,20 +31,21 @@ EXTRAS = {
     "box2d": ["gymnasium[box2d]>=1.4"],
     "mujoco": ["gymnasium[mujoco]>=1.4"],
     # Suites of environments in JAX.
-    "gymnax": ["gymnax", "six"],  # six, because gymnax 0.0.9 imports it and does not declare it
+    "gymnax": ["gymnax", "six"],  # gymnax 0.0.9 imports six and does not declare it
     "craftax": ["craftax"],
     "jumanji": ["jumanji"],
     "xminigrid": ["xminigrid"],
     # Both are large, and navix needs a nightly build of TensorFlow Probability.
     "navix": ["navix<1"],
     "playground": ["playground"],
-    "hub": ["safetensors", "huggingface_hub"],
-    "video": ["opencv-python-headless"],
-    "sweep": ["submitit", "ray"],
-    "optuna": ["optuna>=5"],
+    # Tools that researchers bring along.
     "wandb": ["wandb>=0.31"],
     # The small MLflow, and what its store in a file needs.
     "mlflow": ["mlflow-skinny>=3.17", "sqlalchemy", "alembic"],
+    "sweep": ["submitit", "ray"],
+    "optuna": ["optuna>=5"],
+    "hub": ["safetensors", "huggingface_hub"],
+    "video": ["opencv-python-headless"],
     # A language model behind HTTP as annotator.
     "annotator": ["httpx2", "tenacity"],
     "notebooks": ["nbclient", "nbformat", "jupytext", "ipykernel"],

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -19,9 +19,23 @@ from experiments.benchmarks.timing import Sample, Side
 from experiments.errors import UserError, reason
 
 
+class Baseline(NamedTuple):
+    """Another library as a side of a benchmark.
+
+    Attributes:
+      side: trains for one sample.
+      versions: of the library and of what it stands on.
+      first_seconds: of its first sample, which compiles.
+    """
+
+    side: Side
+    versions: dict[str, str]
+    first_seconds: float
+
+
 @contextlib.contextmanager
-def baseline(python: str, job: dict[str, Any]) -> Iterator[tuple[Side, dict[str, str]]]:
-    """Another library's training in its own process, as a side, and that library's versions.
+def baseline(python: str, job: dict[str, Any]) -> Iterator[Baseline]:
+    """Another library's training in its own process.
 
     Args:
       python: the interpreter that has the library installed.
@@ -60,14 +74,15 @@ def baseline(python: str, job: dict[str, Any]) -> Iterator[tuple[Side, dict[str,
             return Sample(**answer())
 
         try:
-            yield side, answer()["versions"]
+            ready = answer()
+            yield Baseline(side, ready["versions"], ready["first_seconds"])
         finally:
             process.kill()
             process.communicate()
 
 
 def baseline_job(config: ConfigDict, name: str, steps: int, **more: Any) -> dict[str, Any]:
-    """The hyper-parameters of ``config`` by the names that ``baseline_speed.py`` expects."""
+    """The hyper-parameters of ``config``, and its environment, by the names that ``baseline_speed.py`` expects."""
     agent, credit = config.agent, config.credit.env
     job = {
         "baseline": name,
@@ -75,6 +90,8 @@ def baseline_job(config: ConfigDict, name: str, steps: int, **more: Any) -> dict
         "num_envs": config.data.batch,
         "num_steps": config.data.length,
         "hidden": config.network.hidden,
+        "activation": config.network.activation,
+        "environment_id": config.environment.get("environment_id", config.environment.get("name")),
         "discount": credit.discount,
         "gae_lambda": credit.gae_lambda,
     }

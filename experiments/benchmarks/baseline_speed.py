@@ -3,7 +3,8 @@
     python -P experiments/benchmarks/baseline_speed.py '{"baseline": "purejaxrl", "path": "CHECKOUT", ...}'
 
 This file stands alone: the interpreter is another library's, so that nothing of this repository can be imported. The
-first line on standard output is a JSON object with ``ready`` and the versions. Then every line read from standard input
+first line on standard output is a JSON object with ``ready``, the versions and the seconds of the first sample, which
+compiles. Then every line read from standard input
 trains for one sample and answers with its environment ``steps``, ``seconds`` and this process's ``cpu_seconds``. A
 benchmark can thus take turns between a baseline and sagax, and neither runs while the other is timed.
 """
@@ -28,7 +29,10 @@ def _versions(*packages: str) -> dict[str, str]:
 
 
 def purejaxrl(job: dict) -> tuple[Callable[[], int], dict]:
-    """PureJaxRL's ``ppo.make_train`` from the checkout at ``path``: one piece is one whole training run."""
+    """PureJaxRL's ``ppo.make_train`` from the checkout at ``path``, on gymnax's ``environment_id``.
+
+    One piece is one whole training run.
+    """
     # Its wrappers import these two for environments that are not run here.
     for name in ("brax", "brax.envs", "brax.envs.wrappers", "brax.envs.wrappers.training", "navix"):
         module = types.ModuleType(name)
@@ -52,8 +56,8 @@ def purejaxrl(job: dict) -> tuple[Callable[[], int], dict]:
         "ENT_COEF": job["entropy_weight"],
         "VF_COEF": job["value_weight"],
         "MAX_GRAD_NORM": job["max_gradient_norm"],
-        "ACTIVATION": "tanh",
-        "ENV_NAME": "CartPole-v1",
+        "ACTIVATION": job["activation"],
+        "ENV_NAME": job["environment_id"],
         "ANNEAL_LR": True,
         "DEBUG": False,
     }
@@ -101,10 +105,14 @@ def gymnax_environment(job: dict) -> tuple[Callable[[], int], dict]:
 
 def _on_policy(job: dict, algorithm, **arguments) -> Callable[[], int]:
     from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
 
+    environments = make_vec_env(job["environment_id"], n_envs=job["num_envs"], seed=0)
+    if job["normalise"]:
+        environments = VecNormalize(environments, gamma=job["discount"])
     model = algorithm(
         "MlpPolicy",
-        make_vec_env("CartPole-v1", n_envs=job["num_envs"], seed=0),
+        environments,
         n_steps=job["num_steps"],
         batch_size=job["num_envs"] * job["num_steps"] // job["minibatches"],
         n_epochs=job["epochs"],
@@ -202,8 +210,11 @@ def main() -> None:
     # What the baselines print must not come between the answers.
     sys.stdout = sys.stderr
     piece, versions = BASELINES[job["baseline"]](job)
+    started = time.perf_counter()
     piece()
-    print(json.dumps({"ready": job["baseline"], "versions": versions}), file=answers, flush=True)
+    first = time.perf_counter() - started
+    ready = {"ready": job["baseline"], "versions": versions, "first_seconds": first}
+    print(json.dumps(ready), file=answers, flush=True)
     for _ in sys.stdin:
         wall, processor = time.perf_counter(), time.process_time()
         steps = piece()

@@ -7,7 +7,6 @@ included, each with its line in the command's help.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import resource
@@ -19,27 +18,19 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gymnasium
 import jax
-import numpy as np
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from ml_collections import ConfigDict
 
-from envs.hosts.gymnasium import GymnasiumHost
 from envs.keys import seed_key
-from experiments.assembly.build import build_environment
-from experiments.assembly.members import Member
-from experiments.benchmarks.baseline_sides import baseline, baseline_job
+from experiments.benchmarks.baseline_cases import host, host_mujoco, purejaxrl
 from experiments.benchmarks.buffers import buffer
 from experiments.benchmarks.device_cases import Measurement, devices
 from experiments.benchmarks.fused import fused_chunk, fused_state
 from experiments.benchmarks.reward_cases import annotator, curiosity, minigrid
-from experiments.benchmarks.sides import SEEDS, Chunks, Options, has_baselines, loaded, scan_driver, slots_of
-from experiments.benchmarks.timing import Comparison, Sample, Side, compared, in_turns, rates, timed
+from experiments.benchmarks.sides import SEEDS, Chunks, Options, loaded, scan_driver, slots_of
+from experiments.benchmarks.timing import Comparison, Sample, compared, in_turns, timed
 from experiments.benchmarks.value_cases import planner, replay
 from experiments.errors import UserError
 from experiments.training.compilation_cache import VARIABLE, enable_compilation_cache
-from experiments.training.host_driver import HostDriver
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -89,195 +80,6 @@ def fused_ppo(options: Options) -> list[Comparison]:
 def fused_grpo(options: Options) -> list[Comparison]:
     """``oprl_sokoban:grpo``, without a critic and with groups of 8 rollouts per room, beside the same file."""
     return [fused(options, "grpo")]
-
-
-def purejaxrl(options: Options) -> list[Comparison]:
-    """Whole runs of PPO on CartPole in jit beside PureJaxRL's ``ppo.py``.
-
-    The number of environments, steps and epochs and the losses are those of PureJaxRL. Because one CartPole costs more
-    than the other, the environments are also compared alone, and the details give their share of a run's time.
-
-    Raises:
-      UserError: without a checkout of PureJaxRL.
-    """
-    if options.baseline is None or not (options.baseline / "purejaxrl" / "ppo.py").is_file():
-        given = "no --baseline" if options.baseline is None else f"--baseline={options.baseline}"
-        raise UserError(
-            f"{given}: expected a checkout of https://github.com/luchris429/purejaxrl (it is not part of "
-            "this repository), and --baseline-python=PYTHON of an environment with: "
-            "pip install jax flax optax distrax gymnax==0.0.9"
-        )
-    config = loaded(
-        "ppo_cartpole:native",
-        data__batch=4,
-        data__length=128,
-        agent__learning_rate=2.5e-4,
-        agent__value_clip=0.2,
-        iterations=8 if options.tiny else 976,
-    )
-    steps = config.iterations * slots_of(config)
-    python = str(options.baseline_python or sys.executable)
-    job = baseline_job(config, "purejaxrl", steps, path=str(options.baseline.resolve()))
-    # The baselines start first, so that a missing package is reported before anything is compiled here. They wait
-    # until they are asked.
-    with (
-        baseline(python, job) as (theirs, versions),
-        baseline(python, job | {"baseline": "gymnax_environment"}) as (their_environment, _),
-    ):
-        driver, source = scan_driver(config), random_steps(config, steps)
-
-        def whole_run() -> int:
-            state, _ = driver.chunk(driver.start(), 0, config.iterations)
-            jax.block_until_ready(state.agent)
-            return steps
-
-        whole_run()
-        source()
-        sides = {
-            "sagax": lambda: timed(whole_run),
-            "baseline": theirs,
-            "environment": lambda: timed(source),
-            "gymnax": their_environment,
-        }
-        samples = in_turns(sides, options.repeats, options.say)
-    shares = {
-        "share_of_time_in_environment": statistics.median(rates(samples["sagax"]))
-        / statistics.median(rates(samples["environment"])),
-        "baseline_share_of_time_in_environment": statistics.median(rates(samples["baseline"]))
-        / statistics.median(rates(samples["gymnax"])),
-    }
-    return [
-        compared(
-            samples,
-            "sagax",
-            "baseline",
-            name="training",
-            ours="ppo_cartpole:native, 4 environments, 128 steps, 4 epochs of 4 minibatches",
-            reference="PureJaxRL's ppo.py, the same numbers",
-            unit="environment steps/s",
-            target=1.0,
-            details={"steps": steps, "baseline_versions": versions} | shares,
-        ),
-        compared(
-            samples,
-            "environment",
-            "gymnax",
-            name="environment",
-            ours="4 functional CartPoles of gymnasium, unrolled with random actions",
-            reference="4 CartPoles of gymnax, the same",
-            unit="environment steps/s",
-        ),
-    ]
-
-
-def random_steps(config: ConfigDict, steps: int) -> Callable[[], int]:
-    """A function that unrolls the environments of ``config`` under uniformly random actions."""
-    from envs.rollout import start_unroll, unroll
-
-    environment: Any = build_environment(config).pure
-    batch, length = config.data.batch, config.data.length
-    size = int(environment.spec.action_space.n)
-
-    def policy(carry, observation, key):
-        return jax.random.randint(key, (batch,), 0, size), carry, {}
-
-    @jax.jit
-    def run(key):
-        def step(state, index):
-            state, trajectory = unroll(
-                environment, policy, state, jax.random.fold_in(key, index), length=length, initial_carry=()
-            )
-            return state, trajectory.rewards["env"].sum() + trajectory.next_observation.sum()
-
-        return jax.lax.scan(step, start_unroll(environment, key, batch, ()), jax.numpy.arange(steps // batch // length))
-
-    def piece() -> int:
-        jax.block_until_ready(run(seed_key(0)))
-        return steps
-
-    return piece
-
-
-def host(options: Options) -> list[Comparison]:
-    """The host driver on gymnasium's CartPole-v1, 16 environments, beside stable-baselines3 and sbx.
-
-    The target is for the faster of these two. ``share_of_raw_environment`` compares training with the same environments
-    under random actions alone: its ratio is the share of their speed that training keeps. ``adapter`` is the share that
-    is kept where the environments are stepped through ``GymnasiumHost`` and nothing learns.
-    """
-    config = loaded("ppo_cartpole", **({"data__length": 32} if options.tiny else {}))
-    iterations = 2 if options.tiny else 20
-    batch, steps = config.data.batch, iterations * slots_of(config)
-    versions: dict[str, dict[str, str]] = {}
-    baselines: dict[str, Side] = {}
-    with contextlib.ExitStack() as stack:
-        if has_baselines(options, "host", "stable-baselines3 and sbx", "stable-baselines3 sbx-rl"):
-            for name in ("stable_baselines3", "sbx"):
-                # Networks of 64 units: a second thread of torch costs more than it saves.
-                job = baseline_job(config, name, steps, threads=1)
-                baselines[name], versions[name] = stack.enter_context(baseline(str(options.baseline_python), job))
-        driver = HostDriver(config, build_environment(config), Member(0, ""))
-        stack.callback(driver.close)
-        sagax = Chunks(driver, iterations, slots_of(config))
-        vector = SyncVectorEnv([lambda: gymnasium.make("CartPole-v1")] * batch, autoreset_mode=AutoresetMode.SAME_STEP)
-        stack.callback(vector.close)
-        vector.reset(seed=0)
-        adapter = GymnasiumHost("CartPole-v1", batch)
-        stack.callback(adapter.close)
-        adapter.reset(0)
-        actions = np.random.default_rng(0).integers(0, 2, (steps // batch, batch))
-
-        def stepped(environments: SyncVectorEnv | GymnasiumHost) -> int:
-            for action in actions:
-                environments.step(action)
-            return steps
-
-        sides: dict[str, Side] = {
-            "sagax": sagax,
-            "raw": lambda: timed(lambda: stepped(vector)),
-            "adapter": lambda: timed(lambda: stepped(adapter)),
-        }
-        samples = in_turns(sides | baselines, options.repeats, options.say)
-    ours = f"ppo_cartpole, {batch} environments, {config.data.length} steps, 4 epochs of 4 minibatches"
-    comparisons = [
-        compared(
-            samples,
-            "sagax",
-            name,
-            name=name,
-            ours=ours,
-            reference=f"PPO of {name}, the same numbers",
-            unit="environment steps/s",
-            details={"baseline_versions": versions[name]},
-        )
-        for name in versions
-    ]
-    if comparisons:
-        # The faster of the two is the one to beat.
-        fastest = max(comparisons, key=lambda comparison: comparison.report()["reference_median"])
-        comparisons = [c._replace(target=2.0) if c is fastest else c for c in comparisons]
-    return [
-        *comparisons,
-        compared(
-            samples,
-            "sagax",
-            "raw",
-            name="share_of_raw_environment",
-            ours=ours,
-            reference="the same environments alone, random actions",
-            unit="environment steps/s",
-        ),
-        compared(
-            samples,
-            "adapter",
-            "raw",
-            name="adapter",
-            ours=f"GymnasiumHost, {batch} environments of CartPole-v1, random actions",
-            reference="gymnasium's SyncVectorEnv of them",
-            unit="environment steps/s",
-            target=0.7,
-        ),
-    ]
 
 
 def seeds(options: Options) -> list[Comparison]:
@@ -408,11 +210,17 @@ class Case(NamedTuple):
 CASES = {
     "fused_ppo": Case("oprl_sokoban:ppo beside the same algorithm written by hand in one function", fused_ppo),
     "fused_grpo": Case("oprl_sokoban:grpo beside the same algorithm written by hand in one function", fused_grpo),
-    "purejaxrl": Case("PPO on CartPole beside PureJaxRL's; needs --baseline=CHECKOUT", purejaxrl),
+    "purejaxrl": Case(
+        "PPO on CartPole and MinAtar's Breakout beside PureJaxRL's; needs --baseline=CHECKOUT and the extra gymnax",
+        purejaxrl,
+    ),
     "host": Case(
         "the host driver on CartPole-v1 beside the raw environments; with --baseline-python=PYTHON beside "
         "stable-baselines3 and sbx",
         host,
+    ),
+    "host_mujoco": Case(
+        "the same on MuJoCo's Hopper, with normalised observations; needs the extra mujoco", host_mujoco
     ),
     "seeds": Case("10 vmapped seeds of oprl_sokoban:grpo and :ppo beside 10 runs one after another", seeds),
     "replay": Case(

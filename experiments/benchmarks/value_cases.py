@@ -53,9 +53,8 @@ def replay(options: Options) -> list[Comparison]:
         for method, name in rivals.items():
             calls = steps // configs[method].agent.updates
             job = replay_job(configs[method], name, calls=calls, stored=stored, threads=1)
-            sides[f"baseline_{method}"], versions[method] = stack.enter_context(
-                baseline(str(options.baseline_python), job)
-            )
+            theirs = stack.enter_context(baseline(str(options.baseline_python), job))
+            sides[f"baseline_{method}"], versions[method] = theirs.side, theirs.versions
         for method in {"dqn": None} | rivals:
             sides[method] = gradient_steps(configs[method], steps, stored)
         sides["seeds"] = gradient_steps(configs["dqn"], steps, stored, SEEDS)

@@ -217,15 +217,18 @@ def checkout(tmp_path):
 
 def test_a_baseline_answers_one_piece_after_another(checkout):
     job = baseline_job(loaded("ppo_cartpole:native"), "purejaxrl", 5000, path=str(checkout))
-    with baseline(sys.executable, job) as (side, versions):
+    with baseline(sys.executable, job) as theirs:
         # Two whole iterations of 16 environments and 128 steps fit in 5000.
-        assert [side().steps for _ in range(2)] == [4096, 4096]
-        assert versions["jax"] == jax.__version__
+        assert [theirs.side().steps for _ in range(2)] == [4096, 4096]
+        assert theirs.versions["jax"] == jax.__version__ and theirs.first_seconds > 0
 
 
 def test_a_baseline_gets_the_numbers_of_the_configuration(checkout):
     config = loaded("ppo_cartpole:native", credit__env__discount=0.0, agent__clip=0.125)
-    settings = "('CLIP_EPS', 0.125), .*('GAE_LAMBDA', 0.95), ('GAMMA', 0.0), .*('LR', 0.0025), ('MAX_GRAD_NORM', 0.5)"
+    settings = (
+        "('ACTIVATION', 'tanh'), .*('CLIP_EPS', 0.125), .*('ENV_NAME', 'CartPole-v1'), .*('GAE_LAMBDA', 0.95), "
+        "('GAMMA', 0.0), .*('LR', 0.0025), ('MAX_GRAD_NORM', 0.5)"
+    )
     pattern = settings.replace("(", r"\(").replace(")", r"\)")
     with pytest.raises(UserError, match=f"the baseline 'purejaxrl' failed: ValueError: .*{pattern}"):
         with baseline(sys.executable, baseline_job(config, "purejaxrl", 5000, path=str(checkout))):

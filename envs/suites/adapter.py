@@ -23,6 +23,7 @@ import numpy as np
 
 from envs.base import Action, Array, Environment, EnvironmentSpec, EnvState, Observation, TimeStep
 from envs.choices import nearest
+from envs.keys import seed_key
 from envs.spaces import from_indices, validate_supported
 from envs.wrappers import TimeLimit
 
@@ -81,7 +82,7 @@ class Suite:
         validate_supported(self.game.observation_space, "observation")
         validate_supported(self.game.action_space, "action")
         with suite_errors(self.game.name):
-            key = jax.eval_shape(lambda: jax.random.key(0))
+            key = jax.eval_shape(lambda: seed_key(0))
             state, observation = jax.eval_shape(self.game.start, key)
             action = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, self.game.action_space.sample()))
             step = jax.eval_shape(self.game.step, key, state, action)

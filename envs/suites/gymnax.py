@@ -79,6 +79,7 @@ def craftax_environment(environment_id: str, *, time_limit: int | None = OWN_LIM
       ValueError: an unknown environment.
       TypeError: the environment does not have a parameter.
     """
+    suite_module("craftax.craftax_env", "craftax", "Craftax")
     require_known("environment of Craftax", environment_id, CRAFTAX)
     game, own = _craftax_game(environment_id, tuple(sorted(parameters.items())))
     return limited(game, own if time_limit == OWN_LIMIT else time_limit)

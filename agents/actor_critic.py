@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -10,21 +10,31 @@ import jax
 from agents.action_masks import action_mask_of, masked_logits
 from agents.distributions import Distribution, distribution_for
 from agents.networks.base import Head, Network, NetworkBuilder
+from agents.popart import TargetStatistics, add_targets, change_of_units, no_targets
 from envs.base import EnvironmentSpec, PyTree
+
+# Where the parameters hold the statistics of PopArt, by head.
+STATISTICS = "target_statistics"
 
 
 class ActorCritic(NamedTuple):
     """A policy with value heads as pure functions; ``P`` is the number of parameters of its action distribution.
 
     Attributes:
-      init: ``(key) -> params`` with the keys ``policy`` and ``critic`` (``{}`` without a separate critic).
+      init: ``(key) -> params`` with the keys ``policy`` and ``critic`` (``{}`` without a separate critic), and with
+        PopArt ``target_statistics``, an ``agents.popart.TargetStatistics`` by head.
       initial_carry: ``(batch) -> carry``, the recurrent state at the start of an episode.
-      forward: ``(params, observation [T, B, ...], carry, episode_start [T, B] or None) -> (parameters [T, B, P], values
-        [T, B] by head, carry)``.
+      forward: ``(params, observation [T, B, ...], carry, episode_start [T, B] or None, normalised=False) -> (parameters
+        [T, B, P], values [T, B] by head, carry)``. Values are in units of the reward or, where ``normalised``, as the
+        heads predict them, which differs with PopArt alone.
       distribution: over actions.
       critics: names of the value heads.
       recurrent: whether policy or critic carries a state.
       observe: ``(params, observation [T, B, ...], mask [T, B]) -> params``, see ``agents.networks.base.Network``.
+      rescale: ``(params, targets [T, B] by head, mask [T, B]) -> params``: with PopArt, the targets are added to the
+        statistics, and the heads are rescaled so that every value stays what it was.
+      normalise: ``(params, values [T, B] by head) -> values [T, B] by head``, from units of the reward to those in
+        which the heads predict.
     """
 
     init: Callable[[jax.Array], PyTree]
@@ -34,6 +44,8 @@ class ActorCritic(NamedTuple):
     critics: tuple[str, ...]
     recurrent: bool
     observe: Callable[[PyTree, PyTree, jax.Array], PyTree]
+    rescale: Callable[[PyTree, Mapping[str, jax.Array], jax.Array], PyTree]
+    normalise: Callable[[PyTree, Mapping[str, jax.Array]], Mapping[str, jax.Array]]
 
 
 def policy_network(
@@ -67,6 +79,7 @@ def actor_critic(
     shared: bool = False,
     continuous: str = "gaussian",
     initial_std: float | jax.Array = 1.0,
+    popart: float | jax.Array | None = None,
 ) -> ActorCritic:
     """Builds a policy and one value head for each name in ``critics``.
 
@@ -79,10 +92,13 @@ def actor_critic(
       critics: names of the value heads; none makes a policy alone.
       shared: value heads on the policy's network instead of a network of their own.
       continuous, initial_std: distribution for Box actions, see ``agents.distributions.distribution_for``.
+      popart: step size of the running statistics by which value heads are normalised, see ``agents.popart``; ``None``
+        for heads that predict in units of the reward.
 
     Raises:
       UnsupportedSpaceError: an action or observation space that is not supported.
-      ValueError: an ``action_mask`` that does not fit the actions.
+      ValueError: an ``action_mask`` that does not fit the actions; PopArt without a value head, or on a network that
+        cannot rescale one.
     """
     heads = critics if shared else ()
     policy, distribution = policy_network(
@@ -92,21 +108,32 @@ def actor_critic(
     if critics and not shared:
         critic = critic_config(spec.observation_space, {name: Head(1) for name in critics})
     allowed = action_mask_of(spec)
+    owner, valued = ("critic", critic) if critic else ("policy", policy)
+    rescale_head = valued.rescale
+    if popart is not None:
+        _require_rescalable(critics, valued, policy_config if shared else critic_config)
 
     def init_fn(key):
         policy_key, critic_key = jax.random.split(key)
-        return {"policy": policy.init(policy_key), "critic": critic.init(critic_key) if critic else {}}
+        params = {"policy": policy.init(policy_key), "critic": critic.init(critic_key) if critic else {}}
+        return params if popart is None else params | {STATISTICS: {name: no_targets() for name in critics}}
+
+    def statistics_of(params) -> dict[str, TargetStatistics]:
+        # They change by ``rescale`` alone: no gradient flows through them, so that an optimiser leaves them alone.
+        return jax.lax.stop_gradient(params[STATISTICS])
 
     def initial_carry(batch):
         return {"policy": policy.initial_carry(batch), "critic": critic.initial_carry(batch) if critic else ()}
 
-    def forward(params, observation, carry, episode_start):
+    def forward(params, observation, carry, episode_start, normalised=False):
         outputs, policy_carry = policy.apply(params["policy"], observation, carry["policy"], episode_start)
         critic_carry = carry["critic"]
         if critic is not None:
             value_outputs, critic_carry = critic.apply(params["critic"], observation, critic_carry, episode_start)
             outputs = outputs | value_outputs
         values = {name: outputs[name][..., 0] for name in critics}
+        if popart is not None and not normalised:
+            values = {name: one.restore(values[name]) for name, one in statistics_of(params).items()}
         parameters = outputs["policy"]
         if allowed is not None:
             parameters = masked_logits(parameters, allowed(observation))
@@ -115,10 +142,35 @@ def actor_critic(
     def observe(params, observation, mask):
         policy_params = policy.observe(params["policy"], observation, mask)
         critic_params = critic.observe(params["critic"], observation, mask) if critic else params["critic"]
-        return {"policy": policy_params, "critic": critic_params}
+        return params | {"policy": policy_params, "critic": critic_params}
+
+    def rescale(params, targets, mask):
+        if popart is None or rescale_head is None:
+            return params
+        old = params[STATISTICS]
+        new = {name: add_targets(old[name], targets[name], mask, popart) for name in critics}
+        heads = params[owner]
+        for name in critics:
+            heads = rescale_head(heads, name, *change_of_units(old[name], new[name]))
+        return params | {owner: heads, STATISTICS: new}
+
+    def normalise(params, values):
+        if popart is None:
+            return values
+        return {name: one.normalise(values[name]) for name, one in statistics_of(params).items()}
 
     recurrent = policy.recurrent or (critic is not None and critic.recurrent)
-    return ActorCritic(init_fn, initial_carry, forward, distribution, critics, recurrent, observe)
+    return ActorCritic(init_fn, initial_carry, forward, distribution, critics, recurrent, observe, rescale, normalise)
+
+
+def _require_rescalable(critics: tuple[str, ...], network: Network, config: NetworkBuilder) -> None:
+    if not critics:
+        raise ValueError("popart=True normalises value heads, and no credit has a critic: expected popart=False")
+    if network.rescale is None:
+        raise ValueError(
+            f"popart=True rescales value heads, and {config} builds networks without rescale: expected "
+            "network.kind='sequence', or a kind whose Network has it"
+        )
 
 
 def action_probabilities(

@@ -50,8 +50,10 @@ FAMILIES: dict[str, Family] = {
         sections=("credit", "warm_start"),
         ranges=OPTIMISER
         | {"clip": ZERO_UP, "clip_high": ZERO_UP, "dual_clip": Range(1, low_open=True)}
-        | {"value_clip": ZERO_UP, "value_weight": ZERO_UP, "initial_std": POSITIVE},
-        needs={"clip": _CLIPPED, "clip_high": _CLIPPED, "dual_clip": _CLIPPED},
+        | {"value_clip": ZERO_UP, "value_weight": ZERO_UP, "initial_std": POSITIVE}
+        | {"popart_step_size": Range(0, 1, low_open=True, high_open=True)},
+        needs={"clip": _CLIPPED, "clip_high": _CLIPPED, "dual_clip": _CLIPPED}
+        | {"popart_step_size": {"popart": (True,)}},
     ),
     "value_based": Family(
         value_based,

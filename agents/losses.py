@@ -113,7 +113,7 @@ class LossData(NamedTuple):
       advantage: constant during the update.
       weight: of the step in the policy loss, see ``step_weights``.
       target: value targets by head.
-      value: values at the time of acting, by head.
+      value: values at the time of acting, by head; with PopArt both are normalised, as ``values`` of the loss are.
     """
 
     log_prob: jax.Array

@@ -13,7 +13,7 @@ import gymnasium
 import jax
 import optax
 
-from agents.actor_critic import ActorCritic, act, action_probabilities, actor_critic
+from agents.actor_critic import STATISTICS, ActorCritic, act, action_probabilities, actor_critic
 from agents.base import Agent, DataSpec
 from agents.bootstrap import boundaries, critic_on_rows, next_values, rows_at_a_time
 from agents.credit import WHITENINGS, Assigned, Credit, assign, require_groups
@@ -36,7 +36,8 @@ from envs.choices import require_known
 
 
 class PolicyGradientState(NamedTuple):
-    """``params`` has the keys ``policy`` and ``critic`` (``{}`` without a separate critic)."""
+    """``params`` has the keys ``policy`` and ``critic`` (``{}`` without a separate critic), and with PopArt
+    ``target_statistics`` by critic head."""
 
     params: dict[str, PyTree]
     optimiser: PyTree
@@ -65,6 +66,8 @@ def policy_gradient(
     entropy_weight: float = 0.01,
     value_weight: float = 0.5,
     value_clip: float | None = None,
+    popart: bool = False,
+    popart_step_size: float | jax.Array = 3e-4,
     reduction: str = "steps",
 ) -> Agent:
     """Builds a policy-gradient agent.
@@ -89,12 +92,20 @@ def policy_gradient(
       adam_epsilon, max_gradient_norm: optimiser; ``None`` for no clipping of the global gradient norm.
       flatten: update all parameters as one vector, see ``agents.optimisers``; False for large or sharded networks.
       entropy_weight, value_weight, value_clip: see ``agents.losses.PolicyLoss``.
+      popart: normalise every value head by running statistics of its targets, see ``agents.popart``. Use it where the
+        size of the returns is unknown, changes while learning, or differs between channels. Advantages stay in units of
+        the reward; the value loss and ``value_clip`` are in standard deviations of the targets. Where rewards are far
+        below 1, scale them (``rewards.shaping``): the values at the start, of order 1, are preserved as well, and
+        dominate the statistics for some ``1 / popart_step_size`` targets.
+      popart_step_size: of these statistics, per target: their memory is ``1 / popart_step_size`` targets. The default
+        is that of Hessel et al. (2019).
       reduction: weight of a step in the policy loss: ``steps``, ``episodes`` or ``constant``, see
         ``agents.losses.step_weights``.
 
     Raises:
       ValueError: an unknown surrogate, reduction or whitening; counts below 1; an estimator that needs whole episodes
-        or groups which ``data`` does not have; data that cannot be cut into ``minibatches`` equal parts.
+        or groups which ``data`` does not have; data that cannot be cut into ``minibatches`` equal parts; ``popart``
+        without a critic, or with a network that cannot rescale its heads.
       UnsupportedSpaceError: an action or observation space that is not supported.
     """
     _validate(credit, data, surrogate, reduction, epochs, minibatches)
@@ -106,6 +117,7 @@ def policy_gradient(
         shared=shared_critic,
         continuous=continuous,
         initial_std=initial_std,
+        popart=popart_step_size if popart else None,
     )
     require_minibatches(minibatches, data.batch if model.recurrent else data.batch * data.length)
     steps = [] if max_gradient_norm is None else [optax.clip_by_global_norm(max_gradient_norm)]
@@ -126,7 +138,8 @@ def policy_gradient(
         return PolicyGradientState(params, optimiser.init(params))
 
     def loss_fn(params, part, carry):
-        parameters, values, _ = model.forward(params, part["observation"], carry, part.get("episode_start"))
+        start = part.get("episode_start")
+        parameters, values, _ = model.forward(params, part["observation"], carry, start, normalised=True)
         log_prob = model.distribution.log_prob(parameters, part["action"])
         entropy = model.distribution.entropy(parameters)
         return policy_gradient_loss(log_prob, entropy, values, part["loss"], settings)
@@ -141,6 +154,12 @@ def policy_gradient(
 
     def update_fn(state, trajectory: Trajectory, key):
         assigned = assign_credit(credit, model, state.params, trajectory, data, spec.max_episode_steps)
+        # PopArt's statistics come before the gradient steps: a target of a size never seen before has a normalised
+        # error of order 1 at once. Values, and hence the advantages above, are the same before and after. The
+        # optimiser's moments are left as they are, as in the papers: they are of gradients of normalised errors, which
+        # are of order 1 under the old statistics as under the new ones.
+        params = model.rescale(state.params, assigned.value_targets, trajectory.mask)
+        state = state._replace(params=params)
         # The loss of a minibatch is a sum, scaled so that its expectation is the loss of the whole batch.
         weight = step_weights(trajectory.mask, reduction) * minibatches
         values = trajectory.extras["value"]
@@ -152,8 +171,8 @@ def policy_gradient(
                 trajectory.mask,
                 assigned.advantage,
                 weight,
-                assigned.value_targets,
-                values,
+                model.normalise(params, assigned.value_targets),
+                model.normalise(params, values),
             ),
         }
         start_carry: PyTree = ()
@@ -171,7 +190,10 @@ def policy_gradient(
             whole_columns=model.recurrent,
         )
         params = model.observe(state.params, trajectory.observation, trajectory.mask)
-        return state._replace(params=params), metrics | credit_metrics(assigned, values, trajectory.mask)
+        metrics |= credit_metrics(assigned, values, trajectory.mask)
+        for name, statistics in params.get(STATISTICS, {}).items():
+            metrics |= {f"popart_mean/{name}": statistics.mean, f"popart_std/{name}": statistics.std}
+        return state._replace(params=params), metrics
 
     discrete = isinstance(spec.action_space, gymnasium.spaces.Discrete)
     probabilities = partial(action_probabilities, model) if discrete else None

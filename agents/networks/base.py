@@ -56,6 +56,9 @@ class Network(NamedTuple):
         that acted.
       learned: ``(params) -> bools`` in the structure of ``params``: False for what ``observe`` keeps. No gradient
         reaches it; whatever else changes parameters, such as weight decay, has to leave it alone.
+      rescale: ``(params, head, scale [], shift []) -> params`` with which the output ``head`` is ``scale`` times what
+        it was plus ``shift``, for every observation, and the other outputs are the same. ``None`` where a network
+        offers no such change; PopArt (``agents.popart``) needs it.
     """
 
     init: Callable[[jax.Array], PyTree]
@@ -64,6 +67,7 @@ class Network(NamedTuple):
     recurrent: bool
     observe: Callable[[PyTree, PyTree, jax.Array], PyTree] = observe_nothing
     learned: Callable[[PyTree], PyTree] = all_learned
+    rescale: Callable[[PyTree, str, jax.Array, jax.Array], PyTree] | None = None
 
 
 class NetworkBuilder(Protocol):
@@ -85,6 +89,7 @@ class NetworkBuilder(Protocol):
     * An observation has the structure of ``observation_space``: a leaf, or a dictionary or a tuple of such.
       ``agents.networks.encoders.observation_features`` makes ``[T, B, features]`` of any.
     * Statistics of observations are kept among the parameters, by ``observe``, and are no part of what is ``learned``.
+    * ``rescale`` changes the last layer of a head. It may be left out; ``agent.popart`` then refuses the network.
     * A network without a carry has ``recurrent=False`` and the carry ``()``, and ignores ``episode_start``.
     * Outputs are linear in the last features, without an activation: they are logits, means, values and quantiles.
       ``head.scale`` is the gain at the start, because of which a policy begins near uniform and values near 0; a head
@@ -162,6 +167,14 @@ def checked_network(build: NetworkBuilder, observation_space: gymnasium.Space, h
         raise ValueError(f"observe returned {jax.tree.map(_shown, observed)}, expected the shapes of the parameters")
     if jax.tree.structure(flags) != jax.tree.structure(params):
         raise ValueError(f"learned returned {jax.tree.structure(flags)}, expected a bool for every parameter")
+    if (rescale := made.rescale) is not None:
+        number = jax.ShapeDtypeStruct((), jnp.float32)
+        changed = jax.eval_shape(
+            lambda params, x: {name: rescale(params, name, x, x) for name in heads}, params, number
+        )
+        for name, rescaled in jax.tree.map(_shown, changed).items():
+            if rescaled != jax.tree.map(_shown, params):
+                raise ValueError(f"rescale of head {name!r} returned {rescaled}, expected the shapes of the parameters")
     return made
 
 

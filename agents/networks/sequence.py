@@ -212,7 +212,14 @@ def network(observation_space: gymnasium.Space, heads: Mapping[str, Head], confi
     def apply_fn(params, observation, carry=(), episode_start=None):
         return module.apply({"params": params}, observation, carry, episode_start)
 
+    def rescale(params, head, scale, shift):
+        layer = params[f"head_{head}"]
+        changed = {f"head_{head}": {"kernel": scale * layer["kernel"], "bias": scale * layer["bias"] + shift}}
+        if heads[head].num_free:
+            changed[f"free_{head}"] = scale * params[f"free_{head}"] + shift
+        return params | changed
+
     if normaliser is None:
-        return Network(init_fn, apply_fn, initial_carry, recurrent)
+        return Network(init_fn, apply_fn, initial_carry, recurrent, rescale=rescale)
     made = with_normaliser(normaliser, init_fn, apply_fn)
-    return Network(made.init, made.apply, initial_carry, recurrent, made.observe, made.learned)
+    return Network(made.init, made.apply, initial_carry, recurrent, made.observe, made.learned, rescale)

@@ -118,6 +118,7 @@ CONDITIONS: dict[str, Callable[[ConfigDict], str | None]] = {
     "agent.value_weight": _no_critic,
     "agent.value_clip": _no_critic,
     "agent.shared_critic": _no_critic,
+    "agent.popart": _no_critic,
     "data.group_size": _no_groups,
     "rollout.start_states": _no_start_states,
 }

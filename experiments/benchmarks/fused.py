@@ -61,6 +61,7 @@ def fused_chunk(config: ConfigDict) -> Callable[..., tuple[FusedState, jax.Array
         and agent.dual_clip is None
         and agent.clip_high is None
         and not agent.shared_critic
+        and not agent.get("popart", False)
         and agent.schedule == "constant"
         and agent.surrogate == "clip"
         and agent.reduction == "steps"

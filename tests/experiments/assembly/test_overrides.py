@@ -293,6 +293,16 @@ def test_possible_keys_are_those_that_can_be_set():
         ),
         (
             lambda **overrides: changed(corridor.without_critic(), **overrides),
+            {"agent__popart": "true"},
+            "'agent.popart' has no effect: no entry of credit has an estimator with a critic",
+        ),
+        (
+            ppo,
+            {"agent__popart_step_size": "0.01"},
+            "agent.popart=False, and it is used with True only",
+        ),
+        (
+            lambda **overrides: changed(corridor.without_critic(), **overrides),
             {"rollout__start_states": "4"},
             "'rollout.start_states' has no effect: data.kind=episodes",
         ),

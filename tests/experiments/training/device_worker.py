@@ -58,9 +58,11 @@ def resumed_elsewhere(folder: Path) -> None:
 
 def environments_of_one_seed() -> dict[str, float]:
     """One seed whose environments are spread over four devices: the largest difference from one device. The moments of
-    its observations are merged across the devices, and sums of hundreds of squares differ relative to their size."""
+    its observations and the statistics of its value targets are merged across the devices, and sums of hundreds of
+    squares differ relative to their size."""
     config = corridor.with_critic()
     config.network.normalise_observations = True
+    config.agent.popart = True
     states = []
     with mock.patch.dict(ENVIRONMENTS, corridor=corridor.Corridor):
         source = build_environment(config)

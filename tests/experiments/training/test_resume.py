@@ -73,6 +73,7 @@ def a_jax_host():
 def normalised():
     config = corridor.with_critic()
     config.network.normalise_observations = True
+    config.agent.popart = True
     config.rewards.scaled = {"kind": "normalise"}
     config.rewards.scaled_by_return = {"kind": "normalise_by_return", "discount": 0.9}
     return config
@@ -119,7 +120,7 @@ CURIOSITIES = {
 }
 RUNS = {
     "without a critic, two seeds": (corridor.without_critic, (0, 1)),
-    "critic, normalised observations and rewards": (normalised, (0,)),
+    "critic, normalised observations, values and rewards": (normalised, (0,)),
     "recurrent": (recurrent, (0,)),
     "policy form, frozen, scored before": (
         lambda: corridor.process(form="policy", reference="frozen", score="before"),

@@ -53,6 +53,7 @@ def test_the_statistics_are_moments_whose_weights_decay_by_target():
         np.testing.assert_allclose(statistics.std, np.sqrt(np.average((seen - mean) ** 2, weights=weights)), rtol=1e-4)
 
 
+@pytest.mark.optional
 def test_one_target_at_a_time_it_agrees_with_rlax():
     rlax = pytest.importorskip("rlax")
     index = jnp.zeros(1, jnp.int32)

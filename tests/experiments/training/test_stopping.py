@@ -32,8 +32,9 @@ def start():
 
     def run(busy, ignored=()):
         def ignore():
-            for number in ignored:
-                signal.signal(number, signal.SIG_IGN)
+            # Whatever the tests were started with: a shell lets what it runs in the background ignore SIGINT.
+            for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
 
         process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM.format(busy=busy)],

@@ -16,11 +16,11 @@ from envs.hosts.gymnasium import GymnasiumHost
 from envs.hosts.minigrid import MiniGridHost
 from envs.kinds import Kind
 from envs.native.breakout import Breakout
-from envs.native.functional import make_functional
 from envs.native.maze import Maze
 from envs.native.noisy_line import noisy_line_environment
 from envs.native.sokoban import Sokoban
 from envs.native.tabular import gridworld_environment, gymnasium_table
+from envs.suites.functional import make_functional
 from envs.suites.gymnax import craftax_environment, gymnax_environment
 from envs.suites.jumanji import jumanji_environment
 from envs.suites.navix import navix_environment

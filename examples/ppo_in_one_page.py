@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from agents.returns import generalised_advantage
-from envs.native.functional import make_functional
 from envs.rollout import start_unroll, unroll
+from envs.suites.functional import make_functional
 
 BATCH, LENGTH, EPOCHS, MINIBATCHES = 16, 128, 4, 4
 LEARNING_RATE, DISCOUNT, GAE_LAMBDA, CLIP, ENTROPY_WEIGHT, VALUE_WEIGHT = 1e-3, 0.99, 0.95, 0.2, 0.01, 0.5

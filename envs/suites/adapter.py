@@ -23,7 +23,6 @@ import numpy as np
 
 from envs.base import Action, Array, Environment, EnvironmentSpec, EnvState, Observation, TimeStep
 from envs.choices import nearest
-from envs.keys import seed_key
 from envs.spaces import from_indices, validate_supported
 from envs.wrappers import TimeLimit
 
@@ -72,8 +71,6 @@ class Suite:
 
     Raises:
       UnsupportedSpaceError: a space has a part that is not an array of fixed shape.
-      ValueError: what the game returns does not have the shapes of its spaces, or has more than one reward; the suite
-        itself fails.
     """
 
     game: Game
@@ -81,18 +78,6 @@ class Suite:
     def __post_init__(self):
         validate_supported(self.game.observation_space, "observation")
         validate_supported(self.game.action_space, "action")
-        with suite_errors(self.game.name):
-            key = jax.eval_shape(lambda: seed_key(0))
-            state, observation = jax.eval_shape(self.game.start, key)
-            action = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, self.game.action_space.sample()))
-            step = jax.eval_shape(self.game.step, key, state, action)
-        self._require_shapes(observation)
-        self._require_shapes(step.observation)
-        if step.reward.shape:
-            raise ValueError(
-                f"{self.game.name}: rewards have the shape {list(step.reward.shape)}, one for each of several agents; "
-                "expected an environment with one reward"
-            )
 
     def __repr__(self) -> str:
         return f"Suite({self.game.name})"
@@ -130,18 +115,11 @@ class Suite:
             lambda leaf, template: jnp.asarray(leaf, template.dtype), observation, self.spec.observation_template()
         )
 
-    def _require_shapes(self, observation: Observation) -> None:
-        template = self.spec.observation_template()
-        found, expected = (jax.tree.map(lambda leaf: tuple(leaf.shape), tree) for tree in (observation, template))
-        if found != expected:
-            raise ValueError(
-                f"{self.game.name}: observations have the shapes {found}, and those of their space are {expected}"
-            )
 
-
-def limited(game: Game, limit: int | None) -> Environment:
-    """``game`` as an environment whose episodes are truncated after ``limit`` steps, if that is not ``None``."""
-    environment = _suite(game)
+def limited(game: Game, own: int | None, time_limit: int | None) -> Environment:
+    """``game`` as an environment whose episodes are truncated after ``time_limit`` steps; after ``own`` where that is
+    ``OWN_LIMIT``, and never where the limit is ``None``."""
+    environment, limit = _suite(game), own if time_limit == OWN_LIMIT else time_limit
     return environment if limit is None else TimeLimit(environment, limit)
 
 

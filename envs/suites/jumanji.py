@@ -75,7 +75,7 @@ def jumanji_environment(
     require_known("environment of Jumanji", environment_id, suite.registered_environments())
     settings = tuple(sorted((generator_settings or {}).items()))
     game, own = _game(environment_id, generator, settings, tuple(sorted(parameters.items())))
-    return limited(game, own if time_limit == OWN_LIMIT else time_limit)
+    return limited(game, own, time_limit)
 
 
 # Cached, so that the same arguments make the same object, see ``adapter.limited``.
@@ -94,6 +94,11 @@ def _game(
         require_parameters(generator, dict(generator_settings), arguments_of(factory))
         arguments["generator"] = factory(**dict(generator_settings))
     described = _made(environment_id, arguments)
+    if described.reward_spec.shape:
+        raise ValueError(
+            f"{name}: rewards have the shape {list(described.reward_spec.shape)}, one for each of several agents; "
+            "expected an environment with one reward"
+        )
     limit = getattr(described, "time_limit", None)
     raised = limit is not None and environment_id not in _NEEDS_ITS_LIMIT
     environment = _made(environment_id, arguments | {"time_limit": NO_LIMIT}) if raised else described

@@ -30,7 +30,7 @@ def playground_environment(
 ) -> Environment:
     """MuJoCo Playground's ``environment_id``, such as ``CartpoleBalance``; actions in [-1, 1].
 
-    It takes minutes to compile on two cores.
+    Physics compiles for half a minute and more on two cores.
 
     Args:
       environment_id: the suite's name.
@@ -49,7 +49,7 @@ def playground_environment(
     require_known("environment of MuJoCo Playground", environment_id, suite.registry.ALL_ENVS)
     require_parameters(environment_id, parameters, suite.registry.get_default_config(environment_id))
     game, own = _game(environment_id, observation, tuple(sorted(parameters.items())))
-    return limited(game, own if time_limit == OWN_LIMIT else time_limit)
+    return limited(game, own, time_limit)
 
 
 # Cached, so that the same arguments make the same object, see ``adapter.limited``.

@@ -22,6 +22,7 @@ from experiments.assembly.build import (
 )
 from experiments.assembly.cameras import cameras
 from experiments.assembly.evaluators import evaluation_metrics
+from experiments.assembly.kinds import broken
 from experiments.assembly.ranges import validate
 from experiments.errors import UserError, unknown
 
@@ -54,8 +55,8 @@ def require_observations(config: ConfigDict, source: EnvironmentSource) -> None:
     see nothing but zeros for a value outside of its space. Host environments check all that they return themselves.
 
     Raises:
-      UserError: for an observation of another structure or shape, or outside of its space; for a reward or an end that
-        is not one number; for costs or objectives of other names.
+      UserError: for a reset or step that fails; for an observation of another structure or shape, or outside of its
+        space; for a reward or an end that is not one number; for costs or objectives of other names.
     """
     environment = source.pure
     if environment is None:
@@ -67,7 +68,11 @@ def require_observations(config: ConfigDict, source: EnvironmentSource) -> None:
         state, observation = environment.reset(key)
         return observation, environment.step(key, state, bounded_action(spec.action_space, action))[1]
 
-    first, step = jax.eval_shape(observed, seed_key(0))
+    try:
+        first, step = jax.eval_shape(observed, seed_key(0))
+    # Somebody else's environment may fail in any way.
+    except Exception as error:
+        raise UserError(f"{name}: reset or step fails: {broken(error)}") from error
     expected = _shapes(spec.observation_template())
     for what, observation in (
         ("observation of reset", first),

@@ -9,12 +9,12 @@ from envs.base import DrawnAsImage, DrawnAsText
 from envs.hosts.gymnasium import GymnasiumHost
 from envs.hosts.minigrid import MiniGridHost
 from envs.native.breakout import Breakout
-from envs.native.functional import make_functional
 from envs.native.maze import MAP, START, Maze
 from envs.native.sokoban import Sokoban
 from envs.native.sokoban_rooms import from_text
 from envs.native.tabular import gridworld_environment
 from envs.stock import StockHost
+from envs.suites.functional import make_functional
 from envs.wrappers import ReportsStates, TimeLimit, innermost
 
 ROOM = """#####

@@ -7,13 +7,13 @@ import pytest
 from agents.distributions import distribution_for
 from envs.native import probes
 from envs.native.breakout import Breakout
-from envs.native.functional import make_functional
 from envs.native.maze import Maze
 from envs.native.noisy_line import noisy_line
 from envs.native.sokoban import Sokoban
 from envs.native.tabular import TabularEnvironment, gridworld
 from envs.rollout import episodes, start_unroll, unroll
 from envs.stock import StockAugmented
+from envs.suites.functional import make_functional
 from envs.wrappers import TimeLimit
 
 BATCH, LENGTH = 2, 3

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from envs.catalogue import ENVIRONMENTS
-from envs.native.functional import make_functional
+from envs.suites.functional import make_functional
 from experiments.assembly.build import EVALUATION_SEED, TEST_SEED
 from experiments.commands import evaluate, run, sweep
 from experiments.disk import read_json, write_json_atomic

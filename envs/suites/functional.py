@@ -29,7 +29,7 @@ from gymnasium.experimental.functional import FuncEnv
 
 from envs.base import Action, Environment, EnvironmentSpec, EnvState, Observation, TimeStep
 from envs.choices import require_known
-from envs.spaces import from_indices, validate_supported
+from envs.suites.adapter import Game, Step, Suite
 from envs.wrappers import TimeLimit
 
 # Key streams inside a reset and inside a step.
@@ -61,16 +61,36 @@ class Functional:
     def __post_init__(self):
         if not isinstance(self.func_env, FuncEnv):
             raise TypeError(f"func_env={self.func_env!r}: expected a gymnasium FuncEnv; make_functional makes one")
-        validate_supported(self.spec.observation_space, "observation")
-        validate_supported(self.spec.action_space, "action")
+        # Made here, so that spaces that are not supported are refused at once.
+        self._suite  # noqa: B018
 
     @cached_property
+    def _suite(self) -> Suite:
+        func_env, params = self.func_env, self._params
+
+        def observe(state, key):
+            return func_env.observation(state, jax.random.fold_in(key, _OBSERVATION), params)
+
+        def start(key):
+            state = func_env.initial(jax.random.fold_in(key, _TRANSITION), params)
+            return state, observe(state, key)
+
+        def step(key, state, action):
+            following = func_env.transition(state, action, jax.random.fold_in(key, _TRANSITION), params)
+            # What follows sees the types that the next step will see.
+            following = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), following, state)
+            reward = func_env.reward(state, action, following, jax.random.fold_in(key, _REWARD), params)
+            terminated = func_env.terminal(following, jax.random.fold_in(key, _TERMINAL), params)
+            return Step(following, observe(following, key), reward, terminated, False)
+
+        observations = self.observation_space or func_env.observation_space
+        actions = self.action_space or func_env.action_space
+        return Suite(Game(type(func_env).__name__, start, step, observations, actions))
+
+    @property
     def spec(self) -> EnvironmentSpec:
         """The spaces; there are no costs, objectives or info."""
-        return EnvironmentSpec(
-            observation_space=self.observation_space or self.func_env.observation_space,
-            action_space=self.action_space or self.func_env.action_space,
-        )
+        return self._suite.spec
 
     @property
     def _params(self) -> Any:
@@ -78,29 +98,11 @@ class Functional:
 
     def reset(self, key: jax.Array) -> tuple[EnvState, Observation]:
         """Draws a start state."""
-        state = self.func_env.initial(jax.random.fold_in(key, _TRANSITION), self._params)
-        # Python numbers and weak types would change the type of a scan's carry after the first step.
-        state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)
-        return state, self._observe(key, state)
+        return self._suite.reset(key)
 
     def step(self, key: jax.Array, state: EnvState, action: Action) -> tuple[EnvState, TimeStep]:
         """One transition; never resets and never truncates."""
-        action = from_indices(self.spec.action_space, action)
-        following = self.func_env.transition(state, action, jax.random.fold_in(key, _TRANSITION), self._params)
-        following = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), following, state)
-        reward = self.func_env.reward(state, action, following, jax.random.fold_in(key, _REWARD), self._params)
-        terminated = self.func_env.terminal(following, jax.random.fold_in(key, _TERMINAL), self._params)
-        observation = self._observe(key, following)
-        return following, TimeStep(
-            observation=observation,
-            reward=jnp.asarray(reward, jnp.float32),
-            costs={},
-            objectives={},
-            terminated=jnp.asarray(terminated, bool),
-            truncated=jnp.zeros((), bool),
-            final_observation=observation,
-            info={},
-        )
+        return self._suite.step(key, state, action)
 
     def draw_image(self, state: EnvState) -> np.ndarray:
         """What the ``FuncEnv`` itself draws.
@@ -110,12 +112,6 @@ class Functional:
         """
         screen = self.func_env.render_init(params=self._params)
         return np.asarray(self.func_env.render_image(state, screen, self._params)[1])
-
-    def _observe(self, key: jax.Array, state: EnvState) -> Observation:
-        observation = self.func_env.observation(state, jax.random.fold_in(key, _OBSERVATION), self._params)
-        return jax.tree.map(
-            lambda leaf, template: jnp.asarray(leaf, template.dtype), observation, self.spec.observation_template()
-        )
 
 
 # A factory imports its gymnasium module when it is called: one of them allocates an array, which starts JAX's backend.

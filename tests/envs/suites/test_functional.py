@@ -9,7 +9,7 @@ from gymnasium.envs.phys2d.cartpole import CartPoleFunctional
 from gymnasium.envs.tabular.blackjack import EnvState as BlackjackState
 
 from envs.base import Environment
-from envs.native.functional import Functional, make_functional
+from envs.suites.functional import Functional, make_functional
 from envs.wrappers import TimeLimit
 
 NAMES = ("Blackjack-v1", "CartPole-v1", "CliffWalking-v1", "Pendulum-v1")

@@ -139,6 +139,43 @@ def policy_gradient_config() -> ConfigDict:
     )
 
 
+def ppo_as_released(
+    config: ConfigDict,
+    *,
+    learning_rate: float,
+    epochs: int,
+    minibatches: int,
+    discount: float = 0.99,
+    gae_lambda: float = 0.95,
+    clip: float = 0.2,
+    **agent: Any,
+) -> None:
+    """Makes the policy-gradient ``config`` the PPO that CleanRL and PureJaxRL release.
+
+    Advantages are normalised in every minibatch, values are clipped as far as ratios, and the learning rate falls
+    linearly to 0 (Huang et al., 2022, "The 37 implementation details of proximal policy optimization").
+
+    Args:
+      config: it keeps its environment, its network and its data.
+      learning_rate, epochs, minibatches, clip: of the agent.
+      discount, gae_lambda: of generalised advantage estimation.
+      agent: further keys of the section ``agent``.
+    """
+    config.credit.env = entry("gae", discount=discount, gae_lambda=gae_lambda)
+    config.agent.update(
+        {
+            "learning_rate": learning_rate,
+            "schedule": "linear",
+            "epochs": epochs,
+            "minibatches": minibatches,
+            "clip": clip,
+            "value_clip": clip,
+            "whiten": "minibatch",
+        }
+        | agent
+    )
+
+
 def value_based_config() -> ConfigDict:
     """A configuration of the value-based family; the environment and rewards are left empty."""
     return ConfigDict(
@@ -245,6 +282,16 @@ def learn_from_unrolls(config: ConfigDict, *, steps: int, length: int, batch: in
             **agent,
         }
     )
+
+
+def pqn_for_minatar(config: ConfigDict) -> None:
+    """Makes the value-based ``config`` PQN with its authors' settings for MinAtar; 9,994,240 environment steps."""
+    network = config.network
+    network.channels, network.strides, network.hidden = (16,), (1,), (128,)
+    network.activation, network.image_norm = "relu", True
+    learn_from_unrolls(config, steps=9_994_240, length=32, batch=128, epochs=2, minibatches=32)
+    config.agent.update({"trace_decay": 0.65, "learning_rate": 5e-4})
+    config.agent.update({"epsilon_end": 0.05, "epsilon_steps": 1_000_000.0})
 
 
 def curiosity_variants(default: str, without: str) -> dict[str, str]:

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from experiments.configs._common import (
     HEADS,
     choose_value_based,
-    learn_from_unrolls,
     one_of,
+    pqn_for_minatar,
     value_based_config,
     value_based_variants,
 )
@@ -43,12 +43,8 @@ def get_config(variant: str = "") -> ConfigDict:
     agent.epsilon_steps, agent.epsilon_end = 100_000.0, 0.02
     unrolls = one_of(tokens, (*HEADS, "pqn"), "iqn") == "pqn"
     if unrolls:
-        # The settings of the authors' release for MinAtar.
-        config.network.image_norm = True
-        learn_from_unrolls(config, steps=9_994_240, length=32, batch=128, epochs=2, minibatches=32)
+        pqn_for_minatar(config)
         config.evaluate_every = 122
-        agent.update({"trace_decay": 0.65, "learning_rate": 5e-4})
-        agent.update({"epsilon_end": 0.05, "epsilon_steps": 1_000_000.0})
     if "smoke" in tokens:
         config.iterations, config.evaluate_every = 4, 2
         agent.learning_starts, agent.updates, agent.batch_size = 64, 1 if unrolls else 2, 8

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from experiments.configs._common import entry, one_of, policy_gradient_config
+from experiments.configs._common import one_of, policy_gradient_config, ppo_as_released
 
 GAMES = {
     "breakout": "Breakout-v5",
@@ -30,8 +30,8 @@ REPRODUCES = "PPO (arXiv 1707.06347) with CleanRL's settings on Atari; starts, t
 def get_config(variant: str = "") -> ConfigDict:
     """The configuration of ``variant``; 9,999,360 environment steps of four frames each.
 
-    Rewards are clipped for learning, and returns are reported as the game counts them. An episode is a whole game: the
-    loss of a life does not end it.
+    Rewards are clipped for learning, and returns are reported as the game counts them. Two things are not CleanRL's: an
+    episode is a whole game, so that the loss of a life does not end it, and images are padded before each convolution.
     """
     tokens = [token for token in variant.split(",") if token]
     config = policy_gradient_config()
@@ -43,22 +43,10 @@ def get_config(variant: str = "") -> ConfigDict:
         "terminal_keys": ("terminated",),
     }
     config.rewards.clip = {"kind": "clip"}
-    config.credit.env = entry("gae", discount=0.99, gae_lambda=0.95)
     network = config.network
     network.channels, network.strides, network.kernels = (32, 64, 64), (4, 2, 1), (8, 4, 3)
     network.hidden, network.activation = (512,), "relu"
-    config.agent.update(
-        {
-            "shared_critic": True,
-            "clip": 0.1,
-            "epochs": 4,
-            "minibatches": 4,
-            "learning_rate": 2.5e-4,
-            "schedule": "linear",
-            "value_clip": 0.1,
-            "whiten": "minibatch",
-        }
-    )
+    ppo_as_released(config, learning_rate=2.5e-4, epochs=4, minibatches=4, clip=0.1, shared_critic=True)
     config.data = {"kind": "unroll", "length": 128, "batch": 8, "group_size": 1}
     config.evaluators.episodes.count, config.evaluators.episodes.greedy = 8, False
     config.iterations, config.evaluate_every = 9765, 651

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from experiments.configs._common import entry, one_of, policy_gradient_config
+from experiments.configs._common import one_of, policy_gradient_config, ppo_as_released
 
 WORLDS = {"classic": "Craftax-Classic-Symbolic-v1", "full": "Craftax-Symbolic-v1"}
 VARIANTS = {
@@ -30,19 +30,8 @@ def get_config(variant: str = "") -> ConfigDict:
     tokens = [token for token in variant.split(",") if token]
     config = policy_gradient_config()
     config.environment = {"kind": "craftax", "environment_id": WORLDS[one_of(tokens, WORLDS, "classic")]}
-    config.credit.env = entry("gae", discount=0.99, gae_lambda=0.8)
-    config.network.hidden = (512, 512)
-    config.agent.update(
-        {
-            "epochs": 4,
-            "minibatches": 8,
-            "learning_rate": 2e-4,
-            "schedule": "linear",
-            "max_gradient_norm": 1.0,
-            "value_clip": 0.2,
-            "whiten": "minibatch",
-        }
-    )
+    config.network.hidden = (512, 512, 512)
+    ppo_as_released(config, learning_rate=2e-4, epochs=4, minibatches=8, gae_lambda=0.8, max_gradient_norm=1.0)
     config.data = {"kind": "unroll", "length": 64, "batch": 64, "group_size": 1}
     config.evaluators.episodes.count, config.evaluators.episodes.greedy = 32, False
     config.evaluators.episodes.cut = 2_000

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from experiments.configs._common import MINATAR, entry, one_of, policy_gradient_config
+from experiments.configs._common import MINATAR, one_of, policy_gradient_config, ppo_as_released
 
 VARIANTS = MINATAR | {
     "breakout": "Breakout-MinAtar (the default)",
@@ -28,18 +28,8 @@ def get_config(variant: str = "") -> ConfigDict:
     tokens = [token for token in variant.split(",") if token]
     config = policy_gradient_config()
     config.environment = {"kind": "gymnax", "environment_id": MINATAR[one_of(tokens, MINATAR, "breakout")]}
-    config.credit.env = entry("gae", discount=0.99, gae_lambda=0.95)
     config.network.hidden, config.network.activation = (64, 64), "relu"
-    config.agent.update(
-        {
-            "epochs": 4,
-            "minibatches": 8,
-            "learning_rate": 5e-3,
-            "schedule": "linear",
-            "value_clip": 0.2,
-            "whiten": "minibatch",
-        }
-    )
+    ppo_as_released(config, learning_rate=5e-3, epochs=4, minibatches=8)
     config.data = {"kind": "unroll", "length": 128, "batch": 64, "group_size": 1}
     config.evaluators.episodes.count, config.evaluators.episodes.greedy = 64, False
     config.iterations, config.evaluate_every = 1220, 122

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from experiments.configs._common import entry, one_of, policy_gradient_config
+from experiments.configs._common import one_of, policy_gradient_config, ppo_as_released
 
 TASKS = {"half_cheetah": "HalfCheetah-v5", "hopper": "Hopper-v5", "walker2d": "Walker2d-v5", "ant": "Ant-v5"}
 VARIANTS = {name: identifier for name, identifier in TASKS.items()} | {
@@ -72,22 +72,11 @@ def get_config(variant: str = "") -> ConfigDict:
     tokens = [token for token in variant.split(",") if token]
     config = policy_gradient_config()
     config.environment = {"kind": "gymnasium", "environment_id": TASKS[one_of(tokens, TASKS, "half_cheetah")]}
-    config.credit.env = entry("gae", discount=0.99, gae_lambda=0.95)
     config.network.hidden = (64, 64)
     if "raw" not in tokens:
         config.network.normalise_observations = True
         config.rewards.env = {"kind": "normalise_by_return", "discount": 0.99}
-    config.agent.update(
-        {
-            "epochs": 10,
-            "minibatches": 32,
-            "learning_rate": 3e-4,
-            "schedule": "linear",
-            "entropy_weight": 0.0,
-            "value_clip": 0.2,
-            "whiten": "minibatch",
-        }
-    )
+    ppo_as_released(config, learning_rate=3e-4, epochs=10, minibatches=32, entropy_weight=0.0)
     config.data = {"kind": "unroll", "length": 256, "batch": 8, "group_size": 1}
     config.evaluators.episodes.count, config.evaluators.episodes.greedy = 8, False
     config.iterations, config.evaluate_every = 489, 49

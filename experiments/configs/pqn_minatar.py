@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from experiments.configs._common import MINATAR, learn_from_unrolls, one_of, value_based_config
+from experiments.configs._common import MINATAR, one_of, pqn_for_minatar, value_based_config
 
 VARIANTS = MINATAR | {
     "breakout": "Breakout-MinAtar (the default)",
@@ -24,17 +24,12 @@ def get_config(variant: str = "") -> ConfigDict:
     tokens = [token for token in variant.split(",") if token]
     config = value_based_config()
     config.environment = {"kind": "gymnax", "environment_id": MINATAR[one_of(tokens, MINATAR, "breakout")]}
-    config.network.channels, config.network.strides, config.network.hidden = (16,), (1,), (128,)
-    config.network.activation, config.network.image_norm = "relu", True
-    agent = config.agent
-    learn_from_unrolls(config, steps=9_994_240, length=32, batch=128, epochs=2, minibatches=32)
-    agent.update({"trace_decay": 0.65, "learning_rate": 5e-4})
-    agent.update({"epsilon_end": 0.05, "epsilon_steps": 1_000_000.0})
+    pqn_for_minatar(config)
     config.evaluators.episodes.count = 64
     config.evaluate_every = 244
     if "smoke" in tokens:
         config.iterations, config.evaluate_every = 4, 2
-        config.data.length, config.data.batch, agent.minibatches = 8, 8, 2
+        config.data.length, config.data.batch, config.agent.minibatches = 8, 8, 2
         config.evaluators.episodes.count, config.evaluators.episodes.cut = 2, 20
     return config
 

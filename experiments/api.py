@@ -32,11 +32,10 @@ from experiments.assembly import registry
 from experiments.assembly.checks import checked_environment, require_observations
 from experiments.assembly.members import members_of, variant_name
 from experiments.assembly.registry import Loaded
-from experiments.errors import UserError, unknown
+from experiments.errors import UserError
 from experiments.rows.reading import Row
 from experiments.training import train as training
 from experiments.training.compilation_cache import enable_compilation_cache
-from experiments.training.loggers.catalogue import LOGGERS
 from experiments.training.loggers.sink import require_loggers
 from experiments.training.progress import Silent
 from experiments.training.requirements import memory, require_memory, requirements
@@ -87,9 +86,6 @@ def train(
     members = members_of(loaded.config, loaded.variant, seeds, first_seed)
     folder = Path(folder).expanduser()
     enable_compilation_cache()
-    for name in loggers:
-        if name not in LOGGERS:
-            raise unknown("logger", name, LOGGERS)
     require_loggers(loggers)
     with taken_back_if_refused(folder):
         programs = training.prepare_folder(folder, loaded.config, members)

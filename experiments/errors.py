@@ -64,6 +64,15 @@ def printable(text: Any) -> str:
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(text))
 
 
+def in_one_line(error: BaseException, limit: int = 200) -> str:
+    r"""What an exception of another library says, as one line of at most ``limit`` characters; its type if nothing.
+
+    >>> in_one_line(ValueError("no such\n  thing")), in_one_line(ConnectionError())
+    ('no such thing', 'ConnectionError')
+    """
+    return printable(" ".join(str(error).split()))[:limit] or type(error).__name__
+
+
 def say(message: Any) -> None:
     """Prints one line on the standard error stream; a stream that cannot be written does not end the work."""
     with contextlib.suppress(OSError, ValueError):

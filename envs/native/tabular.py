@@ -451,14 +451,11 @@ class GridworldEnvironment(TabularEnvironment):
 
     def draw_text(self, state: jax.Array) -> str:
         """The layout with ``@`` where the agent is."""
-        free = [place for row in range(len(self.layout)) for place in self._free(row)]
+        free = [(i, j) for i, line in enumerate(self.layout) for j, cell in enumerate(line) if cell != "#"]
         rows = [list(row) for row in self.layout]
         row, column = free[int(state)]
         rows[row][column] = "@"
         return "\n".join("".join(row) for row in rows)
-
-    def _free(self, row: int) -> list[tuple[int, int]]:
-        return [(row, column) for column, cell in enumerate(self.layout[row]) if cell != "#"]
 
     def draw_image(self, state: jax.Array) -> np.ndarray:
         """``draw_text`` in colours."""

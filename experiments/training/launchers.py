@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.errors import SIGNAL_EXIT, UserError, say
+from experiments.errors import SIGNAL_EXIT, UserError, in_one_line, say
 from experiments.training.stopping import stop_on_signals
 
 LAUNCHER_PREFIX = "--launcher."
@@ -154,7 +154,7 @@ def _submitit(launch: Launch) -> list[int]:
     try:
         executor.update_parameters(**settings)
     except (NameError, ValueError) as error:
-        raise UserError(f"--launcher settings {launch.options}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--launcher settings {launch.options}: {in_one_line(error)}") from error
     submitted = executor.map_array(subprocess.call, [launch.words(index) for index in range(launch.total)])
     errors = (submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError)
     return [_status_of(job.result, errors, f"job {job.job_id}") for job in submitted]
@@ -165,8 +165,7 @@ def _status_of(result: Callable[[], int], errors: tuple[type[Exception], ...], n
     try:
         return result()
     except errors as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        say(f"{name} has no result: {lines[0][:200]}")
+        say(f"{name} has no result: {in_one_line(error)}")
         return 1
 
 
@@ -180,13 +179,13 @@ def _ray(launch: Launch) -> list[int]:
     try:
         call = call.options(**launch.options) if launch.options else call
     except (TypeError, ValueError) as error:
-        raise UserError(f"--launcher settings {launch.options}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--launcher settings {launch.options}: {in_one_line(error)}") from error
     ours = not ray.is_initialized()
     get: Any = ray.get
     try:
         ray.init(ignore_reinit_error=True)
     except (ConnectionError, RuntimeError) as error:
-        raise UserError(f"--launcher=ray: {str(error).splitlines()[0]}: expected a cluster that answers") from error
+        raise UserError(f"--launcher=ray: {in_one_line(error)}: expected a cluster that answers") from error
     try:
         tasks = [call.remote(launch.words(index)) for index in range(launch.total)]
         return [

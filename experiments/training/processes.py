@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments.errors import UserError
+from experiments.errors import UserError, in_one_line
 from experiments.rows.reading import Row, parse_lines
 
 COORDINATOR, PROCESSES, PROCESS = "SAGAX_COORDINATOR", "SAGAX_PROCESSES", "SAGAX_PROCESS"
@@ -69,7 +69,7 @@ def join_processes() -> None:
     try:
         jax.distributed.initialize(coordinator, processes, process)
     except RuntimeError as error:
-        raise UserError(f"{COORDINATOR}={coordinator}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{COORDINATOR}={coordinator}: {in_one_line(error)}") from error
 
 
 def writes() -> bool:

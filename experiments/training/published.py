@@ -27,7 +27,7 @@ from experiments.assembly import registry
 from experiments.assembly.build import EnvironmentSource, build_parts
 from experiments.assembly.members import Member
 from experiments.disk import parse_json, require_writable, write_json_atomic
-from experiments.errors import UserError, cannot_write
+from experiments.errors import UserError, cannot_write, in_one_line
 from experiments.rows import reading, run_folders
 from experiments.rows.summary import summarise_members
 from experiments.training.checkpoint import Restored
@@ -217,7 +217,7 @@ def read_weights(folder: Path, config: ConfigDict) -> tuple[dict[str, np.ndarray
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (safetensors.SafetensorError, OSError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read as safetensors: {str(error).splitlines()[0][:200]}") from error
+        raise UserError(f"{path} cannot be read as safetensors: {in_one_line(error)}") from error
     try:
         iterations = parse_json(metadata.get("iterations", ""))
     except ValueError:

@@ -17,7 +17,7 @@ from agents.base import Agent
 from envs.base import PyTree, Trajectory
 from experiments.assembly.build import EnvironmentSource, build_parts
 from experiments.assembly.evaluators import build_evaluators
-from experiments.errors import UserError
+from experiments.errors import UserError, in_one_line
 from experiments.evaluators.base import PureEpisodes, episode_length, evaluate
 from experiments.training import learn
 from experiments.training.keys import seed_key
@@ -98,7 +98,7 @@ def requirements(
     except OverflowError as error:
         raise UserError(
             f"data.length={data.length}, data.batch={data.batch}, network.hidden={_widths(config)}: "
-            f"arrays of these sizes have no shape ({str(error).splitlines()[0]}); expected smaller numbers"
+            f"arrays of these sizes have no shape ({in_one_line(error)}); expected smaller numbers"
         ) from error
     slots = data.length * data.batch
     rows = _minibatch_rows(config)

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Protocol
 
 from experiments.errors import INTERRUPT_EXIT
 
@@ -19,6 +20,15 @@ FINISHING = "finishing the chunk in hand, then saving and stopping; Ctrl-C once 
 
 # SIGHUP: the terminal went away.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
+class StopRequest(Protocol):
+    """True once the run is to stop after the chunk in hand; ``signal`` is what asked for it, if a signal did."""
+
+    @property
+    def signal(self) -> int | None: ...
+
+    def __bool__(self) -> bool: ...
 
 
 class StopRequested:

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ from experiments.training.loggers.tensorboard import TensorBoard
 from experiments.training.processes import UnwrittenRows, writes
 from experiments.training.progress import COMPILING, FIRST_CHUNK, TRAINING, Done, Reporter
 from experiments.training.row_writer import RowWriter, kept_from_writers
+from experiments.training.stopping import StopRequest
 from experiments.training.videos import Films
 
 # What may differ between a run and its continuation: where it ends, how many seeds it has, and what its annotator may
@@ -45,15 +46,6 @@ WITHHELD = (
     "the saved environments are a pickle, which runs code as it is loaded, and this user has not signed it on this "
     "machine (--unpickle-environments loads it all the same)"
 )
-
-
-class StopRequest(Protocol):
-    """True once the run is to stop after the chunk in hand; ``signal`` is what asked for it, if a signal did."""
-
-    @property
-    def signal(self) -> int | None: ...
-
-    def __bool__(self) -> bool: ...
 
 
 class Outcome(NamedTuple):

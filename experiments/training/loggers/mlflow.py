@@ -16,7 +16,7 @@ import re
 import time
 from typing import Any
 
-from experiments.errors import UserError, printable
+from experiments.errors import UserError, in_one_line, printable
 from experiments.rows.reading import Row
 from experiments.training.loggers.base import Logger, LoggerRun, Seed, fitting, installed, leaves, metrics
 
@@ -48,7 +48,7 @@ def require() -> None:
         _client().search_experiments(max_results=1)
     except Exception as error:
         place = os.environ.get("MLFLOW_TRACKING_URI") or "mlflow.db in the working directory"
-        why = printable(" ".join(str(error).split()))[:300]
+        why = in_one_line(error, 300)
         raise UserError(
             f"--logger=mlflow cannot use {printable(place)}: {why}: expected MLFLOW_TRACKING_URI to be a server that "
             "answers, or a file such as sqlite:///mlflow.db"

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from experiments.assembly import registry
 from experiments.assembly.members import Member
 from experiments.disk import read_json_object, write_json_atomic
-from experiments.errors import UserError, printable, say
+from experiments.errors import UserError, in_one_line, say, unknown
 from experiments.rows.reading import Row
 from experiments.rows.run_folders import LOGGERS_FILE
 from experiments.training.loggers.base import Identity, Logger, LoggerRun, Seed
@@ -25,9 +25,11 @@ def require_loggers(names: Iterable[str]) -> None:
     """Checks, before any work, that the loggers will take rows.
 
     Raises:
-      UserError: if a package is missing, nobody is logged in, or a server does not answer.
+      UserError: if one is unknown, a package is missing, nobody is logged in, or a server does not answer.
     """
     for name in names:
+        if name not in LOGGERS:
+            raise unknown("logger", name, LOGGERS)
         LOGGERS[name].require()
 
 
@@ -190,5 +192,7 @@ class LoggerSink:
         # Whatever a library, a server or a disk may raise.
         except Exception as error:
             self._dropped, self._waiting = True, {}
-            why = printable(" ".join(str(error).split()))[:200] or type(error).__name__
-            say(f"the logger {self._name} takes no more rows: {why}; the run goes on, and its rows are on the disk")
+            say(
+                f"the logger {self._name} takes no more rows: {in_one_line(error)}; the run goes on, and its rows are "
+                "on the disk"
+            )

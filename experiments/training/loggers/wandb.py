@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 
-from experiments.errors import UserError, printable
+from experiments.errors import UserError, in_one_line
 from experiments.rows.reading import Row
 from experiments.training.loggers.base import Logger, LoggerRun, Seed, fitting, installed, metrics
 
@@ -40,7 +40,7 @@ def require() -> None:
         known = wandb.login(prompt=False, verify=True)
     # Settings are checked by pydantic, keys by the library, servers by both.
     except Exception as error:
-        raise UserError(f"--logger=wandb: {printable(' '.join(str(error).split()))[:300]}: {LOGIN}") from error
+        raise UserError(f"--logger=wandb: {in_one_line(error, 300)}: {LOGIN}") from error
     if not known:
         raise UserError(f"--logger=wandb is not logged in: {LOGIN}")
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import gymnasium
@@ -19,8 +18,9 @@ import numpy as np
 from gymnasium.utils import EzPickle
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from envs.base import ACTION_MASK, Action, Array, EnvironmentSpec, Observation, ObservationRangeError, PyTree, TimeStep
+from envs.base import Action, Array, EnvironmentSpec, Observation, ObservationRangeError, PyTree, TimeStep
 from envs.choices import nearest
+from envs.hosts.gymnasium_single import drawn, make_environment, objective_weights, trial_step
 from envs.snapshots import Snapshot, SnapshotError
 from envs.spaces import (
     as_batch,
@@ -32,11 +32,7 @@ from envs.spaces import (
     validate_supported,
 )
 
-RENDERS = ("rgb_array", "ansi")
-
 _SUCCESS_KEYS = ("is_success", "success")
-# Identifiers that other packages register, and the extra of sagax that installs the package.
-_EXTRAS = {"ALE/": "atari", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}
 
 
 class _Report(gymnasium.Wrapper):
@@ -160,29 +156,6 @@ def _pickled_with_state(obj: Any) -> bytes | None:
     return buffer.getvalue()
 
 
-def _make(
-    environment_id: str, make_kwargs: Mapping[str, Any], wrappers: Sequence[Callable[[gymnasium.Env], gymnasium.Env]]
-) -> gymnasium.Env:
-    """``gymnasium.make`` with errors that say what to do."""
-    try:
-        environment = gymnasium.make(environment_id, **make_kwargs)
-    except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
-        entry_point = str(getattr(gymnasium.registry.get(environment_id), "entry_point", ""))
-        family = entry_point.removeprefix("gymnasium.envs.").split(".")[0].split(":")[0]
-        extra = {"phys2d": "jax", "tabular": "jax"}.get(family, family.replace("_", "-"))
-        hint = f"; pip install 'gymnasium[{extra}]'" if entry_point.startswith("gymnasium.envs.") else ""
-        raise ImportError(f"{environment_id}: a package that it needs is missing: {error}{hint}") from error
-    except gymnasium.error.Error as error:
-        extra = next((extra for prefix, extra in _EXTRAS.items() if environment_id.startswith(prefix)), "")
-        hint = f"; it comes with the extra {extra!r}: pip install -e '.[{extra}]'" if extra else ""
-        raise ValueError(
-            f"unknown environment {environment_id!r}{nearest(environment_id, gymnasium.registry)} ({error}{hint})"
-        ) from error
-    for wrapper in wrappers:
-        environment = wrapper(environment)
-    return environment
-
-
 def _copied(tree: PyTree) -> PyTree:
     if isinstance(tree, dict):
         return {key: _copied(part) for key, part in tree.items()}
@@ -256,13 +229,13 @@ class GymnasiumHost:
             raise ValueError(f"num_envs={num_envs}: expected at least 1")
         make_kwargs, cost_keys = dict(make_kwargs or {}), dict(cost_keys or {})
         if render is not None:
-            make_kwargs, wrappers = _drawn(environment_id, make_kwargs, wrappers, render)
-        trial = _make(environment_id, make_kwargs, wrappers)
+            make_kwargs, wrappers = drawn(environment_id, make_kwargs, wrappers, render)
+        trial = make_environment(environment_id, make_kwargs, wrappers)
         try:
             validate_supported(trial.observation_space, "observation")
             validate_supported(trial.action_space, "action")
             try:
-                observation, reward, info = _trial_step(trial)
+                observation, reward, info = trial_step(trial)
             except Exception as error:
                 # What a missing screen or library makes an environment raise may be anything.
                 if render is None:
@@ -271,7 +244,7 @@ class GymnasiumHost:
                 if type(error).__module__.startswith("mujoco"):
                     why += "; without a screen, MUJOCO_GL=egl or MUJOCO_GL=osmesa may draw"
                 raise ValueError(f"render={render!r}: {environment_id} cannot be drawn here ({why})") from error
-            objectives = _objectives(environment_id, reward, objectives)
+            objectives = objective_weights(environment_id, reward, objectives)
             for key in cost_keys:
                 if key not in info:
                     raise ValueError(f"{environment_id} reports no cost {key!r} in info{nearest(key, info)}")
@@ -293,7 +266,7 @@ class GymnasiumHost:
         weights = {f"objective/{name}": float(weight) for name, weight in objectives.items()}
 
         def make_one() -> gymnasium.Env:
-            environment = _make(environment_id, make_kwargs, wrappers)
+            environment = make_environment(environment_id, make_kwargs, wrappers)
             reports = keys or info or own or weights
             return _Report(environment, keys, own, weights) if reports else environment
 
@@ -462,61 +435,6 @@ class GymnasiumHost:
 
     def close(self) -> None:
         self._vector.close()
-
-
-def _drawn(
-    environment_id: str,
-    make_kwargs: dict[str, Any],
-    wrappers: Sequence[Callable[[gymnasium.Env], gymnasium.Env]],
-    render: str,
-) -> tuple[dict[str, Any], list[Callable[[gymnasium.Env], gymnasium.Env]]]:
-    """What makes environments that keep their pictures.
-
-    Raises:
-      ValueError: they cannot be drawn so.
-    """
-    trial = _make(environment_id, make_kwargs, wrappers)
-    modes, own = (each.metadata.get("render_modes") or () for each in (trial, trial.unwrapped))
-    trial.close()
-    if render not in modes:
-        known = [mode for mode in RENDERS if mode in modes]
-        raise ValueError(f"render={render!r}: {environment_id} can be drawn as {' or '.join(known) or 'nothing'}")
-    # A wrapper may draw what the environment itself cannot.
-    make_kwargs = make_kwargs | ({"render_mode": render} if render in own else {})
-    return make_kwargs, [*wrappers, partial(gymnasium.wrappers.RenderCollection, reset_clean=False)]
-
-
-def _objectives(environment_id: str, reward: Any, weights: Mapping[str, float] | None) -> dict[str, float]:
-    """The weights of the entries of ``reward`` by their names; ``{}`` for a reward of one number.
-
-    Raises:
-      ValueError: weights for a reward of one number, or of another number of entries; a reward that is no vector.
-    """
-    shape = np.shape(reward)
-    if shape == () and not weights:
-        return {}
-    if len(shape) != 1:
-        raise ValueError(f"{environment_id}: the reward has the shape {list(shape)}, expected a number, or a vector")
-    if weights is None:
-        return {str(index): 1.0 for index in range(shape[0])}
-    if len(weights) != shape[0]:
-        raise ValueError(
-            f"{environment_id}: objectives={dict(weights)}: the reward has {shape[0]} entries, expected one name each"
-        )
-    return dict(weights)
-
-
-def _trial_step(trial: gymnasium.Env) -> tuple[Observation, Any, dict[str, Any]]:
-    """The observation, the reward and the ``info`` of an environment's first step."""
-    observation, _ = trial.reset(seed=0)
-    trial.action_space.seed(0)
-    allowed = None
-    if isinstance(observation, dict) and ACTION_MASK in observation:
-        mask = np.asarray(observation[ACTION_MASK]) > 0
-        fits = isinstance(trial.action_space, gymnasium.spaces.Discrete) and mask.shape == (trial.action_space.n,)
-        allowed = mask.astype(np.int8) if fits else None
-    observation, reward, _, _, info = trial.step(trial.action_space.sample(mask=allowed))
-    return observation, reward, info
 
 
 def _may_wrap(space: gymnasium.Space, observation: Observation) -> bool:

@@ -13,13 +13,11 @@ Source: Akiba, Sano, Yanase, Ohta and Koyama, "Optuna: A Next-generation Hyperpa
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import math
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,8 +27,9 @@ from ml_collections import ConfigDict
 from experiments.assembly import registry
 from experiments.assembly.checks import checked_environment
 from experiments.assembly.members import members_of, variant_name
-from experiments.errors import UserError, cannot_read, cannot_write, printable
+from experiments.errors import UserError, cannot_write, printable
 from experiments.rows import reading, run_folders
+from experiments.training.search_journal import POLL_SECONDS, JournalLock, lock, mend
 from experiments.training.sweeps import (
     PREFIX,
     Job,
@@ -47,8 +46,6 @@ NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 RANGE = re.compile(rf"({NUMBER}):({NUMBER})(:log)?")
 # A float is rounded to so many digits, as its name shows it.
 SIGNIFICANT_DIGITS = 4
-# How long a process waits for the journal, which another one writes for milliseconds, and how often it looks.
-PATIENCE_SECONDS, POLL_SECONDS = 60.0, 0.05
 FOLDER, JOURNAL = ".search", "journal.jsonl"
 
 
@@ -263,9 +260,9 @@ def open_study(made: Search) -> Any:
     try:
         made.folder.mkdir(parents=True, exist_ok=True)
         with lock(made.folder / "ask.lock"):
-            _mend(path)
+            mend(path)
             storage = optuna.storages.JournalStorage(
-                optuna.storages.journal.JournalFileBackend(str(path), lock_obj=_JournalLock(path))
+                optuna.storages.journal.JournalFileBackend(str(path), lock_obj=JournalLock(path))
             )
             known = [study.study_name for study in storage.get_all_studies()]
             if known and known != [name]:
@@ -430,23 +427,6 @@ def _states() -> Any:
     return require_optuna().trial.TrialState
 
 
-def _mend(path: Path) -> None:
-    """Takes out a last line that a killed process left torn, which Optuna refuses from the next line on."""
-    try:
-        content = path.read_bytes() if path.exists() else b""
-        if content and not content.endswith(b"\n"):
-            # What is no journal at all is not touched.
-            if not content.startswith(b"{") or b"\n" not in content:
-                raise ValueError("its lines are no JSON")
-            with open(path, "r+b") as file:
-                file.truncate(content.rindex(b"\n") + 1)
-    except OSError as error:
-        raise cannot_read(path, error) from error
-    for line in content.splitlines()[:1]:
-        if not isinstance(json.loads(line), dict):
-            raise ValueError("its lines are no JSON objects")
-
-
 def _take(made: Search, number: int, held: contextlib.ExitStack) -> bool:
     """Takes the lock of a trial, where no other process has it; ``held`` keeps it."""
     try:
@@ -454,50 +434,3 @@ def _take(made: Search, number: int, held: contextlib.ExitStack) -> bool:
     except UserError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def lock(path: Path, patience: float | None = None) -> Iterator[None]:
-    """Holds the lock of a file as long as the block lasts; the system releases it where the process is killed.
-
-    Args:
-      path: of the file; made where there is none.
-      patience: seconds to wait for it; ``PATIENCE_SECONDS`` if ``None``.
-
-    Raises:
-      UserError: if another process holds it for longer than that, or it cannot be made.
-    """
-    limit = PATIENCE_SECONDS if patience is None else patience
-    deadline = time.monotonic() + limit
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(open(path, "ab"))
-        except OSError as error:
-            raise cannot_write(path, error) from error
-        while True:
-            try:
-                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() >= deadline:
-                    raise UserError(
-                        f"{path} is held by another process for more than {limit:g} seconds: expected that it lets go, "
-                        "or is ended; then the same command continues"
-                    ) from error
-                time.sleep(POLL_SECONDS)
-        yield
-
-
-class _JournalLock:
-    """Optuna's lock of a journal; ``flock`` in place of a link, which a killed process would leave."""
-
-    def __init__(self, path: Path):
-        self._path = path.with_name(f"{path.name}.lock")
-        self._held = contextlib.ExitStack()
-
-    def acquire(self) -> bool:
-        self._held.enter_context(lock(self._path))
-        return True
-
-    def release(self) -> None:
-        self._held.close()

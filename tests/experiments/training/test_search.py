@@ -18,7 +18,7 @@ from experiments.commands import sweep
 from experiments.errors import UserError
 from experiments.rows import reading, run_folders
 from experiments.training import search as searches
-from experiments.training import sweeps
+from experiments.training import search_journal, sweeps
 from experiments.training.row_writer import RowWriter
 from experiments.training.search import Range, Settings, points_of, run_trials, search
 from tests.experiments import corridor
@@ -347,7 +347,7 @@ def test_a_journal_of_another_study_is_refused(registered, tmp_path):
 
 
 def test_a_journal_that_stays_locked_is_one_message(registered, monkeypatch, tmp_path):
-    monkeypatch.setattr(searches, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(search_journal, "PATIENCE_SECONDS", 0.2)
     made = made_of(tmp_path)
     searches.open_study(made)
     with open(made.folder / f"{searches.JOURNAL}.lock", "ab") as file:
@@ -361,7 +361,7 @@ def test_a_journal_that_stays_locked_is_one_message(registered, monkeypatch, tmp
 def test_a_search_that_is_being_trained_is_not_removed(registered, tmp_path):
     made = made_of(tmp_path)
     searches.open_study(made)
-    with searches.lock(made.folder / "trial_0.lock"):
+    with search_journal.lock(made.folder / "trial_0.lock"):
         with pytest.raises(UserError, match=r"trial_0\.lock is held by another process"):
             searches.remove_search(made)
     searches.remove_search(made)

@@ -40,8 +40,9 @@ PACKAGE = "experiments.configs"
 ABSENT = "(absent)"
 # What tables and folders call the variant without a name.
 DEFAULT_VARIANT = "default"
-# Rows of a point of a sweep are filed under this mark, apart from those of a run with the same values.
-SWEEP_MARK = "sweep"
+# Rows of a point of a sweep are filed under one of these marks, apart from those of a run with the same values. Points
+# of a grid share run folders, and those of a search have one each, so that the same point may be in both.
+SWEEP_MARK, SEARCH_MARK = "sweep", "search"
 _CONTRACT = ("get_config", "get_sweep", "VARIANTS", "REPRODUCES")
 # In a variant as tables print it, a value that was set begins with a plus: ``ppo+agent.learning_rate=0.008``.
 _SETTING = re.compile(r"\+(?=[A-Za-z_]\w*(?:\.\w+)*=)")
@@ -139,7 +140,7 @@ def load(name_with_variant: str, package: str = PACKAGE) -> Loaded:
     name = name.strip()
     requested, *settings = _SETTING.split(requested)
     if settings:
-        requested = requested.removesuffix(f"+{SWEEP_MARK}")
+        requested = requested.removesuffix(f"+{SWEEP_MARK}").removesuffix(f"+{SEARCH_MARK}")
     module = module_of(name, package)
     if requested.strip() == DEFAULT_VARIANT and DEFAULT_VARIANT not in module.VARIANTS:
         requested = ""

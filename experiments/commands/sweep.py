@@ -8,11 +8,11 @@ command continues a sweep, also with more seeds or values.
 
 ``--search=random`` or ``--search=tpe`` draws ``--trials=N`` points by Optuna in place of a grid:
 ``--sweep.KEY=LOW:HIGH`` is a range, ``--sweep.KEY=LOW:HIGH:log`` one in the logarithm, ``V1,V2`` are choices. Trials
-are points as the grid's, each in a run folder of its own, and ranked alike; ``--prune`` ends those whose metric is
-below the median of the others, which keep their rows and are ranked last. With ``--jobs=2`` two processes share the
-trials, and so do further machines that run the same command on the same disk. The same command continues a search, also
-with more trials: one that was being trained is picked up from its checkpoint. ``experiments/training/search.py`` says
-how.
+are points as the grid's, each in a run folder of its own, filed under ``VARIANT+search+KEY=VALUE``, and ranked alike;
+``--prune`` ends those whose metric is below the median of the others, which keep their rows and are ranked last. With
+``--jobs=2`` two processes share the trials, and so do further machines that run the same command on the same disk. The
+same command continues a search, also with more trials: one that was being trained is picked up from its checkpoint.
+``experiments/training/search.py`` says how.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.assembly.registry import DEFAULT_VARIANT as DEFAULT_VARIANT
+from experiments.assembly.registry import SEARCH_MARK as SEARCH_MARK
 from experiments.assembly.registry import SWEEP_MARK as SWEEP_MARK
 from experiments.disk import read_json_object
 from experiments.errors import UserError
@@ -110,12 +111,13 @@ def programs_of(description: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
 
 
 def is_sweep_point(variant: str) -> bool:
-    """Whether rows of ``variant`` are those of a point of a sweep, ``VARIANT+sweep+KEY=VALUE``.
+    """Whether rows of ``variant`` are those of a point of a sweep: ``VARIANT+sweep+KEY=VALUE`` of a grid,
+    ``VARIANT+search+KEY=VALUE`` of a search.
 
     >>> is_sweep_point("ppo+sweep+agent.clip=0.1"), is_sweep_point("ppo+agent.clip=0.1")
     (True, False)
     """
-    return SWEEP_MARK in variant.split("+")
+    return not {SWEEP_MARK, SEARCH_MARK}.isdisjoint(variant.split("+"))
 
 
 def committed_file(name: str) -> Path:

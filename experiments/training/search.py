@@ -1,6 +1,6 @@
 """Searches: the points of a sweep drawn by Optuna, one after the other or by several processes at a time.
 
-A trial is a point: a run folder of its own, with rows under ``VARIANT+sweep+KEY=VALUE`` as the grid's. The study is a
+A trial is a point: a run folder of its own, with rows under ``VARIANT+search+KEY=VALUE``. The study is a
 journal, ``RUNS/NAME/.search/SEARCH/journal.jsonl``, which processes of one or of several machines share. A process
 holds the lock of the trial that it trains, ``trial_N.lock``, which the system releases when it ends, however it ends: a
 trial that nobody holds is picked up again, from its last checkpoint. File locks are those of ``flock``, which a shared
@@ -193,7 +193,7 @@ def job_of(made: Search, values: Mapping[str, Any]) -> tuple[Job, str]:
     point = registry.apply_overrides(made.base, values)
     checked_environment(point)
     named = [key for key in made.overrides if key not in PROLONGABLE]
-    variant = variant_name(f"{loaded.variant}+{run_folders.SWEEP_MARK}", [*named, *values], point)
+    variant = variant_name(f"{loaded.variant}+{run_folders.SEARCH_MARK}", [*named, *values], point)
     # What is traced stays at the configuration's value, so that all trials share the compiled program.
     config = registry.apply_overrides(made.base, {key: values[key] for key in values if key not in made.traced})
     traced = {key: registry.keys(point)[key] for key in made.traced}

@@ -263,6 +263,15 @@ def command(monkeypatch, tmp_path, capsys):
     return call
 
 
+def test_a_point_of_a_search_is_filed_apart_from_the_grids_and_can_be_named(registered, tmp_path):
+    """Points of a grid share a folder; the same variant in another one would be refused: its rows are there twice."""
+    job, command = searches.job_of(made_of(tmp_path), {RATE: 0.01})
+    [variant] = {member.variant for member in job.members}
+    assert variant == f"+search+{RATE}=0.01" and run_folders.is_sweep_point(variant)
+    assert registry.load(f"ppo_cartpole:{variant}").config.agent.learning_rate == 0.01
+    assert command.startswith(f"sagax run corridor --config.{RATE}=0.01")
+
+
 def test_the_command_trains_ranks_and_continues(command, tmp_path):
     arguments = [f"--sweep.{RATE}=1e-3:1e-1:log", "--search=random"]
     status, out, _ = command(*arguments, "--trials=2")
@@ -271,8 +280,8 @@ def test_the_command_trains_ranks_and_continues(command, tmp_path):
     assert len(answer["points"]) == 2 and all(point["seeds"] == 2 for point in answer["points"])
     assert answer["points"][0]["iqm"] >= answer["points"][1]["iqm"]
     best = answer["points"][0]["variant"]
-    assert best.startswith(f"+sweep+{RATE}=") and answer["best"] == (
-        f"sagax run corridor --config.{best.removeprefix('+sweep+')} --seeds=2"
+    assert best.startswith(f"+search+{RATE}=") and answer["best"] == (
+        f"sagax run corridor --config.{best.removeprefix('+search+')} --seeds=2"
     )
     rows = reading.read_runs(tmp_path / "runs", "corridor")
     assert sorted({row["variant"] for row in rows}) == sorted(point["variant"] for point in answer["points"])

@@ -5,7 +5,7 @@ RUN_NAME := oprl_sokoban
 FIGURE := runs/$(RUN_NAME)/default/learning_curve.png
 export PYTHON
 
-.PHONY: help setup run test lint study docs clean
+.PHONY: help setup run test slow lint study docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 14
@@ -17,8 +17,13 @@ run: setup ## train oprl_sokoban, print its results and draw its learning curve 
 	$(BIN)/sagax run $(RUN_NAME) --figure=$(FIGURE)
 
 # Two processes, file by file: most of a test is compiling, which keeps one core busy.
-test: lint ## lint, types and every test but the studies
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 -m "not study and not optional"
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+
+test: lint ## lint, types and every test but the slow ones and the studies
+	$(PYTEST) -m "not slow and not study and not optional"
+
+slow: setup ## the slow tests: whole programs whose parts have smaller tests
+	$(PYTEST) -m "slow and not study and not optional"
 
 lint: setup ## ruff (rules and format) and mypy
 	$(BIN)/python -m ruff check .

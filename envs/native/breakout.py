@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs.base import EnvironmentSpec, TimeStep
-from envs.native.drawing import image_of
+from envs.native.drawing import image_of_planes
 
 SIZE = 10
 STAY, LEFT, RIGHT = range(3)
@@ -87,8 +87,8 @@ class Breakout:
         return "\n".join("".join(line) for line in shown)
 
     def draw_image(self, state: BreakoutState) -> np.ndarray:
-        """``draw_text`` in colours."""
-        return image_of(self.draw_text(state), _SHOWN)
+        """The paddle before the ball, its trail and the bricks."""
+        return image_of_planes(np.asarray(observe(state)))
 
     def reset(self, key: jax.Array) -> tuple[BreakoutState, jax.Array]:
         """Starts with a complete wall, the paddle in column 4, and the ball in row 3 on a side drawn from ``key``."""
@@ -133,10 +133,6 @@ class Breakout:
         observation = observe(state)
         reward = breaks.astype(jnp.float32)
         return state, TimeStep(observation, reward, {}, {}, terminated, jnp.bool_(False), observation, {})
-
-
-_SHOWN = {".": (0, 0, 0), "=": (200, 200, 200), "o": (255, 255, 255), "'": (90, 90, 90), "#": (200, 90, 60)}
-"""The characters and colours of a cell: nothing, paddle, ball, trail, brick."""
 
 
 def observe(state: BreakoutState) -> jax.Array:

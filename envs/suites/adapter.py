@@ -30,6 +30,10 @@ from envs.wrappers import TimeLimit
 NO_LIMIT = 2**30
 # The default of an adapter's ``time_limit``: the limit that the suite gives the environment.
 OWN_LIMIT = 0
+# What draws a state outside of jit: ``(state) -> uint8 [H, W, 3]``.
+Drawing = Callable[[EnvState], np.ndarray]
+# What has a picture, for messages.
+DRAWN = "MinAtar and classic control of gymnax, Craftax, Jumanji or XLand-MiniGrid"
 
 
 class Step(NamedTuple):
@@ -52,6 +56,7 @@ class Game:
       step: ``(key, state, action) -> Step``; never resets.
       observation_space, action_space: gymnasium spaces.
       max_episode_steps: where ``step`` truncates, or ``None``.
+      draw: a picture of a state; ``None`` where there is none.
     """
 
     name: str
@@ -60,6 +65,7 @@ class Game:
     observation_space: gymnasium.Space
     action_space: gymnasium.Space
     max_episode_steps: int | None = None
+    draw: Drawing | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +115,16 @@ class Suite:
             final_observation=observation,
             info={},
         )
+
+    def draw_image(self, state: EnvState) -> np.ndarray:
+        """``Game.draw`` of ``state``.
+
+        Raises:
+          NotImplementedError: the game has no picture.
+        """
+        if self.game.draw is None:
+            raise NotImplementedError(f"{self.game.name} has no picture: expected {DRAWN}")
+        return self.game.draw(state)
 
     def _observed(self, observation: Observation) -> Observation:
         return jax.tree.map(

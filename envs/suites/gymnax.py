@@ -11,17 +11,23 @@ Lightning-Fast Benchmark for Open-Ended Reinforcement Learning", ICML 2024, arXi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
 from functools import lru_cache
 from typing import Any
 
 import gymnasium
+import jax
+import numpy as np
 
 from envs.base import Environment
 from envs.choices import require_known
+from envs.native.drawing import image_of_planes
 from envs.suites.adapter import (
     NO_LIMIT,
     OWN_LIMIT,
+    Drawing,
     Game,
     Step,
     arguments_of,
@@ -33,6 +39,14 @@ from envs.suites.adapter import (
 )
 
 HORIZON = ("BernoulliBandit-misc", "DiscountingChain-bsuite", "GaussianBandit-misc")
+# The environments that gymnasium has, too, by the same names: the parts of a state of gymnasium's.
+CLASSIC_CONTROL = {
+    "Acrobot-v1": ("joint_angle1", "joint_angle2", "velocity_1", "velocity_2"),
+    "CartPole-v1": ("x", "x_dot", "theta", "theta_dot"),
+    "MountainCar-v0": ("position", "velocity"),
+    "MountainCarContinuous-v0": ("position", "velocity"),
+    "Pendulum-v1": ("theta", "theta_dot"),
+}
 CRAFTAX = ("Craftax-Classic-Pixels-v1", "Craftax-Classic-Symbolic-v1", "Craftax-Pixels-v1", "Craftax-Symbolic-v1")
 
 
@@ -98,10 +112,15 @@ def _gymnax_game(environment_id: str, parameters: tuple[tuple[str, Any], ...]) -
     arguments = {name: value for name, value in given.items() if name not in fields}
     environment, params = gymnax.make(environment_id, **arguments)
     params = params.replace(**{name: value for name, value in given.items() if name in fields})
+    draw: Drawing | None = None
+    if environment_id in CLASSIC_CONTROL:
+        draw = _as_gymnasium_draws(environment_id, params)
+    elif environment_id.endswith("-MinAtar"):
+        draw = _planes(environment, params)
     limit = int(params.max_steps_in_episode)
     if environment_id in HORIZON:
-        return _game(name, environment, params, limit), None
-    return _game(name, environment, params.replace(max_steps_in_episode=NO_LIMIT)), limit
+        return _game(name, environment, params, horizon=limit), None
+    return _game(name, environment, params.replace(max_steps_in_episode=NO_LIMIT), draw), limit
 
 
 @lru_cache
@@ -112,10 +131,47 @@ def _craftax_game(environment_id: str, parameters: tuple[tuple[str, Any], ...]) 
     require_parameters(environment_id, dict(parameters), [field.name for field in dataclasses.fields(params)])
     params = params.replace(**dict(parameters))
     name = f"Craftax: {environment_id}"
-    return _game(name, environment, params.replace(max_timesteps=NO_LIMIT)), int(params.max_timesteps)
+    draw = _as_craftax_draws("craftax_classic" if "Classic" in environment_id else "craftax")
+    return _game(name, environment, params.replace(max_timesteps=NO_LIMIT), draw), int(params.max_timesteps)
 
 
-def _game(name: str, environment: Any, params: Any, horizon: int | None = None) -> Game:
+def _planes(environment: Any, params: Any) -> Drawing:
+    observe = jax.jit(lambda state: environment.get_obs(state, params))
+    return lambda state: image_of_planes(np.asarray(observe(state)))
+
+
+def _as_gymnasium_draws(environment_id: str, params: Any) -> Drawing:
+    def draw(state):
+        drawn: Any = gymnasium.make(environment_id, render_mode="rgb_array").unwrapped
+        # What has a name of its own there, such as the length of a pole.
+        for name in vars(drawn).keys() & {field.name for field in dataclasses.fields(params)}:
+            setattr(drawn, name, getattr(params, name))
+        drawn.state = [float(getattr(state, name)) for name in CLASSIC_CONTROL[environment_id]]
+        # The torque of Pendulum, which is drawn as an arrow.
+        drawn.last_u = getattr(state, "last_u", None)
+        try:
+            return drawn.render()
+        finally:
+            drawn.close()
+
+    return draw
+
+
+def _as_craftax_draws(package: str) -> Drawing:
+    return lambda state: np.asarray(_craftax_renderer(package)(state)).astype(np.uint8).repeat(2, 0).repeat(2, 1)
+
+
+# Cached, so that it compiles once, and only where something is drawn.
+@lru_cache
+def _craftax_renderer(package: str) -> Any:
+    renderer = suite_module(f"craftax.{package}.renderer", "craftax", "Craftax")
+    constants = suite_module(f"craftax.{package}.constants", "craftax", "Craftax")
+    # The suite says on the standard output that it loads its textures.
+    with contextlib.redirect_stdout(sys.stderr):
+        return jax.jit(renderer.make_craftax_pixel_renderer(constants.BLOCK_PIXEL_SIZE_IMG))
+
+
+def _game(name: str, environment: Any, params: Any, draw: Drawing | None = None, horizon: int | None = None) -> Game:
     """An environment with gymnax's interface, whose ``done`` under ``params`` is the end of a game alone."""
 
     def start(key):
@@ -129,7 +185,7 @@ def _game(name: str, environment: Any, params: Any, horizon: int | None = None) 
     observations, actions = (
         _space(name, space) for space in (environment.observation_space(params), environment.action_space(params))
     )
-    return Game(name, start, step, observations, actions, horizon)
+    return Game(name, start, step, observations, actions, horizon, draw)
 
 
 def _space(name: str, space: Any) -> gymnasium.Space:

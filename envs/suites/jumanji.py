@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import io
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -30,6 +31,7 @@ from envs.choices import require_known
 from envs.suites.adapter import (
     NO_LIMIT,
     OWN_LIMIT,
+    Drawing,
     Game,
     Step,
     arguments_of,
@@ -116,7 +118,29 @@ def _game(
     # The bounds are those under the suite's own limit: no step counts beyond it.
     observations = _observation_space(described.observation_spec)
     actions = _action_space(name, described.action_spec)
-    return Game(name, start, step, observations, actions, None if raised else limit), (limit if raised else None)
+    draw = _drawing(environment.unwrapped)
+    return Game(name, start, step, observations, actions, None if raised else limit, draw), (limit if raised else None)
+
+
+def _drawing(environment: Any) -> Drawing | None:
+    """What the environment's own viewer draws, on a figure of 400 by 400 pixels that no window shows."""
+    module = suite_module("jumanji.viewer", "jumanji", "Jumanji")
+    viewer = next((part for part in vars(environment).values() if isinstance(part, module.MatplotlibViewer)), None)
+    if viewer is None:
+        return None
+
+    def draw(state):
+        figure = module.plt.Figure(figsize=(4, 4), dpi=100)
+        axes = figure.add_subplot()
+        # A viewer makes its figure by pyplot, which opens a window, and shows it there.
+        viewer._get_fig_ax = lambda *_, **__: (figure, axes)
+        viewer._display = lambda _: None
+        viewer.render(state)
+        pixels = io.BytesIO()
+        figure.savefig(pixels, format="rgba", dpi=100)
+        return np.frombuffer(pixels.getvalue(), np.uint8).reshape(400, 400, 4)[..., :3]
+
+    return draw
 
 
 def _made(environment_id: str, arguments: Mapping[str, Any]) -> Any:

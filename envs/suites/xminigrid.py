@@ -52,6 +52,7 @@ def xminigrid_environment(environment_id: str, **parameters: Any) -> Environment
 def _made(environment_id: str, parameters: tuple[tuple[str, Any], ...]) -> Suite:
     suite = suite_module("xminigrid", "xminigrid", "XLand-MiniGrid")
     tiles = suite_module("xminigrid.core.constants", "xminigrid", "XLand-MiniGrid")
+    rendering = suite_module("xminigrid.rendering.rgb_render", "xminigrid", "XLand-MiniGrid")
     environment, defaults = suite.make(environment_id)
     require_parameters(environment_id, dict(parameters), [field.name for field in dataclasses.fields(defaults)])
     params = defaults.replace(**dict(parameters))
@@ -66,6 +67,10 @@ def _made(environment_id: str, parameters: tuple[tuple[str, Any], ...]) -> Suite
         terminated = step.last() & (step.discount == 0)
         return Step(step, step.observation, step.reward, terminated, step.last() & ~terminated)
 
+    def draw(state):
+        # The suite's function for the form "rgb_array"; its own ``render`` reads the form in the parameters.
+        return rendering.render(np.asarray(state.state.grid), state.state.agent, params.view_size)
+
     shape = environment.observation_shape(params)
     last = max(tiles.NUM_TILES, tiles.NUM_COLORS) - 1
     return Suite(
@@ -76,5 +81,6 @@ def _made(environment_id: str, parameters: tuple[tuple[str, Any], ...]) -> Suite
             box(0, last, tuple(shape), np.uint8),
             gymnasium.spaces.Discrete(environment.num_actions(params)),
             int(params.max_steps),
+            draw,
         )
     )

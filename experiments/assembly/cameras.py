@@ -122,6 +122,8 @@ def require_drawable(source: EnvironmentSource, *, text: bool) -> None:
         try:
             _draw(source.pure, jax.device_get(source.pure.reset(seed_key(0))[0]), text)
             return
+        except NotImplementedError as error:
+            why = str(error) or why
         # What a missing screen or library makes an environment raise may be anything.
         except Exception as error:
             why = f"{type(error).__name__}: {error}".rstrip(": ")

@@ -2,8 +2,8 @@
 
 RUN is a run folder, or ``NAME[:variant]`` under ``--runs``. Environments that can be drawn as text are shown in the
 terminal: grids, MiniGrid, and gymnasium's environments with the render mode ``ansi``. ``--video`` writes a film of
-those that can be drawn as images: grids, and gymnasium's with ``rgb_array``. The episodes are drawn as those of
-``sagax evaluate``: none of them trained or chose the checkpoint.
+those that can be drawn as images: grids, gymnasium's with ``rgb_array``, and most of the suites in JAX. The episodes
+are drawn as those of ``sagax evaluate``: none of them trained or chose the checkpoint.
 """
 
 from __future__ import annotations

@@ -305,6 +305,9 @@ def test_craftax():
     done = require_environment(environment, 6)
     assert done.truncated.tolist() == [False] * 5 + [True]
     assert craftax_environment("Craftax-Classic-Symbolic-v1").spec.max_episode_steps == 10_000
+    image = environment.environment.draw_image(environment.environment.reset(KEY)[0])
+    # Nine rows and columns of 32 pixels each, of which the lowest two rows show the inventory.
+    assert (image.shape, image.dtype) == ((288, 288, 3), np.uint8) and len(np.unique(image[:224])) > 20
 
 
 @pytest.mark.optional

@@ -108,6 +108,9 @@ def test_what_cannot_be_drawn_is_refused_before_a_run(tmp_path):
     changes = {"environment.kind": "noisy_line", "environment.time_limit": 5, "evaluators.episodes.video": 1}
     with pytest.raises(UserError, match=r"episodes.video=1: environment TabularEnvironment cannot be drawn as images"):
         train(load("ppo_cartpole:native,smoke", changes), tmp_path / "run")
+    changes = {"environment.environment_id": "DeepSea-bsuite", "evaluators.episodes.video": 1}
+    with pytest.raises(UserError, match=r"as images \(gymnax: DeepSea-bsuite has no picture: expected MinAtar and cla"):
+        train(load("ppo_minatar:smoke", changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match=r"evaluators.episodes.video' got -1, expected at least 0"):
         train(load("ppo_cartpole:native,smoke", {"evaluators.episodes.video": -1}), tmp_path / "run")

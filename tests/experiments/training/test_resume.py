@@ -79,6 +79,13 @@ def normalised():
     return config
 
 
+def a_suite():
+    """The state of a suite's environment, with an episode that is cut before the run is stopped and one after."""
+    config = corridor.with_critic()
+    config.environment = {"kind": "gymnax", "environment_id": "CartPole-v1", "time_limit": 6}
+    return config
+
+
 def curious(*names, **environment):
     """Curiosity rewards in addition to the reward, each with a value head that continues across episodes."""
     config = corridor.with_critic()
@@ -139,6 +146,7 @@ RUNS = {
     "host with a snapshot": (on_the_host, (0,)),
     "host with a snapshot, integer observations": (frozen_lake, (0,)),
     "pure environment as a host, recurrent": (a_jax_host, (0,)),
+    "a suite's environment, two seeds": (a_suite, (0, 1)),
     "Montezuma's Revenge": (montezuma, (0,)),
 }
 

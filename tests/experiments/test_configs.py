@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from agents.losses import value_loss
 from experiments.assembly import registry
 from experiments.assembly.build import build_environment, build_parts
 from experiments.assembly.checks import checked_environment
 from experiments.commands.list import main as list_main
 from experiments.commands.run import main
-from experiments.configs import _common, dqn_cartpole, oprl_sokoban
+from experiments.configs import _common, dqn_cartpole, oprl_sokoban, ppo_mujoco
+from experiments.errors import UserError
 from experiments.rows import reading, run_folders
 from experiments.training import learn
 from experiments.training.sweeps import ranking
@@ -200,6 +202,47 @@ def test_a_tuned_baseline_on_cartpole_has_the_best_values_of_as_many_points(base
     settings = dqn_cartpole.BASELINES[f"{baseline},tuned"]
     expected = f"learning_rate={settings['learning_rate']}+n_steps={settings['n_steps']}"
     assert best_point("dqn_cartpole", baseline, "return", points=4) == expected
+
+
+def test_the_zoos_settings_of_half_cheetah_are_those_of_its_file():
+    config = registry.load("ppo_mujoco:half_cheetah,tuned").config
+    assert (config.data.length, config.data.batch, config.agent.minibatches) == (512, 1, 512 // 64)
+    assert (config.network.hidden, config.network.activation) == ((256, 256), "relu")
+    found = {
+        key: config.agent[key]
+        for key in ("learning_rate", "epochs", "clip", "entropy_weight", "max_gradient_norm", "schedule", "value_clip")
+    }
+    assert found == {
+        "learning_rate": 2.0633e-05,
+        "epochs": 20,
+        "clip": 0.1,
+        "entropy_weight": 0.000401762,
+        "max_gradient_norm": 0.8,
+        "schedule": "constant",
+        "value_clip": None,
+    }
+    assert (config.credit.env.discount, config.credit.env.gae_lambda, config.rewards.env.discount) == (0.98, 0.92, 0.98)
+    assert config.network.normalise_observations and np.log(config.agent.initial_std) == -2.0
+    # stable-baselines3's loss is vf_coef times the squared error.
+    values, targets = jnp.array([0.5, 2.0]), jnp.array([1.5, -1.0])
+    np.testing.assert_allclose(
+        config.agent.value_weight * value_loss(values, targets), 0.58096 * (values - targets) ** 2
+    )
+
+
+@pytest.mark.parametrize(("task", "minibatches", "hidden"), [("hopper", 16, (256, 256)), ("walker2d", 16, (64, 64))])
+def test_the_zoos_settings_of_a_task_are_those_of_its_baseline(task, minibatches, hidden):
+    config = registry.load(f"ppo_mujoco:{task},tuned").config
+    theirs = ppo_mujoco.BASELINES[f"sb3_ppo,{task},tuned"]
+    assert config.environment.environment_id == ppo_mujoco.TASKS[task]
+    assert (config.agent.minibatches, config.network.hidden) == (minibatches, hidden)
+    assert config.agent.learning_rate == theirs["learning_rate"] and config.credit.env.discount == theirs["gamma"]
+    assert config.agent.initial_std == np.exp(theirs.get("log_std_init", 0.0))
+
+
+def test_a_task_without_tuned_settings_is_refused():
+    with pytest.raises(UserError, match="ant and tuned exclude each other: expected one of half_cheetah, hopper, walk"):
+        registry.load("ppo_mujoco:ant,tuned")
 
 
 @pytest.mark.parametrize("method", ["hindsight", "explore", "rnd", "icm"])

@@ -84,6 +84,16 @@ def test_a_baseline_on_a_variant_and_on_sampled_actions(stand_in):
     assert {row["variant"] for row in reading.read_runs(stand_in.runs, "ppo_mujoco")} == {"sbx_ppo,hopper"}
 
 
+def test_a_tuned_baseline_has_the_steps_of_the_tuned_variant(stand_in):
+    pytest.importorskip("mujoco")
+    assert stand_in("ppo_mujoco:sb3_ppo,hopper,tuned") == 0
+    [job] = stand_in.jobs()
+    config = registry.load("ppo_mujoco:hopper,tuned").config
+    assert (job["environment_id"], job["steps"]) == ("Hopper-v5", config.iterations * 512)
+    assert job["settings"]["n_steps"] == 512 == config.data.length * config.data.batch
+    assert job["settings"]["net_arch"] == [256, 256]
+
+
 def test_the_same_command_runs_the_seeds_that_are_missing(stand_in, tmp_path):
     assert stand_in("dqn_cartpole:sb3_dqn", "--seeds=3", "--limit=2", "--jobs=2") == 0
     assert sorted(job["seed"] for job in stand_in.jobs()) == [0, 1]

@@ -49,7 +49,8 @@ def get_config(variant: str = "") -> ConfigDict:
     ppo_as_released(config, learning_rate=2.5e-4, epochs=4, minibatches=4, clip=0.1, shared_critic=True)
     config.data = {"kind": "unroll", "length": 128, "batch": 8, "group_size": 1}
     config.evaluators.episodes.count, config.evaluators.episodes.greedy = 8, False
-    config.iterations, config.evaluate_every = 9765, 651
+    # A run is saved, and stops when asked to, where it is evaluated: after minutes, also on a CPU.
+    config.iterations, config.evaluate_every = 9765, 105
     if "smoke" in tokens:
         config.iterations, config.evaluate_every = 4, 2
         config.environment.make_kwargs = {"stack_num": 2, "img_height": 36, "img_width": 36}

@@ -168,7 +168,8 @@ class EnvPoolHost:
             raise RuntimeError("the environments have not been started: call reset first")
         space = self._spec.action_space
         indices = as_batch(space, action, self._num_envs)
-        batch, reward, terminated, truncated, info = self._pool.step(self._act(from_indices(space, indices)))
+        actions = self._act(from_indices(space, indices))
+        batch, reward, terminated, truncated, info = self._pool.step(actions)
         self._steps += 1
         for key in self._terminal_keys:
             terminated = terminated | (info[key] > 0)
@@ -179,7 +180,9 @@ class EnvPoolHost:
             batch = jax.tree.map(np.array, batch)
         final_observation = observation = self._observed(batch)
         if ended.size:
-            fresh, fresh_info = self._pool.reset(ended)
+            # Whatever the action, a step resets what has ended. ``reset`` would start a new game where only a life is
+            # lost (``episodic_life``), so that no later life was ever played.
+            fresh, *_, fresh_info = self._pool.step(np.asarray(actions)[ended], ended)
             observation = self._observed(_with_rows(batch, fresh_info["env_id"], fresh))
         reward = reward.astype(np.float32)
         costs = {name: info[key].astype(np.float32) for key, name in self._cost_keys.items()}

@@ -164,3 +164,17 @@ class TestWithEnvpool:
             host.step(np.zeros(3, int))
         with pytest.raises(ValueError, match="cannot restore"):
             host.restore(Snapshot({}, {}))
+
+
+def test_a_game_goes_on_after_a_life_that_ends_the_episode():
+    """With ``episodic_life`` each of Breakout's five lives is an episode, and only the last one ends the game."""
+    settings = {"episodic_life": True, "img_height": 36, "img_width": 36, "stack_num": 1}
+    host = EnvPoolHost("Breakout-v5", 2, make_kwargs=settings, info_keys={"lives": "lives"})
+    host.reset(0)
+    actions, lives = np.random.default_rng(0), []
+    while len(lives) < 8:
+        step = host.step(actions.integers(0, 4, 2))
+        assert not step.truncated.any()
+        lives += step.info["lives"][:1][step.terminated[:1]].tolist()
+    host.close()
+    assert lives == [4, 3, 2, 1, 0, 4, 3, 2]

@@ -168,6 +168,7 @@ class TestWithEnvpool:
 
 def test_a_game_goes_on_after_a_life_that_ends_the_episode():
     """With ``episodic_life`` each of Breakout's five lives is an episode, and only the last one ends the game."""
+    pytest.importorskip("envpool")
     settings = {"episodic_life": True, "img_height": 36, "img_width": 36, "stack_num": 1}
     host = EnvPoolHost("Breakout-v5", 2, make_kwargs=settings, info_keys={"lives": "lives"})
     host.reset(0)

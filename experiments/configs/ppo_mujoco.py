@@ -3,6 +3,7 @@
 Command:
     sagax run ppo_mujoco:half_cheetah --seeds=5
     sagax run ppo_mujoco:hopper --seeds=5
+    sagax run ppo_mujoco:walker2d --seeds=3
     sagax run ppo_mujoco:half_cheetah,tuned --seeds=5
 
 Expected, mean return of 8 episodes of sampled actions after 1,001,472 steps, from results/ppo_mujoco.jsonl (95 %
@@ -11,7 +12,8 @@ of 3 seeds):
                     here                    CleanRL
     half_cheetah    2263 [1610, 3638]       1443 +- 46
     hopper          2768 [2547, 3064]       2383 +- 272
-Nothing was tuned. There are no rows yet of walker2d, ant, raw and tuned, nor of PPO of stable-baselines3 and sbx, whose
+    walker2d        2881 [2401, 3655]       (3 seeds here)
+Nothing was tuned. There are no rows yet of ant, raw and tuned, nor of PPO of stable-baselines3 and sbx, whose
 settings are in BASELINES.
 
 Time: 2 to 4 minutes per seed on one of two busy cores.

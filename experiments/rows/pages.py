@@ -94,13 +94,13 @@ RESULTS: tuple[Curves | Grid, ...] = (
         "ppo_mujoco: PPO on MuJoCo with normalised observations and returns",
         "ppo_mujoco",
         "return",
-        {"half_cheetah": "HalfCheetah-v5", "hopper": "Hopper-v5"},
+        {"half_cheetah": "HalfCheetah-v5", "hopper": "Hopper-v5", "walker2d": "Walker2d-v5"},
         text="Episodes of sampled actions. For its `ppo_continuous_action.py`, whose settings these are, CleanRL has "
         "1,443 ± 46 and 2,383 ± 272 on version 4 of the tasks after 10^6 steps (mean and standard deviation of 3 "
         "seeds). rl-baselines3-zoo publishes single models of stable-baselines3 with settings that were tuned for each "
         "task: 5,836 on HalfCheetah-v3, 2,410 on Hopper-v3.",
         digits=0,
-        untuned=("half_cheetah", "hopper"),
+        untuned=("half_cheetah", "hopper", "walker2d"),
     ),
     Grid(
         "eta_gridworld: mean of the worst share of the returns",

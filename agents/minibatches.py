@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from agents.permutation import permutation
 from envs.base import PyTree
 
 Step = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, dict[str, jax.Array]]]
@@ -64,11 +65,16 @@ def minibatch_epochs(
         part = jax.tree.map(lambda rows, like: pick(rows, like, index), table, batch)
         return step(state, part, jax.tree.map(lambda x: jnp.take(x, index, axis=0), start_carry))
 
-    def epoch(state, epoch_key):
+    def epoch(state, order):
         if minibatches == 1:
             return step(state, batch, start_carry)
-        order = jax.random.permutation(epoch_key, items).reshape(minibatches, -1)
         return jax.lax.scan(part_step, state, order)
 
-    state, metrics = jax.lax.scan(epoch, state, jax.random.split(key, epochs))
+    def order_of(epoch_key):
+        return permutation(epoch_key, items).reshape(minibatches, -1)
+
+    # All epochs are shuffled before the first: one large draw costs less than many small ones.
+    keys = jax.random.split(key, epochs)
+    orders = keys if minibatches == 1 else jax.vmap(order_of)(keys)
+    state, metrics = jax.lax.scan(epoch, state, orders)
     return state, jax.tree.map(jnp.mean, metrics)

@@ -76,6 +76,16 @@ def start_unroll(environment: Environment, key: jax.Array, batch: int, carry: Py
     )
 
 
+def keys_of_steps(act_key: jax.Array, step_key: jax.Array, length: int, batch: int) -> tuple[jax.Array, jax.Array]:
+    """The keys ``[T]`` for acting and ``[T, B]`` for the environments, by step of a rollout.
+
+    They are made before the first step: one large draw costs less than many small ones.
+    """
+    steps = jnp.arange(length)
+    act_keys = jax.vmap(lambda t: jax.random.fold_in(act_key, t))(steps)
+    return act_keys, jax.vmap(lambda t: jax.random.split(jax.random.fold_in(step_key, t), batch))(steps)
+
+
 def unroll(
     environment: Environment,
     policy: Policy,
@@ -112,11 +122,12 @@ def unroll(
     else:
         reset_keys = jax.random.split(reset_key, (start_states, batch))
     pool = jax.vmap(jax.vmap(environment.reset))(reset_keys)
+    act_keys, step_keys = keys_of_steps(act_key, step_key, length, batch)
 
-    def step(scan_carry, t):
+    def step(scan_carry, inputs):
+        t, act_key, keys = inputs
         state, used = scan_carry
-        action, carry, extras = policy(state.carry, state.observation, jax.random.fold_in(act_key, t))
-        keys = jax.random.split(jax.random.fold_in(step_key, t), batch)
+        action, carry, extras = policy(state.carry, state.observation, act_key)
         environment_state, time_step = jax.vmap(environment.step)(
             keys, state.environment, bounded_action(spec.action_space, action)
         )
@@ -152,7 +163,8 @@ def unroll(
         )
         return (following, used + ended), transition
 
-    (state, _), trajectory = jax.lax.scan(step, (state, jnp.zeros(batch, jnp.int32)), jnp.arange(length))
+    inputs = jnp.arange(length), act_keys, step_keys
+    (state, _), trajectory = jax.lax.scan(step, (state, jnp.zeros(batch, jnp.int32)), inputs)
     return state, trajectory
 
 
@@ -190,10 +202,12 @@ def episodes(
     # One reset per group, repeated: a start state may be expensive to generate.
     state, observation = jax.tree.map(lambda x: jnp.repeat(x, group_size, axis=0), start)
 
-    def step(scan_carry, t):
+    act_keys, step_keys = keys_of_steps(act_key, step_key, length, batch)
+
+    def step(scan_carry, inputs):
+        t, act_key, keys = inputs
         state, observation, carry, alive, episode_return = scan_carry
-        action, next_carry, extras = policy(carry, observation, jax.random.fold_in(act_key, t))
-        keys = jax.random.split(jax.random.fold_in(step_key, t), batch)
+        action, next_carry, extras = policy(carry, observation, act_key)
         next_state, time_step = jax.vmap(environment.step)(keys, state, bounded_action(spec.action_space, action))
         terminated = time_step.terminated & alive
         truncated = ((time_step.truncated & alive) | (alive & (t == length - 1))) & ~terminated
@@ -228,7 +242,7 @@ def episodes(
         return following, transition
 
     start_carry = (state, observation, initial_carry, jnp.ones(batch, bool), jnp.zeros(batch, jnp.float32))
-    _, trajectory = jax.lax.scan(step, start_carry, jnp.arange(length))
+    _, trajectory = jax.lax.scan(step, start_carry, (jnp.arange(length), act_keys, step_keys))
     return trajectory
 
 

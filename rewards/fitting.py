@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from agents.permutation import permutation
 from envs.base import PyTree
 from rewards.base import Metrics
 
@@ -56,7 +57,7 @@ def random_minibatches(key: jax.Array, items: int, *, minibatches: int, updates:
     size = items // minibatches
 
     def one_pass(key):
-        return jax.random.permutation(key, items)[: minibatches * size].reshape(minibatches, size)
+        return permutation(key, items)[: minibatches * size].reshape(minibatches, size)
 
     if updates == 0:
         return jnp.zeros((0, size), jnp.int32)

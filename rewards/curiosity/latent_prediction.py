@@ -31,6 +31,7 @@ from agents.networks.base import Head
 from agents.networks.encoders import action_features, feature_size
 from agents.networks.sequence import NetworkConfig, network, own_numbers
 from agents.optimisers import chained
+from agents.permutation import permutation
 from agents.recurrence import gated_recurrence
 from agents.state import fields
 from agents.statistics import masked_mean
@@ -171,7 +172,7 @@ def contrastive_information(scores: jax.Array, valid: jax.Array) -> jax.Array:
 
 def _blocks(key: jax.Array, items: int, size: int) -> jax.Array:
     """A random order of ``items``, ``[ceil(items / size), size]``; the value ``items`` marks an empty place."""
-    order = jax.random.permutation(key, items)
+    order = permutation(key, items)
     return jnp.pad(order, (0, -items % size), constant_values=items).reshape(-1, size)
 
 

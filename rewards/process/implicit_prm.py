@@ -24,6 +24,7 @@ from agents.base import DataSpec
 from agents.distributions import distribution_for
 from agents.networks.base import Head, NetworkBuilder
 from agents.networks.sequence import NetworkConfig
+from agents.permutation import permutation
 from agents.returns import return_to_go
 from agents.state import fields
 from agents.statistics import from_groups, masked_mean, to_groups
@@ -342,7 +343,7 @@ def implicit_prm(
             if not subset:
                 return state.reference, fresh
             if not replay:
-                group = jax.random.permutation(key, fresh_groups)[:drawn]
+                group = permutation(key, fresh_groups)[:drawn]
                 return state.reference, _take_groups(fresh, group, data.group_size)
             pick = jax.random.randint(key, (drawn,), 0, filled * fresh_groups)
             return state.reference, _take_kept_groups(store, pick // fresh_groups, pick % fresh_groups, data.group_size)

@@ -41,28 +41,65 @@ def purejaxrl(options: Options) -> list[Comparison]:
             "this repository), and --baseline-python=PYTHON of an environment with: "
             "pip install jax flax optax distrax gymnax==0.0.9"
         )
-    numbers: dict[str, Any] = {"data__batch": 4, "data__length": 128, "agent__learning_rate": 2.5e-4}
-    numbers |= {"agent__value_clip": 0.2, "iterations": 8 if options.tiny else 976}
-    native = loaded("ppo_cartpole:native", **numbers)
-    gymnax = loaded(
-        "ppo_cartpole:native", **numbers, environment__kind="gymnax", environment__environment_id="CartPole-v1"
-    )
-    breakout = loaded("ppo_minatar:breakout", iterations=1 if options.tiny else 61)
+    native = loaded("ppo_cartpole:native", **_cartpole_numbers(options))
+    library, path = ("purejaxrl", "PureJaxRL's ppo.py, the same numbers"), str(options.baseline.resolve())
     return [
-        *purejaxrl_runs(options, "training", native, "ppo_cartpole:native", alone=True),
-        *purejaxrl_runs(options, "gymnax_cartpole", gymnax, "ppo_cartpole:native on gymnax's CartPole"),
-        *purejaxrl_runs(options, "gymnax_breakout", breakout, "ppo_minatar:breakout"),
+        *runs_in_jit(options, "training", native, "ppo_cartpole:native", *library, path=path, alone=True),
+        *(
+            found
+            for name, ours, config in _on_gymnax(options)
+            for found in runs_in_jit(options, name, config, ours, *library, path=path)
+        ),
     ]
 
 
-def purejaxrl_runs(
-    options: Options, name: str, config: ConfigDict, ours: str, *, alone: bool = False
+def rejax(options: Options) -> list[Comparison]:
+    """Whole runs of PPO in jit beside rejax's, on CartPole and MinAtar's Breakout of gymnax (extra ``gymnax``).
+
+    Its networks, and its numbers but for the schedule of the learning rate, are the same.
+    """
+    if not has_baselines(options, "rejax", "rejax", "rejax"):
+        return []
+    return [
+        found
+        for name, ours, config in _on_gymnax(options)
+        for found in runs_in_jit(options, name, config, ours, "rejax", "PPO of rejax, the same numbers")
+    ]
+
+
+def _cartpole_numbers(options: Options) -> dict[str, Any]:
+    """PureJaxRL's for CartPole."""
+    numbers: dict[str, Any] = {"data__batch": 4, "data__length": 128, "agent__learning_rate": 2.5e-4}
+    return numbers | {"agent__value_clip": 0.2, "iterations": 8 if options.tiny else 976}
+
+
+def _on_gymnax(options: Options) -> list[tuple[str, str, ConfigDict]]:
+    """Name, description and configuration of what is compared on gymnax's environments."""
+    environment = {"environment__kind": "gymnax", "environment__environment_id": "CartPole-v1"}
+    cartpole = loaded("ppo_cartpole:native", **_cartpole_numbers(options), **environment)
+    breakout = loaded("ppo_minatar:breakout", iterations=1 if options.tiny else 61)
+    return [
+        ("gymnax_cartpole", "ppo_cartpole:native on gymnax's CartPole", cartpole),
+        ("gymnax_breakout", "ppo_minatar:breakout", breakout),
+    ]
+
+
+def runs_in_jit(
+    options: Options,
+    name: str,
+    config: ConfigDict,
+    ours: str,
+    library: str,
+    reference: str,
+    *,
+    path: str = "",
+    alone: bool = False,
 ) -> list[Comparison]:
-    """Whole runs of ``config`` beside PureJaxRL's, and with ``alone`` the environments of both under random actions."""
-    assert options.baseline is not None
+    """Whole runs of ``config`` beside those of ``library``, which may need the ``path`` of a checkout, and with
+    ``alone`` the environments of both under random actions."""
     steps = config.iterations * slots_of(config)
     python = str(options.baseline_python or sys.executable)
-    job = baseline_job(config, "purejaxrl", steps, path=str(options.baseline.resolve()))
+    job = baseline_job(config, library, steps, path=path)
     sides: dict[str, Side] = {}
     # The baselines start first, so that a missing package is reported before anything is compiled here. They wait
     # until they are asked.
@@ -116,7 +153,7 @@ def purejaxrl_runs(
             "baseline",
             name=name,
             ours=_described(ours, config),
-            reference="PureJaxRL's ppo.py, the same numbers",
+            reference=reference,
             unit="environment steps/s",
             target=1.2,
             details={"steps": steps, "baseline_versions": theirs.versions} | compiling | shares,

@@ -72,6 +72,46 @@ def purejaxrl(job: dict) -> tuple[Callable[[], int], dict]:
     return piece, _versions("jax", "jaxlib", "flax", "gymnax", "distrax")
 
 
+def rejax(job: dict) -> tuple[Callable[[], int], dict]:
+    """rejax's PPO on gymnax's ``environment_id``, without evaluations.
+
+    One piece is one whole training run. Its learning rate has no schedule, and it clips every number of a gradient
+    instead of its norm.
+    """
+    import jax
+    from rejax import PPO
+
+    algorithm = PPO.create(
+        env=job["environment_id"],
+        agent_kwargs={"activation": job["activation"], "hidden_layer_sizes": tuple(job["hidden"])},
+        eval_freq=job["steps"],
+        skip_initial_evaluation=True,
+        total_timesteps=job["steps"],
+        num_envs=job["num_envs"],
+        num_steps=job["num_steps"],
+        num_epochs=job["epochs"],
+        num_minibatches=job["minibatches"],
+        learning_rate=job["learning_rate"],
+        max_grad_norm=job["max_gradient_norm"],
+        gamma=job["discount"],
+        gae_lambda=job["gae_lambda"],
+        clip_eps=job["clip"],
+        vf_coef=job["value_weight"],
+        ent_coef=job["entropy_weight"],
+    )
+    algorithm = algorithm.replace(eval_callback=lambda algorithm, state, key: ())
+    train = jax.jit(algorithm.train)
+    # What it trains are whole iterations, the last one beyond ``steps``.
+    iterations = -(-int(job["steps"]) // (job["num_steps"] * job["num_envs"]))
+    seeds = iter(range(10**6))
+
+    def piece() -> int:
+        jax.block_until_ready(train(jax.random.PRNGKey(next(seeds))))
+        return iterations * job["num_steps"] * job["num_envs"]
+
+    return piece, _versions("rejax", "jax", "jaxlib", "flax", "gymnax", "distrax")
+
+
 def gymnax_environment(job: dict) -> tuple[Callable[[], int], dict]:
     """gymnax's CartPole-v1 alone, auto-resetting, with uniformly random actions, in one scan."""
     import gymnax
@@ -196,6 +236,7 @@ def sb3_qrdqn(job: dict) -> tuple[Callable[[], int], dict]:
 
 BASELINES = {
     "purejaxrl": purejaxrl,
+    "rejax": rejax,
     "gymnax_environment": gymnax_environment,
     "stable_baselines3": stable_baselines3,
     "sbx": sbx,

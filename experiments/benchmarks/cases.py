@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 
 from envs.keys import seed_key
-from experiments.benchmarks.baseline_cases import host, host_mujoco, purejaxrl
+from experiments.benchmarks.baseline_cases import host, host_mujoco, purejaxrl, rejax
 from experiments.benchmarks.buffers import buffer
 from experiments.benchmarks.device_cases import Measurement, devices
 from experiments.benchmarks.fused import fused_chunk, fused_state
@@ -82,22 +82,30 @@ def fused_grpo(options: Options) -> list[Comparison]:
     return [fused(options, "grpo")]
 
 
+# Configurations whose seeds are compared, by the comparison's name, with the iterations of one sample.
+SEEDED = {"grpo": ("oprl_sokoban:grpo", 5), "ppo": ("oprl_sokoban:ppo", 5), "cartpole": ("ppo_cartpole:native", 20)}
+
+
 def seeds(options: Options) -> list[Comparison]:
-    """10 vmapped seeds of ``oprl_sokoban:grpo`` and ``:ppo`` beside 10 runs one after another.
+    """10 vmapped seeds of ``SEEDED`` beside 10 runs one after another.
 
-    The ratio compares training alone; ``ratio_with_compilation`` compares whole runs of the configuration's length, in
-    which every run compiles.
+    With several devices, such as ``JAX_NUM_CPU_DEVICES=2`` makes of two cores, the seeds are spread over them, and the
+    single runs have the first one. The ratio compares training alone; ``ratio_with_compilation`` compares whole runs of
+    the configuration's length, in which every run compiles.
     """
-    return [seeds_of(options, method) for method in ("grpo", "ppo")]
+    return [seeds_of(options, name) for name in SEEDED]
 
 
-def seeds_of(options: Options, method: str) -> Comparison:
-    """The comparison for one method; both sides train the same seeds."""
+def seeds_of(options: Options, comparison_name: str) -> Comparison:
+    """The comparison for one configuration; both sides train the same seeds."""
+    name, iterations = SEEDED[comparison_name]
     tiny: dict[str, Any] = {"data__batch": 16, "agent__minibatches": 2} if options.tiny else {}
-    config = loaded(f"oprl_sokoban:{method}", **tiny)
-    iterations = 1 if options.tiny else 5
+    config = loaded(name, **tiny)
+    iterations = 1 if options.tiny else iterations
+    devices = jax.devices()
+    over = f" over {len(devices)} devices" if len(devices) > 1 else ""
     vmapped = Chunks(scan_driver(config, SEEDS), iterations, slots_of(config))
-    single = Chunks(scan_driver(config), iterations, slots_of(config))
+    single = Chunks(scan_driver(config, devices=devices[:1]), iterations, slots_of(config))
 
     def one_after_another() -> Sample:
         parts = [single() for _ in range(SEEDS)]
@@ -108,8 +116,8 @@ def seeds_of(options: Options, method: str) -> Comparison:
         samples,
         "vmapped",
         "sequential",
-        name=method,
-        ours=f"oprl_sokoban:{method}, {SEEDS} seeds vmapped",
+        name=comparison_name + over.replace(" ", "_"),
+        ours=f"{name}, {SEEDS} seeds vmapped{over}",
         reference=f"{SEEDS} runs one after another",
         unit="environment slots/s",
     )
@@ -214,6 +222,11 @@ CASES = {
         "PPO on CartPole and MinAtar's Breakout beside PureJaxRL's; needs --baseline=CHECKOUT and the extra gymnax",
         purejaxrl,
     ),
+    "rejax": Case(
+        "PPO on gymnax's CartPole and MinAtar's Breakout beside rejax's; needs --baseline-python=PYTHON and the extra "
+        "gymnax",
+        rejax,
+    ),
     "host": Case(
         "the host driver on CartPole-v1 beside the raw environments; with --baseline-python=PYTHON beside "
         "stable-baselines3 and sbx",
@@ -222,7 +235,11 @@ CASES = {
     "host_mujoco": Case(
         "the same on MuJoCo's Hopper, with normalised observations; needs the extra mujoco", host_mujoco
     ),
-    "seeds": Case("10 vmapped seeds of oprl_sokoban:grpo and :ppo beside 10 runs one after another", seeds),
+    "seeds": Case(
+        "10 vmapped seeds of oprl_sokoban:grpo, :ppo and ppo_cartpole:native beside 10 runs one after another; with "
+        "JAX_NUM_CPU_DEVICES=2 spread over two cores",
+        seeds,
+    ),
     "replay": Case(
         "gradient steps on replayed data, 10 vmapped seeds beside one; with --baseline-python=PYTHON beside sbx's DQN "
         "and sb3-contrib's QR-DQN",

@@ -112,9 +112,11 @@ class Chunks:
         return timed(self._piece)
 
 
-def scan_driver(config: ConfigDict, seeds: int = 1) -> ScanDriver:
-    """A scan driver that trains the first ``seeds`` seeds of ``config``, whose environment is pure."""
-    return ScanDriver(config, build_environment(config), [Member(seed, "") for seed in range(seeds)])
+def scan_driver(config: ConfigDict, seeds: int = 1, devices: Sequence[jax.Device] | None = None) -> ScanDriver:
+    """A scan driver that trains the first ``seeds`` seeds of ``config``, whose environment is pure, on ``devices``, all
+    if ``None``."""
+    members = [Member(seed, "") for seed in range(seeds)]
+    return ScanDriver(config, build_environment(config), members, devices=devices)
 
 
 def slots_of(config: ConfigDict) -> int:

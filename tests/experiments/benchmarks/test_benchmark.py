@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from functools import partial
 
@@ -16,7 +17,7 @@ from agents.planning.distributional import value_iteration
 from agents.planning.return_distributions import StockGrid, categorical, lattice
 from envs.keys import seed_key
 from envs.native.tabular import gridworld
-from experiments.benchmarks import numpy_planner, reward_cases
+from experiments.benchmarks import cases, numpy_planner, reward_cases
 from experiments.benchmarks.baseline_sides import baseline, baseline_job, replay_job
 from experiments.benchmarks.cases import CASES, Case
 from experiments.benchmarks.device_cases import FINISHED, Measurement, devices, measured
@@ -235,6 +236,38 @@ def test_a_baseline_gets_the_numbers_of_the_configuration(checkout):
             raise AssertionError("it is not ready")
 
 
+@pytest.fixture
+def rejax_of_ours(tmp_path, monkeypatch):
+    """Replaces rejax by a module that refuses its settings, and shows them."""
+    source = (
+        "class PPO:\n"
+        "    @classmethod\n"
+        "    def create(cls, **settings):\n"
+        "        raise ValueError(sorted(settings.items()))\n"
+    )
+    (tmp_path / "rejax.py").write_text(source)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+@pytest.mark.usefixtures("rejax_of_ours")
+def test_rejax_gets_the_numbers_of_the_configuration():
+    config = loaded("ppo_cartpole:native", credit__env__discount=0.5, agent__clip=0.125, network__hidden=(8, 4))
+    settings = (
+        "('agent_kwargs', {'activation': 'tanh', 'hidden_layer_sizes': (8, 4)}), ('clip_eps', 0.125), "
+        "('ent_coef', 0.01), ('env', 'CartPole-v1'), ('eval_freq', 4096), ('gae_lambda', 0.95), ('gamma', 0.5), "
+        "('learning_rate', 0.0025), ('max_grad_norm', 0.5), ('num_envs', 16), "
+        "('num_epochs', 4), ('num_minibatches', 4), ('num_steps', 128)"
+    )
+    with pytest.raises(UserError, match=f"the baseline 'rejax' failed: ValueError: .*{re.escape(settings)}"):
+        with baseline(sys.executable, baseline_job(config, "rejax", 4096)):
+            raise AssertionError("it is not ready")
+
+
+def test_rejax_without_an_interpreter_is_one_line(capsys):
+    assert benchmark.main(["rejax", "--tiny"]) == 0
+    assert "pip install rejax" in capsys.readouterr().err
+
+
 def test_a_baseline_that_replays_gets_the_numbers_of_the_configuration():
     config = loaded("dqn_cartpole:qrdqn", agent__batch_size=8, agent__quantiles=5, network__hidden=(4, 4))
     job = replay_job(config, "sb3_qrdqn", calls=3)
@@ -302,6 +335,17 @@ def test_a_tiny_curiosity_is_timed_beside_ppo_and_beside_another(capsys, monkeyp
     assert found["hindsight_to_rnd"]["target"] == 0.25
     ratio = found["hindsight"]["ratio"] / found["rnd"]["ratio"]
     assert found["hindsight_to_rnd"]["ratio"] == pytest.approx(ratio)
+
+
+def test_seeds_side_by_side_do_the_work_of_the_single_runs(monkeypatch):
+    monkeypatch.setattr(cases, "SEEDED", {"cartpole": ("ppo_cartpole:native,smoke", 2)})
+    monkeypatch.setattr(cases, "SEEDS", 2)
+    [found] = cases.seeds(Options(1, True))
+    assert (found.name, found.ours) == ("cartpole", "ppo_cartpole:native,smoke, 2 seeds vmapped")
+    assert found.reference == "2 runs one after another" and found.report()["ratio"] > 0
+    # Two compilations beside one, for a run of 4 iterations of which a tiny sample has one.
+    assert found.details["whole_run_iterations"] == 4 and found.details["iterations"] == 1
+    assert found.details["whole_run_seconds_sequential"] > 2 * found.details["compile_seconds_single"]
 
 
 def test_tiny_minigrids_compare_with_ppo_in_the_same_rooms(capsys):

@@ -176,27 +176,17 @@ clock's figure is the median over pairs, with the smallest and the largest; proc
 
 _PROFILE = """## Where the time of PPO inside jit goes
 
-The rows above do not meet the target beside PureJaxRL, 1.2 on gymnax's CartPole and MinAtar's Breakout. Both sides
-compute the same matrix products, and these take longest. The figures here are of a profile (`jax.profiler`, one thread
-on one core of a machine with much other work, good to a fifth) and, unlike the tables, of no committed rows:
+The target beside PureJaxRL is 1.2 on gymnax's CartPole and MinAtar's Breakout; the rows above say what is reached. By
+`jax.profiler`, matrix products take more than half of a minibatch of CartPole, and the two first layers, 400 numbers to
+64 units, nearly half of an iteration of Breakout. Both sides compute the same products, which no rearrangement made
+faster: the first layers of policy and critic as one product help Breakout and cost CartPole as much, and the gradients
+of kernels with the other factor transposed, XLA's other scheduler, its loops in one function and its products without
+threads change nothing. What was left to gain is in the code: shuffling sorts integers in place of pairs, and draws of
+many steps are made at once.
 
-- CartPole, 3 ms per iteration of 512 steps: 0.5 ms rollout, 2.1 ms learning. A minibatch takes 0.13 ms, of which
-  products are 0.08 ms (110 to 120 GFLOP/s forward, 78 for the gradients of kernels) and some 100 small operations of
-  about a microsecond the rest. Shuffling sorted pairs in 53 microseconds per epoch, and sorts integers in 10 to 24.
-- Breakout, 150 ms per iteration of 8,192 steps: the products of the two first layers, 400 numbers to 64 units, are 60
-  to 70 ms; gathering minibatches, drawing start states and checking observations for NaN are about 8 ms each.
-- A rollout of CartPole takes 0.8 to 1.1 ms of processor time on two cores, and 0.5 to 0.6 on one: probably XLA hands
-  operations of a microsecond to another thread.
-
-Without gain: first layers of policy and critic as one product (Breakout 8 % faster, CartPole 15 % slower), gradients of
-kernels with the other factor transposed (no difference, and a tenth slower), XLA's other scheduler, its loops in one
-function and its products without threads (within the noise).
-
-Ten vmapped seeds kept 1.0 to 1.4 cores busy, and a product with an axis of two seeds took as long as two products.
-`JAX_NUM_CPU_DEVICES=2` gives each core half of the seeds: `ppo_cartpole:native` took 1.5 to 1.6 s beside 2.7 to 3.1 for
-ten runs, `oprl_sokoban:grpo` 1.0 beside 1.5 to 1.9, `oprl_sokoban:ppo` 1.9 to 3.4 beside 2.4 to 4.0, on that busy
-machine; with several times as many processes as cores nothing was gained (ratios of 0.5 to 0.9). Single runs used 1.0
-to 1.3 cores, so that ten seeds cannot take half the time everywhere."""
+Ten vmapped seeds take about as long as ten runs: products are most of the time, a product with an axis of seeds takes
+as long as one product per seed, and a single run keeps one core busy already. `JAX_NUM_CPU_DEVICES=2` gives each of two
+cores half of the seeds; the rows named `over_2_devices` say what that gains."""
 _DEVICES_HEAD = """## By device and number of seeds
 
 Each measurement trains that many seeds side by side in a process of its own (`sagax benchmark devices`)."""

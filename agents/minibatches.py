@@ -65,16 +65,12 @@ def minibatch_epochs(
         part = jax.tree.map(lambda rows, like: pick(rows, like, index), table, batch)
         return step(state, part, jax.tree.map(lambda x: jnp.take(x, index, axis=0), start_carry))
 
-    def epoch(state, order):
+    def epoch(state, epoch_key):
         if minibatches == 1:
             return step(state, batch, start_carry)
+        # Drawn here and not for all epochs at once: XLA splits one large draw between threads, which costs more.
+        order = permutation(epoch_key, items).reshape(minibatches, -1)
         return jax.lax.scan(part_step, state, order)
 
-    def order_of(epoch_key):
-        return permutation(epoch_key, items).reshape(minibatches, -1)
-
-    # All epochs are shuffled before the first: one large draw costs less than many small ones.
-    keys = jax.random.split(key, epochs)
-    orders = keys if minibatches == 1 else jax.vmap(order_of)(keys)
-    state, metrics = jax.lax.scan(epoch, state, orders)
+    state, metrics = jax.lax.scan(epoch, state, jax.random.split(key, epochs))
     return state, jax.tree.map(jnp.mean, metrics)

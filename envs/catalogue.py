@@ -18,6 +18,7 @@ from envs.kinds import Kind
 from envs.native.breakout import Breakout
 from envs.native.maze import Maze
 from envs.native.noisy_line import noisy_line_environment
+from envs.native.random_model import random_model_environment
 from envs.native.sokoban import Sokoban
 from envs.native.tabular import gridworld_environment, gymnasium_table
 from envs.suites.functional import make_functional
@@ -40,6 +41,7 @@ ENVIRONMENTS: dict[str, Kind | Callable[..., Any]] = {
     "gymnasium_table": gymnasium_table,
     "maze": Kind(Maze, needs=_PIXEL),
     "noisy_line": noisy_line_environment,
+    "random_model": random_model_environment,
     # Pure, of other libraries.
     "craftax": craftax_environment,
     "gymnax": gymnax_environment,

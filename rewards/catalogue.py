@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from envs.kinds import Needs
 from envs.ranges import DECAY, POSITIVE, SHARE, ZERO_UP, Range
 from rewards.base import RewardTransform
+from rewards.constraints.lagrangian import lagrangian
 from rewards.curiosity.count_bonus import count_bonus
 from rewards.curiosity.icm import icm
 from rewards.curiosity.latent_prediction import byol_explore, byol_hindsight
@@ -24,7 +25,8 @@ class Kind(NamedTuple):
     Attributes:
       factory: its keyword arguments are the keys of the section. ``spec``, ``data``, ``network_config``,
         ``continuous`` and ``initial_std`` are supplied where the factory takes them.
-      reads: the parameters that name a channel which must be there before the transform.
+      reads: the parameters that name a channel which must be there before the transform, or that are sections by name
+        of which each has a ``channel``.
       writes: the parameters that name a channel which the transform adds or rewrites.
       intrinsic: whether the agent makes this reward for itself. Where no entry of ``credit`` reads its channel, it is
         credited by ``INTRINSIC_CREDIT``.
@@ -106,6 +108,12 @@ REWARDS: dict[str, Kind] = {
         reads=("channel",),
         ranges={"discount": SHARE, "minimum_std": POSITIVE, "limit": POSITIVE},
     ),
+    "lagrangian": Kind(
+        lagrangian,
+        reads=("constraints",),
+        writes=("into",),
+        ranges={"smoothing": DECAY, "discount": SHARE, "tail": Range(0, 1, low_open=True)},
+    ),
     "group_filter": Kind(transforms.group_filter, reads=("channel",), writes=()),
 }
 
@@ -116,5 +124,6 @@ def channels(kind: Kind, parameters: Iterable[str], section: Mapping[str, Any]) 
     A parameter that the factory does not take names none.
     """
     known = inspect.signature(kind.factory).parameters
-    named = {section.get(name, known[name].default) for name in parameters if name in known}
-    return {channel for channel in named if isinstance(channel, str)}
+    named = [section.get(name, known[name].default) for name in parameters if name in known]
+    parts = [part.get("channel") for one in named if isinstance(one, Mapping) for part in one.values()]
+    return {channel for channel in [*named, *parts] if isinstance(channel, str)}

@@ -362,24 +362,32 @@ def scalarised(model: TabularModel, weights: Sequence[float]) -> TabularModel:
 class TabularEnvironment:
     """A model as a pure ``Environment``, so that agents can learn what planners solve; equal only to itself.
 
-    It has no time limit: wrap it in ``TimeLimit`` with ``model.horizon``. The components of a vector reward become
-    the objectives ``"0"``, ``"1"``, ...; the first is also the reward. The environment's state is the index of the
-    model's state, ``int32 []``.
+    It has no time limit: wrap it in ``TimeLimit`` with ``model.horizon``. The first component of a vector reward is
+    the reward. Its components become the objectives ``"0"``, ``"1"``, ..., or, with ``costs``, those after the first
+    become the costs of these names. The environment's state is the index of the model's state, ``int32 []``.
 
     Attributes:
       model: checked by ``validated``.
       observation: ``"index"`` (``Discrete(S)``) or ``"one_hot"`` (``Box [S]``).
+      costs: names of the components of a vector reward after the first.
 
     Raises:
-      ValueError: ``observation`` is unknown, or the model is invalid (see ``validated``).
+      ValueError: ``observation`` is unknown, there is another number of ``costs`` than of components after the first,
+        or the model is invalid (see ``validated``).
     """
 
     model: TabularModel
     observation: str = "index"
+    costs: tuple[str, ...] = ()
 
     def __post_init__(self):
         require_known("observation", self.observation, _OBSERVATIONS)
         object.__setattr__(self, "model", validated(self.model))
+        if self.costs and len(self.costs) != self.model.reward_dimension - 1:
+            raise ValueError(
+                f"costs={self.costs}: expected {max(self.model.reward_dimension - 1, 0)} names, one for each component "
+                "of the reward after the first"
+            )
 
     @cached_property
     def spec(self) -> EnvironmentSpec:
@@ -388,8 +396,13 @@ class TabularEnvironment:
         return EnvironmentSpec(
             spaces.Discrete(size) if self.observation == "index" else spaces.Box(0, 1, (size,), np.float32),
             spaces.Discrete(self.model.num_actions),
-            objectives=tuple(str(index) for index in range(self.model.reward_dimension)),
+            costs=self.costs,
+            objectives=self._objectives,
         )
+
+    @property
+    def _objectives(self) -> tuple[str, ...]:
+        return () if self.costs else tuple(str(index) for index in range(self.model.reward_dimension))
 
     @cached_property
     def _cumulative(self) -> np.ndarray:
@@ -415,8 +428,8 @@ class TabularEnvironment:
         return following, TimeStep(
             observation=observation,
             reward=reward[0] if dimension else reward,
-            costs={},
-            objectives={str(index): reward[index] for index in range(dimension)},
+            costs={name: reward[index] for index, name in enumerate(self.costs, start=1)},
+            objectives={name: reward[int(name)] for name in self._objectives},
             terminated=jnp.asarray(self.model.terminated)[state, action, outcome],
             truncated=jnp.zeros((), bool),
             final_observation=observation,

@@ -47,6 +47,8 @@ from experiments.errors import UserError, unknown
 from experiments.evaluators.stock_objectives import JUDGED, require_units_of_stock
 from rewards.base import RewardTransform, chain
 from rewards.catalogue import INTRINSIC_CREDIT, REWARDS, Kind, channels
+from rewards.constraints.lagrangian import Constraint
+from rewards.constraints.multipliers import MULTIPLIERS
 
 # Seeds of key streams that have nothing to do with training's. A run is evaluated in the first, which chooses its best
 # checkpoint; a finished checkpoint is judged in the last. Both fold in the member's seed, see ``training.keys``.
@@ -274,7 +276,7 @@ def _reward_chain(nested, kinds: Mapping[str, Kind], spec, context) -> tuple[Rew
         section = nested["rewards"][name]
         parameters = inspect.signature(kind.factory).parameters
         supplied = {key: value for key, value in context.items() if key in parameters}
-        made[name] = call(kind.factory, f"rewards.{name}", **supplied, **_arguments(section))
+        made[name] = call(kind.factory, f"rewards.{name}", **supplied, **_reward_arguments(name, section, parameters))
         if not isinstance(made[name], RewardTransform):
             raise _wrong_result(f"rewards.{name}", section["kind"], made[name], "a RewardTransform")
         for channel in sorted(channels(kind, kind.reads, section) - known):
@@ -287,6 +289,21 @@ def _reward_chain(nested, kinds: Mapping[str, Kind], spec, context) -> tuple[Rew
             raise unknown("reward channel", channel, sorted(known), f"in rewards.{name}")
         known |= channels(kind, kind.writes, section)
     return chain(**made), sorted(known)
+
+
+def _reward_arguments(name: str, section: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a section of ``rewards``; what its own sections describe is built."""
+    arguments = _arguments(section)
+    if "multiplier" in parameters and "multiplier" in arguments:
+        own = arguments["multiplier"]
+        factory = resolve(own.get("kind"), MULTIPLIERS, "multiplier rule", f"in rewards.{name}.multiplier").factory
+        arguments["multiplier"] = call(factory, f"rewards.{name}.multiplier", **_arguments(own))
+    if "constraints" in parameters and isinstance(arguments.get("constraints"), Mapping):
+        arguments["constraints"] = {
+            key: call(Constraint, f"rewards.{name}.constraints.{key}", **own)
+            for key, own in arguments["constraints"].items()
+        }
+    return arguments
 
 
 def _unread(nested: Mapping[str, Any], kinds: Mapping[str, Kind], read: set[str]) -> dict[str, str]:

@@ -31,6 +31,8 @@ from experiments.assembly.kinds import is_import_path, resolve
 from experiments.evaluators.catalogue import EVALUATORS
 from rewards.catalogue import REWARDS
 from rewards.catalogue import Kind as RewardKind
+from rewards.constraints.lagrangian import Constraint
+from rewards.constraints.multipliers import MULTIPLIERS
 
 # What stands for a parameter's default or annotation where there is none.
 EMPTY = inspect.Parameter.empty
@@ -182,6 +184,8 @@ SECTIONS = (
         supplied=("spec", "data", "network_config", "continuous", "initial_std"),
         optional=True,
     ),
+    Section("rewards.*.multiplier", MULTIPLIERS, "kind", "multiplier rule", optional=True),
+    Section("rewards.*.constraints.*", Constraint, optional=True),
     Section("warm_start", behaviour_cloning, supplied=("network", "distribution"), own=_warm_start_keys, optional=True),
     Section(
         "annotator",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -53,6 +53,32 @@ CURIOSITIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"kind": "count_bonus", "identify": "hash", "bits": 12, "episodic": True},
     ),
 }
+
+# For each Lagrangian method: its description and what it sets in the section of the transform ``lagrangian``.
+CONSTRAINED: dict[str, tuple[str, dict[str, Any]]] = {
+    "dual": (
+        "PPO-Lagrangian: dual ascent by SGD (Ray, Achiam and Amodei, 2019)",
+        {"multiplier": {"kind": "dual_ascent", "optimiser": "sgd", "learning_rate": 0.02}},
+    ),
+    "adam": (
+        "as dual, with Adam",
+        {"multiplier": {"kind": "dual_ascent", "optimiser": "adam", "learning_rate": 0.02}},
+    ),
+    "pid": (
+        "PID-Lagrangian: a controller of three terms (Stooke et al., 2020) (the default)",
+        {"multiplier": {"kind": "pid", "proportional": 0.2, "integral": 0.02, "derivative": 0.0, "smoothing": 0.5}},
+    ),
+    "rcpo": (
+        "RCPO: one critic of the reward less the weighted costs (Tessler et al., 2019)",
+        {"multiplier": {"kind": "dual_ascent", "optimiser": "sgd", "learning_rate": 0.02}, "into": "env"},
+    ),
+    "barrier": (
+        "the gradient of a logarithmic barrier (IPO: Liu et al., 2020)",
+        {"multiplier": {"kind": "barrier", "sharpness": 20.0}},
+    ),
+    "unconstrained": ("costs are measured and weigh nothing", {"multiplier": {"kind": "fixed", "value": 0.0}}),
+}
+
 
 # For each MiniGrid task, by a short name: its identifier, and what the agent has to handle.
 MINIGRID_TASKS = {
@@ -317,6 +343,20 @@ def choose_curiosity(config: ConfigDict, tokens: Iterable[str], default: str, we
         config.credit.curiosity = entry("gae", "curiosity", weight, discount=0.99, gae_lambda=0.95, episodic=False)
         config.agent.whiten = "batch"
     return method
+
+
+def constrain(config: ConfigDict, limits: Mapping[str, tuple[str, float]], method: str) -> None:
+    """Adds limits, by name ``(channel, limit)``, to a policy-gradient ``config`` by a method of ``CONSTRAINED``.
+
+    Each limit gets a credit entry like that of ``env``, with a critic of its own, unless ``method`` writes the weighted
+    costs into the reward.
+    """
+    section = {"kind": "lagrangian", "mixing": "normalised", **CONSTRAINED[method][1]}
+    section["constraints"] = {name: {"channel": channel, "limit": limit} for name, (channel, limit) in limits.items()}
+    config.rewards.lagrangian = section
+    if "into" not in section:
+        for name, (channel, _) in limits.items():
+            config.credit[name] = config.credit.env.to_dict() | {"channel": channel}
 
 
 def entry(estimator: str, channel: str = "env", weight: float = 1.0, **arguments: Any) -> dict[str, Any]:

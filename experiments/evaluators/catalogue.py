@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from envs.kinds import Kind
 from envs.ranges import ONE_UP, ZERO_UP
+from experiments.evaluators.constrained import constrained
 from experiments.evaluators.episodes import episodes
 from experiments.evaluators.exact import exact
 from experiments.evaluators.stock_objectives import stock_objectives
@@ -12,5 +13,6 @@ from experiments.evaluators.stock_objectives import stock_objectives
 EVALUATORS: dict[str, Kind] = {
     "episodes": Kind(episodes, {"count": ONE_UP, "cut": ONE_UP, "video": ZERO_UP}),
     "stock_objectives": Kind(stock_objectives, {"count": ONE_UP, "candidates": ONE_UP}),
+    "constrained": Kind(constrained),
     "exact": Kind(exact, {"candidates": ONE_UP}),
 }

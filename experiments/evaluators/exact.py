@@ -33,12 +33,13 @@ _DIGITS = 9
 
 class Outcomes(NamedTuple):
     """What may follow a state, all actions together: ``next_state``, ``reward`` and ``terminated`` ``[S, M]``, and
-    ``probability [S, A, M]``, 0 for padding."""
+    ``probability [S, A, M]``, 0 for padding; ``others [S, A, m - 1]``, expected, of a vector reward."""
 
     next_state: np.ndarray
     reward: np.ndarray
     terminated: np.ndarray
     probability: np.ndarray
+    others: np.ndarray
 
 
 class Reachable(NamedTuple):
@@ -63,11 +64,13 @@ class Reachable(NamedTuple):
 
 class Exact(NamedTuple):
     """What a policy comes to: ``probability [K]`` of the ``returns``, expected undiscounted ``total`` reward and
-    ``length``."""
+    ``length``, and the expected undiscounted totals of the ``others [m - 1]``, a vector reward's components after the
+    first."""
 
     probability: jax.Array
     total: jax.Array
     length: jax.Array
+    others: jax.Array
 
 
 def outcomes_of(model: TabularModel) -> Outcomes:
@@ -82,11 +85,13 @@ def outcomes_of(model: TabularModel) -> Outcomes:
             table.setdefault(name, np.zeros(model.num_actions))[action] += model.probability[where]
         tables.append(table)
     shape = (model.num_states, max(map(len, tables)))
+    none = np.zeros((*model.reward.shape[:3], 0))
     found = Outcomes(
         np.zeros(shape, np.int32),
         np.zeros(shape),
         np.zeros(shape, bool),
         np.zeros((model.num_states, model.num_actions, shape[1])),
+        np.einsum("sao,saom->sam", model.probability, model.reward[..., 1:] if model.reward_dimension else none),
     )
     for state, table in enumerate(tables):
         for index, ((following, paid, ended), probability) in enumerate(table.items()):
@@ -149,19 +154,22 @@ def follow(problem: Reachable, policy: Any) -> Exact:
     width, count = problem.state.shape[1], len(problem.returns)
     probability = jnp.asarray(problem.outcomes.probability, jnp.float32)
     reward = jnp.asarray(problem.outcomes.reward, jnp.float32)
+    others = jnp.asarray(problem.outcomes.others, jnp.float32)
 
     def step(carry, inputs):
         mass, finals = carry
         time, state, paid, successor = inputs
-        flow = mass[:, None] * jnp.einsum("na,nam->nm", policy(time, state, paid), probability[state])
+        taken = mass[:, None] * policy(time, state, paid)
+        flow = jnp.einsum("na,nam->nm", taken, probability[state])
         moved = jnp.zeros(width + count + 1).at[successor].add(flow)
-        return (moved[:width], finals + moved[width:-1]), (jnp.sum(flow * reward[state]), jnp.sum(mass))
+        found = jnp.sum(flow * reward[state]), jnp.sum(mass), jnp.einsum("na,nam->m", taken, others[state])
+        return (moved[:width], finals + moved[width:-1]), found
 
     start = jnp.asarray(problem.initial, jnp.float32), jnp.zeros(count)
     times = jnp.arange(problem.state.shape[0])
     levels = times, jnp.asarray(problem.state), jnp.asarray(problem.paid, jnp.float32), jnp.asarray(problem.successor)
-    (_, finals), (paid, alive) = jax.lax.scan(step, start, levels)
-    return Exact(finals, jnp.sum(paid), jnp.sum(alive))
+    (_, finals), (paid, alive, rest) = jax.lax.scan(step, start, levels)
+    return Exact(finals, jnp.sum(paid), jnp.sum(alive), jnp.sum(rest, axis=0))
 
 
 def exact(
@@ -173,7 +181,8 @@ def exact(
 ) -> Evaluator:
     """The agent's exact value on a ``TabularEnvironment`` under a time limit; nothing is drawn.
 
-    Without ``objectives``: ``return``, the expected undiscounted reward of an episode, and ``length``. With them, on a
+    Without ``objectives``: ``return``, the expected undiscounted reward of an episode, ``length``, and the expected
+    total of every other channel of the environment, ``return/cost/NAME`` and ``return/objective/NAME``. With them, on a
     stock-augmented environment: ``objective_metrics`` of the exact return distribution from each objective's initial
     stock, which is searched over all start states with their probabilities.
 
@@ -199,6 +208,11 @@ def exact(
             "the environment has a stock, from which an episode starts as an objective asks for: expected objectives"
         )
     wanted = build_objectives(context, objectives, candidates) if objectives else None
+    spec = inside.spec
+    totals = [
+        *(f"return/cost/{name}" for name in spec.costs),
+        *(f"return/objective/{name}" for name in spec.objectives),
+    ]
     discount = 1.0 if stock is None else stock.discount
     problem = reachable(inside.model, episode_length(context.spec), discount, returns=stock is not None)
 
@@ -216,7 +230,9 @@ def exact(
         params = state.agent.params
         if wanted is None or stock is None:
             found = from_stock(params, None)
-            return {"return": found.total, "length": found.length}
+            # The first objective is the reward itself.
+            rest = found.others if inside.costs else jnp.concatenate([found.total[None], found.others])
+            return {"return": found.total, "length": found.length} | dict(zip(totals, rest, strict=False))
         starts = np.flatnonzero(inside.model.initial > 0)
         observation = _with_stock(
             stock, jax.vmap(inside.observe)(jnp.asarray(starts)), jnp.int32(0), 0.0, jnp.zeros(len(starts))
@@ -226,7 +242,17 @@ def exact(
         returns = jnp.broadcast_to(jnp.asarray(problem.returns, jnp.float32), found.probability.shape)
         return objective_metrics(wanted, stocks, returns, found.probability)
 
-    return Evaluator(evaluate, ("return", "length") if wanted is None else objective_names(wanted.functionals))
+    names = ("return", "length", *totals) if wanted is None else objective_names(wanted.functionals)
+    return Evaluator(evaluate, names)
+
+
+def known_model(environment: Environment | None) -> TabularModel:
+    """The table inside an environment.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    return _known(environment)[0].model
 
 
 def _known(environment: Environment | None) -> tuple[TabularEnvironment, StockAugmented | None]:
@@ -241,8 +267,8 @@ def _known(environment: Environment | None) -> tuple[TabularEnvironment, StockAu
         inside = inside.environment
     if not isinstance(inside, TabularEnvironment):
         raise ValueError(
-            "the environment's model is not known: expected one of the kinds gridworld, gymnasium_table and "
-            "noisy_line, or kind 'episodes' for the evaluator"
+            "the environment's model is not known: expected one of the kinds gridworld, gymnasium_table, noisy_line "
+            "and random_model, or kind 'episodes' for the evaluator"
         )
     return inside, stock
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from envs.kinds import Needs
 from envs.ranges import DECAY, POSITIVE, SHARE, ZERO_UP, Range
 from rewards.base import RewardTransform
-from rewards.constraints.lagrangian import lagrangian
+from rewards.constraints.lagrangian import lagrangian, weighed_entries
 from rewards.curiosity.count_bonus import count_bonus
 from rewards.curiosity.icm import icm
 from rewards.curiosity.latent_prediction import byol_explore, byol_hindsight
@@ -32,6 +32,7 @@ class Kind(NamedTuple):
         credited by ``INTRINSIC_CREDIT``.
       question: of a transform that learns from an annotator's labels, ``(**section) -> (size, capacity)``: how many
         messages a question is about, and how many labels the transform remembers.
+      weighs: of a transform that writes credit weights, ``(**section) -> entries``: the names of those entries.
       ranges, needs: see ``envs.kinds.Kind``.
     """
 
@@ -40,6 +41,7 @@ class Kind(NamedTuple):
     writes: tuple[str, ...] = ("channel",)
     intrinsic: bool = False
     question: Callable[..., tuple[int, int]] | None = None
+    weighs: Callable[..., tuple[str, ...]] | None = None
     ranges: Mapping[str, Range] = {}
     needs: Needs = {}  # noqa: RUF012  (never written)
 
@@ -110,8 +112,8 @@ REWARDS: dict[str, Kind] = {
     ),
     "lagrangian": Kind(
         lagrangian,
-        reads=("constraints",),
-        writes=("into",),
+        reads=("channel", "constraints"),
+        weighs=weighed_entries,
         ranges={"smoothing": DECAY, "discount": SHARE, "tail": Range(0, 1, low_open=True)},
     ),
     "group_filter": Kind(transforms.group_filter, reads=("channel",), writes=()),

@@ -33,6 +33,7 @@ from agents.networks.sequence import NetworkConfig
 from agents.optimisers import SCHEDULE_KEYS, learning_rate_schedule
 from envs.base import Environment, EnvironmentSpec, VectorHost
 from envs.catalogue import ENVIRONMENTS
+from envs.choices import nearest
 from envs.hosts.wrappers import WRAPPERS, wrapper
 from envs.keys import seed_key
 from envs.stock import StockAugmented, StockHost
@@ -330,7 +331,9 @@ def _agent(nested, kinds: Mapping[str, Kind], spec, written: list[str], context:
     supplied = {key: value for key, value in context.items() if key in parameters}
     if "credit" in parameters:
         supplied["credit"] = _credit(nested, kinds, written, section.pop("whiten", "none"))
+        _require_weighed(nested, kinds, tuple(supplied["credit"].entries), "credit.{}")
     else:
+        _require_weighed(nested, kinds, tuple(channel_weights(section.get("channels"))), "agent.channels.{}")
         _require_read_channels(nested, kinds, written, channel_weights(section.get("channels")))
     if "functional" in parameters:
         functional = build_functional(section.pop("functional", {"kind": "mean"}))
@@ -357,6 +360,20 @@ def _credit(nested, kinds: Mapping[str, Kind], written: list[str], whiten: str) 
         if entry.channel not in written:
             raise unknown("reward channel", entry.channel, written, f"in credit.{name}")
     return credit
+
+
+def _require_weighed(nested, kinds: Mapping[str, Kind], entries: tuple[str, ...], where: str) -> None:
+    """Refuses a reward transform that weighs an entry which the agent does not have; ``where`` it would stand."""
+    for name, kind in kinds.items():
+        wanted = (
+            () if kind.weighs is None else call(kind.weighs, f"rewards.{name}", **_arguments(nested["rewards"][name]))
+        )
+        for entry in wanted:
+            if entry not in entries:
+                raise UserError(
+                    f"rewards.{name} weighs the entry {entry!r}, which is not there: expected "
+                    f"{where.format(entry)}{nearest(entry, entries)} (known: {', '.join(entries)})"
+                )
 
 
 def _require_read_channels(nested, kinds: Mapping[str, Kind], written: list[str], weights: Mapping[str, Any]) -> None:

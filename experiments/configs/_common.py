@@ -70,7 +70,7 @@ CONSTRAINED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "rcpo": (
         "RCPO: one critic of the reward less the weighted costs (Tessler et al., 2019)",
-        {"multiplier": {"kind": "dual_ascent", "optimiser": "sgd", "learning_rate": 0.02}, "into": "env"},
+        {"multiplier": {"kind": "dual_ascent", "optimiser": "sgd", "learning_rate": 0.02}, "channel": "env"},
     ),
     "barrier": (
         "the gradient of a logarithmic barrier (IPO: Liu et al., 2020)",
@@ -354,7 +354,7 @@ def constrain(config: ConfigDict, limits: Mapping[str, tuple[str, float]], metho
     section = {"kind": "lagrangian", "mixing": "normalised", **CONSTRAINED[method][1]}
     section["constraints"] = {name: {"channel": channel, "limit": limit} for name, (channel, limit) in limits.items()}
     config.rewards.lagrangian = section
-    if "into" not in section:
+    if "channel" not in section:
         for name, (channel, _) in limits.items():
             config.credit[name] = config.credit.env.to_dict() | {"channel": channel}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ def lagrangian(
     multiplier: Multiplier = dual_ascent(),  # noqa: B008  (a tuple of functions)
     objective: str = "env",
     mixing: str = "normalised",
-    into: str | None = None,
+    channel: str | None = None,
     smoothing: float | jax.Array = 0.0,
     discount: float | jax.Array = 1.0,
     tail: float | jax.Array = 1.0,
@@ -85,8 +85,8 @@ def lagrangian(
 
     ``update`` learns from the totals of whole episodes, not from a critic, whose first values are wrong. ``apply``
     writes ``w_0`` as the weight of the entry ``objective`` and ``-w_k s_k`` as that of the entry ``k``
-    (``extras["credit_weight"]``); with ``into``, it writes the same sum of the channels into one channel instead, whose
-    single critic then values it (RCPO: Tessler et al., 2019). An update in which no episode ended leaves the
+    (``extras["credit_weight"]``). With ``channel``, it replaces that channel by ``w_0 r - sum_k w_k s_k c_k`` instead,
+    so that a single critic values the sum (RCPO: Tessler et al., 2019). An update in which no episode ended leaves the
     multipliers as they are.
 
     Use ``normalised`` (Stooke et al., 2020, section 4.1) so that the size of a policy gradient does not grow with the
@@ -99,9 +99,9 @@ def lagrangian(
       data: the rollouts.
       constraints: by credit entry.
       multiplier: the rule, see ``rewards.constraints.multipliers``.
-      objective: the credit entry of what is maximised; with ``into``, its channel.
+      objective: the credit entry of what is maximised; not used with ``channel``.
       mixing: see above.
-      into: the channel that is written in place of credit weights; ``None`` for credit weights.
+      channel: the channel of what is maximised, which is rewritten in place of credit weights; ``None`` for these.
       smoothing: weight of the past in the running estimate of ``J_k``, in [0, 1).
       discount: of a total, per step.
       tail: the share of the worst episodes that ``J_k`` is the mean of, above 0 and at most 1: below 1, the conditional
@@ -129,7 +129,7 @@ def lagrangian(
     def channels(trajectory):
         """``[K, T, B]``, 0 where masked."""
         named = ((f"constraint {name!r}", one.channel) for name, one in constraints.items())
-        return jnp.stack([read_channel(trajectory, channel, who) for who, channel in named]) * trajectory.mask
+        return jnp.stack([read_channel(trajectory, each, who) for who, each in named]) * trajectory.mask
 
     def weights(state):
         """``w_0 []`` and ``-w_k s_k [K]``."""
@@ -148,9 +148,9 @@ def lagrangian(
     def apply_fn(state, trajectory, **extra):
         del extra
         first, others = weights(state)
-        if into is not None:
-            mixed = first * read_channel(trajectory, objective, "lagrangian") * trajectory.mask
-            return write_channel(trajectory, into, mixed + jnp.tensordot(others, channels(trajectory), 1)), {}
+        if channel is not None:
+            mixed = first * read_channel(trajectory, channel, "lagrangian") * trajectory.mask
+            return write_channel(trajectory, channel, mixed + jnp.tensordot(others, channels(trajectory), 1)), {}
         shape = trajectory.mask.shape
         written = {objective: jnp.broadcast_to(first, shape)}
         written |= {name: jnp.broadcast_to(each, shape) for name, each in zip(constraints, others, strict=True)}
@@ -200,6 +200,14 @@ def lagrangian(
         return new, metrics
 
     return RewardTransform(init_fn, apply_fn, update_fn, remembered=fields("running", "factor"))
+
+
+def weighed_entries(
+    *, constraints: Mapping[str, Any], objective: str = "env", channel: str | None = None, **others: Any
+) -> tuple[str, ...]:
+    """The credit entries whose weight ``lagrangian`` writes, from its section of a configuration."""
+    del others
+    return () if channel is not None else (objective, *constraints)
 
 
 def episode_totals(

@@ -117,7 +117,7 @@ def test_weights_by_hand(make_trajectory, mixing, objective, others):
     np.testing.assert_allclose(found, [objective, *others])
     assert_same(relabelled.rewards, trajectory.rewards)
     # The same sum of channels in the reward.
-    transform = make(constraints=constraints, multiplier=fixed(value=0.5), mixing=mixing, into="env")
+    transform = make(constraints=constraints, multiplier=fixed(value=0.5), mixing=mixing, channel="env")
     relabelled, _ = transform.apply(transform.init(KEY), trajectory)
     np.testing.assert_allclose(relabelled.rewards["env"], objective + 2 * others[0] + 3 * others[1])
     assert "credit_weight" not in relabelled.extras
@@ -128,13 +128,13 @@ def test_credit_mixes_by_the_weights(make_trajectory):
     ones = np.ones((3, 2))
     trajectory = make_trajectory(env=ones, **{"cost/speed": 2 * ones})
     found = {}
-    for into in (None, "env"):
-        transform = chain(lagrangian=make(multiplier=fixed(value=0.25), into=into))
+    for channel in (None, "env"):
+        transform = chain(lagrangian=make(multiplier=fixed(value=0.25), channel=channel))
         relabelled, _ = transform.apply(transform.init(KEY), trajectory)
         entries = {"env": Entry("env", plain_return())}
-        if into is None:
+        if channel is None:
             entries["speed"] = Entry("cost/speed", plain_return())
-        found[into] = assign(Credit(entries), relabelled, 1, {}, {}).advantage
+        found[channel] = assign(Credit(entries), relabelled, 1, {}, {}).advantage
     np.testing.assert_allclose(found[None], found["env"], rtol=1e-6)
     np.testing.assert_allclose(found[None][0], 3 * (1 - 0.25 * 2) / 1.25, rtol=1e-6)
 

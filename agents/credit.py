@@ -21,7 +21,7 @@ from agents.estimators import Context, Estimator
 from agents.statistics import whiten
 from envs.base import Trajectory
 
-WHITENINGS = ("none", "batch", "minibatch")
+WHITENINGS = ("none", "batch", "minibatch", "entries")
 
 
 class Entry(NamedTuple):
@@ -38,8 +38,9 @@ class Credit(NamedTuple):
     Attributes:
       entries: by name. An entry whose estimator needs a critic gets a value head of its name, and
         ``extras["credit_weight"]`` names the entries that it weighs.
-      whiten: ``none``, ``batch`` (the mixed advantage gets masked mean 0 and standard deviation 1 over the batch) or
-        ``minibatch`` (the learner does the same over every minibatch).
+      whiten: ``none``, ``batch`` (the mixed advantage gets masked mean 0 and standard deviation 1 over the batch),
+        ``minibatch`` (the learner does the same over every minibatch), or ``entries`` (every ``A_k`` gets them over the
+        batch before it is mixed, so that weights and multipliers have no units; Moskovitz et al., 2024, section 4).
     """
 
     entries: Mapping[str, Entry]
@@ -104,8 +105,9 @@ def assign(
         context = Context(trajectory, group_size, values.get(name), next_values.get(name))
         estimate = entry.estimator.estimate(rewards, context)
         require_step_shape(f"the advantage of credit {name!r}", estimate.advantage, trajectory)
-        parts[name] = estimate.advantage
-        mixed += entry.weight * learned.get(name, 1.0) * estimate.advantage
+        advantage = estimate.advantage
+        parts[name] = whiten(advantage, trajectory.mask) if credit.whiten == "entries" else advantage
+        mixed += entry.weight * learned.get(name, 1.0) * parts[name]
         if estimate.value_target is not None:
             targets[name] = estimate.value_target
     if credit.whiten == "batch":

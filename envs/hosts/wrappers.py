@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -12,7 +12,7 @@ from gymnasium import wrappers
 from envs.base import ACTION_MASK, ObservationRangeError
 from envs.choices import nearest
 from envs.kinds import Kind
-from envs.ranges import ONE_UP, SHARE, ZERO_UP
+from envs.ranges import ONE_UP, POSITIVE, SHARE, ZERO_UP
 
 Wrapper = Callable[..., gymnasium.Env]
 
@@ -72,6 +72,40 @@ class ActionMask(gymnasium.Wrapper):
         return self._observation(observation, info, terminated or truncated), reward, terminated, truncated, info
 
 
+class SpeedLimit(gymnasium.Wrapper):
+    """Reports a cost of 1 in every step in which a robot is faster than ``limit``, as ``info["cost"]``.
+
+    With one component the speed is that entry of ``info``, so that moving backwards costs nothing; with several it is
+    their Euclidean norm. On gymnasium's robots these are the velocity tasks of Safety-Gymnasium (Ji et al., 2023, arXiv
+    2310.12567), which takes ``x_velocity`` alone but for Ant and Humanoid.
+
+    Args:
+      env: an environment that reports its velocity, such as those of MuJoCo.
+      limit: above 0, in the units of the velocity, which are metres per second in MuJoCo.
+      components: the entries of ``info``.
+
+    Raises:
+      ValueError: ``limit`` is not above 0, or there are no components; from ``step``, ``info`` lacks one.
+    """
+
+    def __init__(self, env: gymnasium.Env, limit: float, components: Sequence[str] = ("x_velocity",)):
+        super().__init__(env)
+        if not limit > 0:
+            raise ValueError(f"limit={limit}: expected a speed above 0")
+        if not components:
+            raise ValueError("components is empty: expected entries of info, such as x_velocity")
+        self._limit, self._components = limit, tuple(components)
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        for name in self._components:
+            if name not in info:
+                raise ValueError(f"{self.env} reports no {name!r} in info{nearest(name, info)}")
+        parts = [info[name] for name in self._components]
+        speed = parts[0] if len(parts) == 1 else np.linalg.norm(parts)
+        return observation, reward, terminated, truncated, info | {"cost": float(speed > self._limit)}
+
+
 # By kind: a factory whose first argument is the environment, and whose others are the keys of the section.
 WRAPPERS: dict[str, Kind | Wrapper] = {
     # Observations.
@@ -96,6 +130,8 @@ WRAPPERS: dict[str, Kind | Wrapper] = {
     # Rewards and ends.
     "clip_reward": wrappers.ClipReward,
     "time_limit": Kind(wrappers.TimeLimit, ranges={"max_episode_steps": ONE_UP}),
+    # Costs.
+    "speed_limit": Kind(SpeedLimit, ranges={"limit": POSITIVE}),
 }
 
 # Wrappers whose running statistics would be those of one environment, and would go on changing in evaluation.

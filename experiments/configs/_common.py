@@ -345,13 +345,20 @@ def choose_curiosity(config: ConfigDict, tokens: Iterable[str], default: str, we
     return method
 
 
-def constrain(config: ConfigDict, limits: Mapping[str, tuple[str, float]], method: str) -> None:
+# How the numbers of a multiplier rule change with the unit of the cost: those of Adam do not.
+_PER_UNIT = ("proportional", "integral", "derivative", "sharpness")
+
+
+def constrain(config: ConfigDict, limits: Mapping[str, tuple[str, float]], method: str, *, unit: float = 1.0) -> None:
     """Adds limits, by name ``(channel, limit)``, to a policy-gradient ``config`` by a method of ``CONSTRAINED``.
 
     Each limit gets a credit entry like that of ``env``, with a critic of its own, unless ``method`` writes the weighted
-    costs into the reward.
+    costs into the reward. ``unit`` is a cost of ordinary size, by which gains and learning rates are divided.
     """
     section = {"kind": "lagrangian", "mixing": "normalised", **CONSTRAINED[method][1]}
+    rule = dict(section["multiplier"])
+    scaled = (*_PER_UNIT, "learning_rate") if rule.get("optimiser") == "sgd" else _PER_UNIT
+    section["multiplier"] = rule | {name: rule[name] / unit for name in scaled if name in rule}
     section["constraints"] = {name: {"channel": channel, "limit": limit} for name, (channel, limit) in limits.items()}
     config.rewards.lagrangian = section
     if "channel" not in section:

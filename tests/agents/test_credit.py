@@ -68,6 +68,17 @@ def test_whitening_is_over_the_mixture_of_valid_steps(make_trajectory):
     assert_columns(assign(Credit(entries, "minibatch"), trajectory, 1, {}, {}).advantage, [[1, 2], [3]])
 
 
+def test_whitened_entries_are_mixed_without_units(make_trajectory):
+    """An entry of costs a thousand times as large counts by its weight alone."""
+    trajectory = make_trajectory([[1, 2], [3]], cost=[[3000, 1000], [2000]])
+    entries = {"env": Entry("env", plain_return(0.0)), "cost": Entry("cost", plain_return(0.0), -0.5)}
+    assigned = assign(Credit(entries, "entries"), trajectory, 1, {}, {})
+    root = np.sqrt(1.5)
+    assert_columns(assigned.parts["env"], [[-root, 0], [root]])
+    assert_columns(assigned.parts["cost"], [[root, -root], [0]])
+    assert_columns(assigned.advantage, [[-1.5 * root, 0.5 * root], [root]])
+
+
 def test_every_critic_gets_its_own_values_and_target(make_trajectory):
     trajectory = make_trajectory([[1.0], [2.0]], bonus=[[10.0], [20.0]])
     credit = Credit({"a": Entry("env", gae()), "b": Entry("bonus", gae()), "c": Entry("env", plain_return())})

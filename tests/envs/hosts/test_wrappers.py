@@ -28,7 +28,7 @@ class Picture(gymnasium.Env):
 
 
 class Arm(gymnasium.Env):
-    """Observes its last action beside a constant; the reward is the action's first component."""
+    """Observes its last action, which is its velocity, beside a constant; the reward is its first component."""
 
     observation_space = spaces.Dict(
         action=spaces.Box(-2, 2, (2,), np.float32), other=spaces.Box(-1, 1, (1,), np.float32)
@@ -41,7 +41,8 @@ class Arm(gymnasium.Env):
 
     def step(self, action):
         observation = {"action": np.asarray(action, np.float32), "other": np.ones(1, np.float32)}
-        return observation, float(action[0]), False, False, {}
+        velocity = dict(zip(("x_velocity", "y_velocity"), map(float, action), strict=True))
+        return observation, float(action[0]), False, False, velocity
 
 
 class Masked(gymnasium.Env):
@@ -96,6 +97,7 @@ CASES = {
     "rescale_action": (ARM, {"min_action": -1.0, "max_action": 1.0}, {"action": (2,), "other": (1,)}),
     "discretise_action": (ARM, {"bins": 3}, {"action": (2,), "other": (1,)}),
     "clip_reward": (PICTURE, {"max_reward": 2.0}, (8, 8, 3)),
+    "speed_limit": (ARM, {"limit": 1.0}, {"action": (2,), "other": (1,)}),
     "time_limit": (PICTURE, {"max_episode_steps": 3}, (8, 8, 3)),
 }
 
@@ -201,6 +203,32 @@ def test_a_wrong_mask_is_refused(wrong, message):
     host.step(np.array([0]))
     with pytest.raises(ObservationRangeError, match=message):
         host.step(np.array([1]))
+
+
+@pytest.mark.parametrize(
+    ("components", "expected"), [(("x_velocity",), [0, 0, 1, 0]), (("x_velocity", "y_velocity"), [0, 1, 1, 1])]
+)
+def test_what_is_faster_than_the_limit_costs_one(components, expected):
+    make = wrapper("slow", factory_of("speed_limit"), {"limit": 1.0, "components": components})
+    host = GymnasiumHost(ARM, 1, wrappers=[make], cost_keys={"cost": "speed"})
+    assert host.spec.costs == ("speed",)
+    host.reset(0)
+    # At the limit, at an angle, forwards, backwards.
+    actions = [[1.0, 0.0], [0.8, 0.8], [1.5, 0.0], [-1.5, 0.0]]
+    assert [float(host.step(np.array([action]))[2]["speed"][0]) for action in actions] == expected
+    host.close()
+
+
+def test_speeds_that_are_not_there_are_refused():
+    make = wrapper("slow", factory_of("speed_limit"), {"limit": 1.0, "components": ("z_velocity",)})
+    with pytest.raises(ValueError, match=r"reports no 'z_velocity' in info, did you mean 'y_velocity' or 'x_velocity'"):
+        GymnasiumHost(ARM, 1, wrappers=[make])
+    for arguments, message in (
+        ({"limit": 0.0}, "limit=0.0"),
+        ({"limit": 1.0, "components": ()}, "components is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            GymnasiumHost(ARM, 1, wrappers=[wrapper("slow", factory_of("speed_limit"), arguments)])
 
 
 def test_masks_of_what_has_none_are_refused():

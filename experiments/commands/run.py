@@ -132,7 +132,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(outcome: Outcome, loaded_name: str, config, folder: Path, arguments: argparse.Namespace) -> int:
-    metrics = [config.evaluation.metric, "return", "length"]
+    # The totals of costs and objectives stand beside the return.
+    others = [name for name in reading.metrics_of(outcome.rows) if name.startswith("return/")]
+    metrics = [config.evaluation.metric, "return", *others, "length"]
     metrics = list(dict.fromkeys(name for name in metrics if any(name in row for row in outcome.rows)))
     final = [row for row in outcome.rows if row["iteration"] == outcome.rows[-1]["iteration"]]
     found = [name for name in reading.metrics_of(final) if name.startswith(NARROW)]

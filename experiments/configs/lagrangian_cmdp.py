@@ -19,10 +19,14 @@ from experiments.configs._common import CONSTRAINED, constrain, entry, one_of, p
 
 MODELS = tuple(f"model_{seed}" for seed in range(10))
 COSTS = {"costs_1": 1, "costs_2": 2, "costs_3": 3}
-VARIANTS = {
-    **{name: text for name, (text, _) in CONSTRAINED.items()},
+_DEFAULT = {"costs_1", "model_0"}
+_CHOICES = {
     **{name: f"{count} cost{'s' if count > 1 else ''} with a limit each" for name, count in COSTS.items()},
     **{name: "one of ten models" for name in MODELS},
+}
+VARIANTS = {
+    **{name: text for name, (text, _) in CONSTRAINED.items()},
+    **{name: f"{text} (the default)" if name in _DEFAULT else text for name, text in _CHOICES.items()},
     "smoke": "seconds: a few iterations of a small batch",
 }
 REPRODUCES = "Lagrangian methods (Ray et al., 2019; arXiv 2007.03964, 1805.11074) against the exact optimum"

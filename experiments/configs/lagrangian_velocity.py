@@ -21,6 +21,7 @@ LIMIT = 25.0
 SPEEDS = {"half_cheetah": 3.2096, "hopper": 0.7402, "walker2d": 2.3415, "ant": 2.6222}
 VARIANTS = {
     **{name: f"{ppo_mujoco.TASKS[name]}, at most {speed} m/s" for name, speed in SPEEDS.items()},
+    "hopper": f"{ppo_mujoco.TASKS['hopper']}, at most {SPEEDS['hopper']} m/s (the default)",
     **{name: text for name, (text, _) in CONSTRAINED.items()},
     "smoke": "seconds: a few iterations of a small batch",
 }

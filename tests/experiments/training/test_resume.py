@@ -102,6 +102,20 @@ def on_a_line():
     return curious("cells", "sides", "inverse", kind="noisy_line", length=3, time_limit=6)
 
 
+def constrained():
+    """A controller of three terms that looks back two updates: its integral, its averages and the running totals."""
+    config = corridor.with_critic()
+    config.environment = {"kind": "random_model", "states": 3, "actions": 2, "successors": 2, "time_limit": 6}
+    config.credit.cost = entry("gae", "cost/1", discount=0.9, gae_lambda=0.9)
+    config.rewards.lagrangian = {
+        "kind": "lagrangian",
+        "constraints": {"cost": {"channel": "cost/1", "limit": 1.0}},
+        "multiplier": {"kind": "pid", "smoothing": 0.5, "delay": 2},
+        "smoothing": 0.5,
+    }
+    return config
+
+
 def montezuma():
     pytest.importorskip("ale_py")
     pytest.importorskip("cv2")
@@ -147,6 +161,7 @@ RUNS = {
     "host with a snapshot, integer observations": (frozen_lake, (0,)),
     "pure environment as a host, recurrent": (a_jax_host, (0,)),
     "a suite's environment, two seeds": (a_suite, (0, 1)),
+    "a constraint, two seeds": (constrained, (0, 1)),
     "Montezuma's Revenge": (montezuma, (0,)),
 }
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from agents.base import Agent
 from agents.policy_gradient import policy_gradient
+from agents.trust_region import trust_region
 from agents.value_based import value_based
 from envs.kinds import Needs
 from envs.ranges import POSITIVE, SHARE, ZERO_UP, Range
@@ -54,6 +55,14 @@ FAMILIES: dict[str, Family] = {
         | {"popart_step_size": Range(0, 1, low_open=True, high_open=True)},
         needs={"clip": _CLIPPED, "clip_high": _CLIPPED, "dual_clip": _CLIPPED}
         | {"popart_step_size": {"popart": (True,)}},
+    ),
+    "trust_region": Family(
+        trust_region,
+        optimiser_steps=("epochs", "minibatches"),
+        sections=("credit", "warm_start"),
+        ranges=OPTIMISER
+        | {"initial_std": POSITIVE, "divergence": POSITIVE, "damping": ZERO_UP}
+        | {"shrink": Range(0, 1, low_open=True, high_open=True)},
     ),
     "value_based": Family(
         value_based,

@@ -67,3 +67,18 @@ def credit_weights(trajectory: Trajectory, entries: Iterable[str]) -> dict[str, 
             raise ValueError(unknown("credit entry", name, known, 'in extras["credit_weight"]'))
         require_step_shape(f"the credit weight of {name!r}", weight, trajectory)
     return weights
+
+
+def violations(trajectory: Trajectory, entry: str) -> jax.Array:
+    """How far the total of a credit entry's channel is above its limit, per step of an episode, ``[]``.
+
+    ``extras["violation"]`` holds it by the name of the entry, the same number in every step.
+
+    Raises:
+      ValueError: the trajectory does not carry it, or in another shape than ``[T, B]``.
+    """
+    found = trajectory.extras.get("violation", {})
+    if entry not in found:
+        raise ValueError(unknown("violation", entry, found, "of a constraint 'at_most'"))
+    require_step_shape(f"the violation of {entry!r}", found[entry], trajectory)
+    return found[entry][0, 0]

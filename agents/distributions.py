@@ -34,6 +34,7 @@ class Distribution(NamedTuple):
       mode: ``(parameters) -> action``, the greedy action.
       log_prob: ``(parameters, action) -> [...]``, summed over action dimensions.
       entropy: ``(parameters) -> [...]``, in nats.
+      divergence: ``(parameters, others) -> [...]``, ``KL(parameters || others)`` in nats.
     """
 
     num_parameters: int
@@ -42,6 +43,7 @@ class Distribution(NamedTuple):
     mode: Callable[[jax.Array], PyTree]
     log_prob: Callable[[jax.Array, PyTree], jax.Array]
     entropy: Callable[[jax.Array], jax.Array]
+    divergence: Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def categorical(num_actions: int) -> Distribution:
@@ -59,6 +61,13 @@ def categorical(num_actions: int) -> Distribution:
         log_probabilities = jnp.where(probabilities > 0, log_probabilities, 0.0)
         return -jnp.sum(probabilities * log_probabilities, axis=-1)
 
+    def divergence(parameters, others):
+        log_probabilities, log_others = jax.nn.log_softmax(parameters), jax.nn.log_softmax(others)
+        possible = jnp.exp(log_probabilities) > 0
+        # As in the entropy; an action that is ruled out is ruled out by both.
+        change = jnp.where(possible, log_probabilities, 0.0) - jnp.where(possible, log_others, 0.0)
+        return jnp.sum(jnp.exp(log_probabilities) * change, axis=-1)
+
     return Distribution(
         num_parameters=num_actions,
         num_free=0,
@@ -66,6 +75,7 @@ def categorical(num_actions: int) -> Distribution:
         mode=lambda parameters: jnp.argmax(parameters, axis=-1).astype(jnp.int32),
         log_prob=log_prob,
         entropy=entropy,
+        divergence=divergence,
     )
 
 
@@ -91,6 +101,7 @@ def multi_categorical(num_actions: tuple[int, ...]) -> Distribution:
             d.log_prob(p, action[..., i]) for i, (d, p) in enumerate(zip(parts, split(x), strict=True))
         ),
         entropy=lambda x: sum(d.entropy(p) for d, p in zip(parts, split(x), strict=True)),
+        divergence=lambda x, y: sum(d.divergence(p, q) for d, p, q in zip(parts, split(x), split(y), strict=True)),
     )
 
 
@@ -101,6 +112,12 @@ def _moments(parameters: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _gaussian_log_prob(mean, log_std, x):
     return jnp.sum(-0.5 * jnp.square((x - mean) * jnp.exp(-log_std)) - log_std - 0.5 * math.log(2 * math.pi), axis=-1)
+
+
+def _gaussian_divergence(parameters: jax.Array, others: jax.Array) -> jax.Array:
+    (mean, log_std), (other_mean, other_log_std) = _moments(parameters), _moments(others)
+    squares = jnp.exp(2 * (log_std - other_log_std)) + jnp.square((mean - other_mean) * jnp.exp(-other_log_std))
+    return jnp.sum(other_log_std - log_std + 0.5 * squares - 0.5, axis=-1)
 
 
 def gaussian(size: int, *, state_dependent_std: bool = False) -> Distribution:
@@ -129,6 +146,7 @@ def gaussian(size: int, *, state_dependent_std: bool = False) -> Distribution:
         mode=lambda parameters: _moments(parameters)[0],
         log_prob=log_prob,
         entropy=entropy,
+        divergence=_gaussian_divergence,
     )
 
 
@@ -179,6 +197,8 @@ def tanh_gaussian(low: np.ndarray, high: np.ndarray, *, state_dependent_std: boo
         mode=lambda parameters: squash(_moments(parameters)[0]),
         log_prob=log_prob,
         entropy=entropy,
+        # A function of both, such as tanh, does not change it.
+        divergence=_gaussian_divergence,
     )
 
 
@@ -228,6 +248,7 @@ def joint(parts: list[Distribution], structure: Any) -> Distribution:
             d.log_prob(p, a) for d, p, a in zip(parts, split(x), jax.tree.leaves(action), strict=True)
         ),
         entropy=lambda x: sum(d.entropy(p) for d, p in zip(parts, split(x), strict=True)),
+        divergence=lambda x, y: sum(d.divergence(p, q) for d, p, q in zip(parts, split(x), split(y), strict=True)),
     )
 
 
@@ -243,6 +264,7 @@ def shifted(distribution: Distribution, offset: jax.Array) -> Distribution:
         mode=lambda parameters: distribution.mode(parameters + offset),
         log_prob=lambda parameters, action: distribution.log_prob(parameters + offset, action),
         entropy=lambda parameters: distribution.entropy(parameters + offset),
+        divergence=lambda parameters, others: distribution.divergence(parameters + offset, others + offset),
     )
 
 

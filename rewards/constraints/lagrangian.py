@@ -13,6 +13,7 @@ import numpy as np
 from agents.base import DataSpec
 from agents.channels import read_channel
 from agents.state import fields
+from agents.statistics import masked_mean
 from envs.base import PyTree, Trajectory
 from envs.choices import require_known
 from rewards.base import Metrics, RewardTransform, write_channel
@@ -44,6 +45,7 @@ class LagrangianState(NamedTuple):
     Attributes:
       multiplier: of the rule.
       total: ``[K]``, the running estimate of each constrained total.
+      length: ``[]``, that of the length of an episode, in steps.
       best: ``[K]``, the total of the batch that was least violated so far.
       batches: ``[]``, how many batches had an episode that ended.
       running: ``[K, B]``, the totals of the running episodes.
@@ -52,6 +54,7 @@ class LagrangianState(NamedTuple):
 
     multiplier: PyTree
     total: jax.Array
+    length: jax.Array
     best: jax.Array
     batches: jax.Array
     running: jax.Array
@@ -88,6 +91,9 @@ def lagrangian(
     (``extras["credit_weight"]``). With ``channel``, it replaces that channel by ``w_0 r - sum_k w_k s_k c_k`` instead,
     so that a single critic values the sum (RCPO: Tessler et al., 2019). An update in which no episode ended leaves the
     multipliers as they are.
+
+    Agents that find multipliers of their own (CPO, ``agents.trust_region``) read ``extras["violation"]``: by entry, for
+    ``at_most``, the violation over the length of an episode, the same number in every step.
 
     Use ``normalised`` (Stooke et al., 2020, section 4.1) so that the size of a policy gradient does not grow with the
     multipliers, and ``share`` with multipliers in (0, 1) or (-1, 1) (Moskovitz et al., 2024, equation 4.4).
@@ -142,7 +148,13 @@ def lagrangian(
         del key, extra
         zeros = jnp.zeros(count)
         return LagrangianState(
-            multiplier.init(equality), zeros, zeros, jnp.zeros(()), jnp.zeros((count, batch)), jnp.ones(batch)
+            multiplier.init(equality),
+            zeros,
+            jnp.ones(()),
+            zeros,
+            jnp.zeros(()),
+            jnp.zeros((count, batch)),
+            jnp.ones(batch),
         )
 
     def apply_fn(state, trajectory, **extra):
@@ -157,7 +169,11 @@ def lagrangian(
         before = trajectory.extras.get("credit_weight", {})
         # Another transform may weigh the same entry, by how far it trusts it for instance.
         written = {name: weight * before.get(name, 1.0) for name, weight in written.items()}
-        return trajectory._replace(extras=trajectory.extras | {"credit_weight": before | written}), {}
+        excess = (state.total - limits()) / state.length
+        named = zip(constraints, excess, sign, equality, strict=True)
+        violation = {name: jnp.broadcast_to(each, shape) for name, each, up, equal in named if up > 0 and not equal}
+        extras = {"credit_weight": before | written, "violation": violation}
+        return trajectory._replace(extras=trajectory.extras | extras), {}
 
     def update_fn(state, trajectory, key, **extra):
         del key, extra
@@ -168,6 +184,7 @@ def lagrangian(
         totals, running, factor = episode_totals(costs, running, factor, trajectory, discount)
         ended = (trajectory.terminated | trajectory.truncated) & (trajectory.mask > 0)
         measured = sign * worst_mean((sign[:, None, None] * totals).reshape(count, -1), ended.reshape(-1), tail)
+        length = masked_mean(trajectory.extras["episode_length"], ended)
         any_ended = jnp.any(ended)
         first = state.batches == 0
         total = jnp.where(first, measured, smoothing * state.total + (1 - smoothing) * measured)
@@ -179,6 +196,7 @@ def lagrangian(
         learned = LagrangianState(
             multiplier.update(state.multiplier, violation, equality),
             total,
+            jnp.where(first, length, smoothing * state.length + (1 - smoothing) * length),
             jnp.where(first | (size(measured) < size(state.best)), measured, state.best),
             state.batches + 1,
             running,

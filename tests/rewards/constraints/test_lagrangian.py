@@ -34,9 +34,8 @@ def unrolled(make_trajectory, costs, ends, starts=None):
     """A trajectory of ``cost/speed`` whose episodes end where ``ends`` is 1."""
     ends = np.asarray(ends, bool)
     starts = np.concatenate([np.zeros_like(ends[:1]), ends[:-1]]) if starts is None else np.asarray(starts, bool)
-    trajectory = make_trajectory(
-        env=np.ones(ends.shape), **{"cost/speed": costs}, extras={"episode_start": jnp.asarray(starts)}
-    )
+    extras = {"episode_start": jnp.asarray(starts), "episode_length": jnp.full(ends.shape, 4)}
+    trajectory = make_trajectory(env=np.ones(ends.shape), **{"cost/speed": costs}, extras=extras)
     return trajectory._replace(terminated=jnp.asarray(ends))
 
 
@@ -86,7 +85,7 @@ def test_without_an_ended_episode_nothing_is_learned(first, second):
     transform = make()
     state, _ = updated(transform, first)
     none = jnp.zeros_like(second.terminated)
-    quiet = second._replace(terminated=none, extras={"episode_start": none})
+    quiet = second._replace(terminated=none, extras=second.extras | {"episode_start": none})
     after, metrics = transform.update(state, quiet, KEY)
     assert_same(after.multiplier, state.multiplier)
     assert float(metrics["multiplier/speed"]) == 3.0
@@ -137,6 +136,21 @@ def test_credit_mixes_by_the_weights(make_trajectory):
         found[channel] = assign(Credit(entries), relabelled, 1, {}, {}).advantage
     np.testing.assert_allclose(found[None], found["env"], rtol=1e-6)
     np.testing.assert_allclose(found[None][0], 3 * (1 - 0.25 * 2) / 1.25, rtol=1e-6)
+
+
+def test_the_violation_per_step_is_there_for_agents_with_multipliers_of_their_own(first):
+    """A total of 5 in four steps, where 2 or 9 is the most that is allowed."""
+    constraints = {
+        "speed": Constraint("cost/speed", 2.0),
+        "again": Constraint("cost/speed", 9.0),
+        "other": Constraint("cost/speed", 9.0, "at_least"),
+    }
+    transform = make(constraints=constraints)
+    state, _ = transform.update(transform.init(KEY), first, KEY)
+    relabelled, _ = transform.apply(state, first)
+    found = relabelled.extras["violation"]
+    assert {name: float(each[0, 0]) for name, each in found.items()} == {"speed": 0.75, "again": -1.0}
+    assert all(each.shape == first.mask.shape for each in found.values())
 
 
 def test_the_running_totals_survive_an_undone_step(first):

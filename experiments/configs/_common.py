@@ -76,6 +76,10 @@ CONSTRAINED: dict[str, tuple[str, dict[str, Any]]] = {
         "the gradient of a logarithmic barrier (IPO: Liu et al., 2020)",
         {"multiplier": {"kind": "barrier", "sharpness": 20.0}},
     ),
+    "cpo": (
+        "CPO: a trust region in which the limit holds (Achiam et al., 2017)",
+        {"multiplier": {"kind": "fixed", "value": 0.0}, "mixing": "sum"},
+    ),
     "unconstrained": ("costs are measured and weigh nothing", {"multiplier": {"kind": "fixed", "value": 0.0}}),
 }
 
@@ -359,11 +363,38 @@ def constrain(config: ConfigDict, limits: Mapping[str, tuple[str, float]], metho
     rule = dict(section["multiplier"])
     scaled = (*_PER_UNIT, "learning_rate") if rule.get("optimiser") == "sgd" else _PER_UNIT
     section["multiplier"] = rule | {name: rule[name] / unit for name in scaled if name in rule}
+    if method == "cpo":
+        if len(limits) != 1:
+            raise ValueError(f"cpo has one limit, got {len(limits)} ({', '.join(limits)}): expected one")
+        trust_region_agent(config, *limits)
     section["constraints"] = {name: {"channel": channel, "limit": limit} for name, (channel, limit) in limits.items()}
     config.rewards.lagrangian = section
     if "channel" not in section:
         for name, (channel, _) in limits.items():
             config.credit[name] = config.credit.env.to_dict() | {"channel": channel}
+
+
+def trust_region_agent(config: ConfigDict, constraint: str) -> None:
+    """Makes the agent of a policy-gradient ``config`` one of a trust region, with a limit on a credit entry.
+
+    The critic keeps its epochs, its minibatches and a constant learning rate of the agent's size.
+    """
+    old = config.agent
+    config.agent = ConfigDict(
+        {
+            "family": "trust_region",
+            "continuous": old.continuous,
+            "constraint": constraint,
+            "divergence": 0.01,
+            "damping": 0.1,
+            "directions": 15,
+            "epochs": old.epochs,
+            "minibatches": old.minibatches,
+            "learning_rate": old.learning_rate,
+            "schedule": "constant",
+            "whiten": "batch",
+        }
+    )
 
 
 def entry(estimator: str, channel: str = "env", weight: float = 1.0, **arguments: Any) -> dict[str, Any]:

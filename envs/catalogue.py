@@ -17,6 +17,7 @@ from envs.hosts.minigrid import MiniGridHost
 from envs.kinds import Kind
 from envs.native.breakout import Breakout
 from envs.native.maze import Maze
+from envs.native.navigation import Navigation
 from envs.native.noisy_line import noisy_line_environment
 from envs.native.random_model import random_model_environment
 from envs.native.sokoban import Sokoban
@@ -40,6 +41,7 @@ ENVIRONMENTS: dict[str, Kind | Callable[..., Any]] = {
     "gridworld": gridworld_environment,
     "gymnasium_table": gymnasium_table,
     "maze": Kind(Maze, needs=_PIXEL),
+    "navigation": Navigation,
     "noisy_line": noisy_line_environment,
     "random_model": random_model_environment,
     # Pure, of other libraries.

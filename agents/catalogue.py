@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from agents.base import Agent
+from agents.constrained_bandit import constrained_bandit
 from agents.policy_gradient import policy_gradient
+from agents.tabular_optimism import tabular
 from agents.trust_region import trust_region
 from agents.value_based import value_based
 from envs.kinds import Needs
@@ -43,6 +45,7 @@ class Family(NamedTuple):
 _CLIPPED = {"surrogate": ("clip",)}
 _CATEGORICAL = {"head": ("categorical",)}
 _PRIORITISED = {"prioritised": (True,)}
+_PROBABILITY = Range(0, 1, low_open=True, high_open=True)
 
 FAMILIES: dict[str, Family] = {
     "policy_gradient": Family(
@@ -82,5 +85,19 @@ FAMILIES: dict[str, Family] = {
             "priority_exponent": _PRIORITISED,
             "importance_exponent": _PRIORITISED,
         },
+    ),
+    "tabular": Family(
+        tabular,
+        optimiser_steps=(),
+        ranges={"confidence": _PROBABILITY, "bonus_scale": ZERO_UP},
+        # A threshold is also what an agent without safety is measured by.
+        needs={"baseline": {"safety": ("step_mix", "eps_mix", "baseline")}},
+    ),
+    "bandit": Family(
+        constrained_bandit,
+        optimiser_steps=(),
+        ranges={"confidence": _PROBABILITY, "bonus_scale": ZERO_UP}
+        | {"multiplier_step": ZERO_UP, "largest_multiplier": ZERO_UP},
+        needs={name: {"rule": ("primal_dual",)} for name in ("multiplier_step", "largest_multiplier")},
     ),
 }

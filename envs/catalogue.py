@@ -20,6 +20,7 @@ from envs.native.maze import Maze
 from envs.native.navigation import Navigation
 from envs.native.noisy_line import noisy_line_environment
 from envs.native.random_model import random_model_environment
+from envs.native.selection import Selection
 from envs.native.sokoban import Sokoban
 from envs.native.tabular import gridworld_environment, gymnasium_table
 from envs.suites.functional import make_functional
@@ -44,6 +45,7 @@ ENVIRONMENTS: dict[str, Kind | Callable[..., Any]] = {
     "navigation": Navigation,
     "noisy_line": noisy_line_environment,
     "random_model": random_model_environment,
+    "selection": Selection,
     # Pure, of other libraries.
     "craftax": craftax_environment,
     "gymnax": gymnax_environment,

@@ -265,6 +265,55 @@ def value_based_config() -> ConfigDict:
     )
 
 
+def tabular_config() -> ConfigDict:
+    """A configuration of the tabular family, one episode per iteration; the environment and rewards are left empty."""
+    return _without_network(
+        {"kind": "episodes", "length": 1, "batch": 1, "group_size": 1},
+        {
+            "family": "tabular",
+            "safety": "none",
+            "threshold": config_dict.placeholder(float),
+            "confidence": 0.1,
+            "bonus_scale": 1.0,
+            "reward_noise": True,
+            "early_ends": True,
+        },
+    )
+
+
+def bandit_config() -> ConfigDict:
+    """A configuration of the bandit family, one step per iteration; the environment and rewards are left empty."""
+    return _without_network(
+        {"kind": "unroll", "length": 1, "batch": 1, "group_size": 1},
+        {
+            "family": "bandit",
+            "rule": "ofs",
+            "confidence": 0.1,
+            "bonus_scale": 1.0,
+            "multiplier_step": 0.05,
+            "largest_multiplier": 10.0,
+        },
+    )
+
+
+def _without_network(data: dict[str, Any], agent: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(
+        {
+            "iterations": 10_000,
+            "evaluate_every": 500,
+            "seeds": 1,
+            "environment": {},
+            "rollout": {"start_states": config_dict.placeholder(int)},
+            "data": data,
+            "network": {},
+            "agent": agent,
+            "rewards": {},
+            "evaluators": {},
+            "evaluation": {"metric": "return"},
+        }
+    )
+
+
 def value_based_variants(default: str) -> dict[str, str]:
     """The variants that choose a value-based method, with their descriptions; ``default`` is marked as the default."""
     heads = {name: description for name, (_, description) in HEADS.items()}

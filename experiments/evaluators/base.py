@@ -34,10 +34,14 @@ class Evaluator(NamedTuple):
         The run state has the fields ``agent`` and ``reward`` (``experiments.training.learn.RunState``); ``key`` is the
         evaluator's own.
       metrics: the names of these metrics, known before anything runs.
+      watch: ``(run state, trajectory) -> metrics``, of every iteration of training: the state whose policy acted, and
+        what it met, before anything is learned from it. Means over a chunk, or maxima where a name starts with
+        ``max/``; rows have them under ``train/``. For pure environments; ``None`` for no such metrics.
     """
 
     evaluate: Callable[[Any, jax.Array], dict[str, Any]]
     metrics: tuple[str, ...]
+    watch: Callable[[Any, Trajectory], dict[str, Any]] | None = None
 
 
 class Episodes(Protocol):
@@ -123,6 +127,22 @@ def evaluate(evaluators: Mapping[str, Evaluator], state: Any, key: jax.Array) ->
                 f"{sorted(evaluator.metrics)}"
             )
         metrics |= {metric if metric not in metrics else f"{name}/{metric}": found[metric] for metric in found}
+    return metrics
+
+
+def watch(evaluators: Mapping[str, Evaluator], state: Any, trajectory: Trajectory) -> dict[str, Any]:
+    """The metrics that evaluators take of an iteration of training, under ``train/`` and ``max/``.
+
+    Raises:
+      ValueError: if two evaluators report one name.
+    """
+    metrics: dict[str, Any] = {}
+    for name, evaluator in evaluators.items():
+        for metric, value in (evaluator.watch(state, trajectory) if evaluator.watch else {}).items():
+            named = metric if metric.startswith("max/") else f"train/{metric}"
+            if named in metrics:
+                raise ValueError(f"evaluators.{name}: another evaluator watches {metric!r}, too; expected one of them")
+            metrics[named] = value
     return metrics
 
 

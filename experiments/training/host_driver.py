@@ -83,6 +83,9 @@ class HostPrograms:
         make_host: Any = source.host
         self.episodes = HostEpisodes(make_host, agent, self.act)
         self.evaluators = build_evaluators(config, source, agent, self.episodes, traced)
+        for name, evaluator in self.evaluators.items():
+            if evaluator.watch is not None:
+                raise UserError(f"evaluators.{name} watches every iteration: expected a pure environment for it")
 
 
 def annotation_state(snapshot: Snapshot | None) -> dict[str, Any] | None:

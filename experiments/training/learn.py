@@ -255,6 +255,7 @@ def run_chunk(
     iterations: int,
     start_states: int | None = None,
     split: Callable[[PyTree, int], PyTree] = lambda tree, axis: tree,
+    watch: Callable[[RunState, Trajectory], dict[str, jax.Array]] = lambda state, trajectory: {},
 ) -> tuple[RunState, dict[str, jax.Array]]:
     """``iterations`` of collect and learn in one scan.
 
@@ -264,6 +265,7 @@ def run_chunk(
       iterations: of the chunk.
       start_states: as in ``envs.rollout.unroll``.
       split: ``(tree, axis)``, shards the environments, ``axis`` of every leaf, over the devices.
+      watch: further metrics of every iteration, of the state before it learns and of the trajectory.
 
     Returns:
       The state, and metrics reduced over the chunk: sums under ``sum/``, means otherwise; ``max/rejected`` is the
@@ -274,7 +276,9 @@ def run_chunk(
         iteration = first_iteration + offset
         state = state._replace(rollout=split(state.rollout, 0))
         state, trajectory = collect(environment, agent, state, iteration, start_states=start_states)
-        return learn(agent, reward, state, split(trajectory, 1), iteration)
+        watched = watch(state, trajectory)
+        state, metrics = learn(agent, reward, state, split(trajectory, 1), iteration)
+        return state, metrics | watched
 
     state, metrics = jax.lax.scan(step, state, jnp.arange(iterations))
     return state, {name: reduce_metric(name, values) for name, values in metrics.items()}

@@ -23,7 +23,7 @@ from experiments.assembly.build import (
 )
 from experiments.assembly.evaluators import build_evaluators
 from experiments.assembly.members import Member
-from experiments.evaluators.base import PureEpisodes
+from experiments.evaluators.base import PureEpisodes, watch
 from experiments.evaluators.base import evaluate as evaluate_all
 from experiments.training import learn
 from experiments.training.keys import evaluation_key
@@ -80,6 +80,7 @@ class ScanDriver:
 
         def chunk(state, values, first_iteration, iterations):
             agent, reward, _ = parts(values)
+            further = {"watch": functools.partial(watch, evaluators(agent, values))} if watched else {}
             return learn.run_chunk(
                 environment,
                 agent,
@@ -89,6 +90,7 @@ class ScanDriver:
                 iterations=iterations,
                 start_states=start_states,
                 split=functools.partial(split_environments, mesh),
+                **further,
             )
 
         def evaluators(agent, values):
@@ -98,7 +100,8 @@ class ScanDriver:
             return evaluate_all(evaluators(parts(values).agent, values), state, evaluation_key(seed, stream))
 
         # Built once outside jit, with the configuration's own numbers: a refusal is a message, not a traced error.
-        evaluators(parts({}).agent, {})
+        built = evaluators(parts({}).agent, {})
+        watched = any(evaluator.watch is not None for evaluator in built.values())
         build_annotation(config, source)
         program = functools.partial(member_program, mesh=mesh, members=len(members))
         self._start = program(start, in_axes=(0, 0, None))

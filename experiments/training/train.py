@@ -483,7 +483,8 @@ class _Run:
 
 
 def _training_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Chunk sums as means over the training episodes under ``train/``; learning metrics by their own names."""
+    """Chunk sums as means over the training episodes under ``train/``, and what evaluators watched; learning metrics by
+    their own names."""
     sums = {name.removeprefix(learn.SUM_PREFIX): v for name, v in metrics.items() if name.startswith(learn.SUM_PREFIX)}
     episodes = float(sums.pop("episodes"))
     row: dict[str, Any] = {"train/episodes": int(episodes), "train/rejected_updates": int(sums.pop("rejected"))}
@@ -491,7 +492,12 @@ def _training_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
         sums.pop(name)
     # A chunk in which no episode ended has no mean return.
     row |= {f"train/{name}": float(value) / episodes if episodes else None for name, value in sums.items()}
-    return row | {name: value for name, value in metrics.items() if not name.startswith((learn.SUM_PREFIX, "max/"))}
+    others = (learn.SUM_PREFIX, learn.NON_FINITE, learn.MAX_PREFIX + "rejected")
+    for name, value in metrics.items():
+        if not name.startswith(others):
+            largest = name.startswith(learn.MAX_PREFIX)
+            row["train/max_" + name.removeprefix(learn.MAX_PREFIX) if largest else name] = value
+    return row
 
 
 def devices() -> str:

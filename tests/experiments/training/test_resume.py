@@ -129,6 +129,12 @@ def montezuma():
     return config
 
 
+def smoke(name):
+    name, _, variant = name.partition(":")
+    tokens = ",".join(filter(None, (variant, "smoke")))
+    return registry.load(f"{name}:{tokens}").config.copy_and_resolve_references().unlock()
+
+
 SIZES = {"embedding_size": 4, "memory_size": 4, "hidden_size": 4, "latent_size": 2, "noise_size": 2, "horizon": 2}
 CURIOSITIES = {
     "visits": {"kind": "count_bonus", "identify": "hash", "bits": 6, "episodic": True},
@@ -163,6 +169,8 @@ RUNS = {
     "a suite's environment, two seeds": (a_suite, (0, 1)),
     "a constraint, two seeds": (constrained, (0, 1)),
     "Montezuma's Revenge": (montezuma, (0,)),
+    "counts of a tabular agent, two seeds": (lambda: smoke("stepmix_tabular"), (0, 1)),
+    "a bandit in a population that goes on": (lambda: smoke("ofs_threshold:primal_dual"), (0,)),
 }
 
 

@@ -300,7 +300,7 @@ def _without_network(data: dict[str, Any], agent: dict[str, Any]) -> ConfigDict:
     return ConfigDict(
         {
             "iterations": 10_000,
-            "evaluate_every": 500,
+            "evaluate_every": 1000,
             "seeds": 1,
             "environment": {},
             "rollout": {"start_states": config_dict.placeholder(int)},

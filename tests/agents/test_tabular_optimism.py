@@ -1,7 +1,7 @@
 """Tabular optimism: bounds against loops over policies, mixtures by hand, what is played against exact values."""
 
 import itertools
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 
 import jax
@@ -45,12 +45,24 @@ def counts(starts=STARTS, moves=MOVES, rewards=REWARDS):
     return Counts(jnp.asarray(starts), jnp.asarray(moves), jnp.asarray(rewards, jnp.float32))
 
 
+@cache
 def agent(**arguments):
-    return tabular(ENVIRONMENT.spec, data=DATA, **arguments)
+    """An agent whose functions are compiled: one by one, their operations take longer."""
+    made = tabular(ENVIRONMENT.spec, data=DATA, **arguments)
+    return made._replace(init=jax.jit(made.init), update=jax.jit(made.update))
+
+
+@partial(jax.jit, static_argnames=("scale", "reward_noise", "early_ends"))
+def estimated(found, *, scale, reward_noise=True, early_ends=True):
+    """The estimated model, its optimistic policy and the upper bound."""
+    model = tabular_optimism._estimate(
+        found, confidence=0.1, scale=scale, reward_noise=reward_noise, early_ends=early_ends
+    )
+    return model, *tabular_optimism._optimistic(model, H, early_ends)
 
 
 def test_the_radii_are_those_of_the_formula():
-    model = tabular_optimism._estimate(counts(), confidence=0.1, scale=2.0, reward_noise=True, early_ends=True)
+    model, _, _ = estimated(counts(), scale=2.0)
     # State 1, action 1: 6 visits, 3 outcomes. log(3 * 2 * 2 / 0.1) = 4.787492, 2 log(e (1 + 6 / 2)) = 4.772589.
     np.testing.assert_allclose(model.move_radius[1, 1], 2 * np.sqrt((4.787492 + 4.772589) / 12), rtol=1e-6)
     # log(6 * 4 * 6 * 7 / 0.1) = 9.218309.
@@ -58,7 +70,7 @@ def test_the_radii_are_those_of_the_formula():
     # 8 episodes, 2 states: log(3 / 0.1) = 3.401197, log(e (1 + 8)) = 3.197225.
     np.testing.assert_allclose(model.start_radius, 2 * np.sqrt((3.401197 + 3.197225) / 16), rtol=1e-6)
     np.testing.assert_allclose(model.transition[1, 1], [2 / 6, 1 / 6])
-    known = tabular_optimism._estimate(counts(), confidence=0.1, scale=2.0, reward_noise=False, early_ends=False)
+    known, _, _ = estimated(counts(), scale=2.0, reward_noise=False, early_ends=False)
     assert (known.reward_radius == 0).all()
     np.testing.assert_allclose(known.move_radius[1, 1], 2 * np.sqrt((4.787492 + 1 + np.log(7)) / 12), rtol=1e-6)
 
@@ -96,13 +108,12 @@ def deterministic():
 @pytest.mark.parametrize("early_ends", [True, False])
 @pytest.mark.parametrize("scale", [0.05, 0.3])
 def test_bounds_are_those_of_loops_over_every_policy(scale, early_ends):
-    model = tabular_optimism._estimate(counts(), confidence=0.1, scale=scale, reward_noise=True, early_ends=early_ends)
+    model, policy, upper = estimated(counts(), scale=scale, early_ends=early_ends)
     every = np.stack([*deterministic(), np.full((H, S, A), 0.5)])
-    lower = tabular_optimism._pessimistic(model, jnp.asarray(every), early_ends)
+    lower = jax.jit(partial(tabular_optimism._pessimistic, early_ends=early_ends))(model, jnp.asarray(every))
     expected = [looped(policy, -1, scale=scale, early_ends=early_ends) for policy in every]
     np.testing.assert_allclose(lower, expected, atol=1e-6)
     assert len({round(value, 4) for value in expected}) > 4
-    policy, upper = tabular_optimism._optimistic(model, H, early_ends)
     greedy, chosen = (looped(one, 1, scale=scale, early_ends=early_ends) for one in (None, np.asarray(policy)))
     np.testing.assert_allclose([upper, upper], [greedy, chosen], atol=1e-6)
     # It is above the bound of values that do not count what is uncertain.
@@ -115,8 +126,7 @@ def test_without_data_nothing_is_proved_and_actions_are_tried_in_their_order():
     assert (float(mixture.lower), float(mixture.upper), float(mixture.share)) == (0, H, 1)
     assert (np.asarray(mixture.tables[1]).argmax(-1) == 0).all()
     tried = counts(moves=np.array([[[1, 0, 0], [0, 0, 0]], [[1, 0, 0], [1, 0, 0]]]))
-    model = tabular_optimism._estimate(tried, confidence=0.1, scale=1.0, reward_noise=True, early_ends=True)
-    policy, upper = tabular_optimism._optimistic(model, H, True)
+    _, policy, upper = estimated(tried, scale=1.0)
     # In state 0, action 1 is untried; where every bound is cut at what an episode can pay, the higher one counts.
     assert np.asarray(policy).argmax(-1).tolist() == [[1, 0], [1, 0]] and upper == H
 
@@ -202,7 +212,7 @@ def test_counts_are_of_real_steps_and_know_an_end_from_a_time_limit():
 
 
 def test_a_reward_that_is_always_the_same_stays_so():
-    made = agent()
+    made = tabular(ENVIRONMENT.spec, data=DATA)
 
     def step(state, _):
         return made.update(state, trajectory(rewards={"env": [[0.37], [0.8]]}), KEY)[0], None
@@ -287,7 +297,7 @@ def test_a_seed_under_vmap_equals_its_single_run_and_nothing_compiles_twice():
         np.testing.assert_array_equal(alone.agent.counts.moves, together.agent.counts.moves[seed])
         np.testing.assert_allclose(alone.agent.params["policy"].tables, together.agent.params["policy"].tables[seed])
     assert single._cache_size() == 1
-    act, update = jax.jit(partial(made.act, greedy=False)), jax.jit(made.update)
+    act, update = jax.jit(made.act), made.update
     state, carry, observation = made.init(KEY), made.initial_carry(1), jnp.zeros(1, jnp.int32)
     for key in jax.random.split(KEY, 3):
         _, carry, _ = act(state.params, carry, observation, key)
@@ -298,6 +308,7 @@ def test_a_seed_under_vmap_equals_its_single_run_and_nothing_compiles_twice():
 def test_spaces_may_start_elsewhere():
     spec = EnvironmentSpec(spaces.Discrete(S, start=3), spaces.Discrete(A, start=-1), max_episode_steps=H)
     made = tabular(spec, data=DATA)
+    made = made._replace(init=jax.jit(made.init), update=jax.jit(made.update))
     moved = trajectory(observation=[[3], [4]], next_observation=[[4], [4]], action=[[0], [-1]])
     state, _ = made.update(made.init(KEY), moved, KEY)
     plain, _ = agent().update(agent().init(KEY), trajectory(), KEY)

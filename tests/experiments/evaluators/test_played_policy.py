@@ -45,12 +45,13 @@ def test_values_are_the_planners():
     model = scalarised(known_model(environment), (1, 0))
     first, second = (float(model.initial @ policy_evaluation(model, each, horizon=5).values) for each in tables)
     best = float(model.initial @ value_iteration(model, horizon=5).values)
-    found = evaluators["played"].evaluate(state, KEY)
+    found, watched = jax.jit(lambda state: (evaluators["played"].evaluate(state, KEY), watch(evaluators, state, None)))(
+        state
+    )
     value = 0.7 * first + 0.3 * second
     threshold = registry.load("stepmix_tabular:steps_5").config.agent.threshold
     np.testing.assert_allclose([found["return"], found["optimum"]], [value, best], rtol=1e-5)
     np.testing.assert_allclose([found["regret"], found["shortfall"]], [best - value, threshold - value], atol=1e-5)
-    watched = watch(evaluators, state, None)
     assert watched["train/below"] == watched["train/bounds_failed"] == 1
     np.testing.assert_allclose(watched["max/shortfall"], threshold - value, atol=1e-5)
 

@@ -110,7 +110,7 @@ def publish(
     if not rows:
         raise UserError(f"{folder} has no rows: expected a run that was evaluated")
     tensors = {
-        f"seed_{seed}/{name}": np.ascontiguousarray(jax.device_get(leaf))
+        f"seed_{seed}/{name}": np.array(jax.device_get(leaf), order="C")
         for seed, tree in params.items()
         for name, leaf in flat(tree).items()
     }

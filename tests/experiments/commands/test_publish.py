@@ -91,6 +91,14 @@ def test_what_comes_back_is_what_was_trained(pure, made, capsys):
     jax.tree.map(np.testing.assert_array_equal, weights(again), weights(made))
 
 
+def test_numbers_without_an_axis_come_back(tmp_path):
+    for name in ("stepmix_tabular:smoke", "ofs_threshold:smoke"):
+        folder, out = tmp_path / name / "run", tmp_path / name / "model"
+        train(load(name, {"iterations": 2}), folder)
+        assert publish.main([str(folder), f"--out={out}"]) == 0
+        jax.tree.map(np.testing.assert_array_equal, restore(folder).params, restore(out).params)
+
+
 def test_a_run_on_host_environments_has_a_checkpoint_per_seed(tmp_path):
     folder, out = tmp_path / "host", tmp_path / "model"
     changes = {"iterations": 2, "evaluators.episodes.count": 4, "evaluators.episodes.cut": 20, "network.hidden": (8,)}

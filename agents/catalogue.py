@@ -89,7 +89,7 @@ FAMILIES: dict[str, Family] = {
     "tabular": Family(
         tabular,
         optimiser_steps=(),
-        ranges={"confidence": _PROBABILITY, "bonus_scale": ZERO_UP},
+        ranges={"confidence": _PROBABILITY, "bonus_scale": ZERO_UP, "threshold": ZERO_UP},
         # A threshold is also what an agent without safety is measured by.
         needs={"baseline": {"safety": ("step_mix", "eps_mix", "baseline")}},
     ),

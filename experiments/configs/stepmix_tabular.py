@@ -2,6 +2,33 @@
 
 Command:
     sagax run stepmix_tabular[:eps_mix|unsafe|baseline][,steps_5][,narrow] --seeds=10
+
+The model has 5 states and 5 actions, the baseline is a softened optimal policy, and the threshold is nine tenths of its
+value. What is counted is the exact value of the policy of every episode.
+
+Expected, 10 seeds, 10,000 episodes each (95 % interval):
+                    regret of all episodes       regret per episode,    episodes below     largest
+                                                 the last 1,000         the threshold      shortfall
+    3 steps
+      step_mix        95 [79, 123]               .0015 [.0012, .0019]   none               0
+      eps_mix        104 [89, 128]               .0014 [.0012, .0019]   none               0
+      unsafe          65 [62, 69]                .0020 [.0015, .0026]   9.2 [8, 12]        1.4
+      baseline     2,736                         .27                    none               0
+    5 steps
+      step_mix       115 [98, 145]               .0022 [.0019, .0027]   none               0
+      eps_mix        119 [99, 149]               .0022 [.0020, .0027]   none               0
+      unsafe          80 [77, 83]                .0020 [.0017, .0023]   6.2 [5.8, 6.8]     2.4
+      baseline     4,601                         .46                    none               0
+    5 steps, narrow
+      step_mix        33 [27, 60]                .0000 [.0000, .0025]   none               0
+      unsafe          17 [14, 73]                .0000 [.0000, .0048]   6.3 [5.8, 7.2]     2.4
+
+The promise is kept in all episodes, and no bound failed with the radii that are proved. It is paid for in the first
+1,000 episodes, in which nearly all of the additional regret arises (70 against 34, and 86 against 45); after them,
+regret is that of optimism alone. With a fifth of the radii nobody is below the threshold, either, but optimism alone
+never finds the best policy in one of 10 seeds: its upper bound fails.
+
+Time: 10 seconds for 10 seeds on one core.
 """
 
 from __future__ import annotations

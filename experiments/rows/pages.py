@@ -15,6 +15,15 @@ _METHODS = (
 )
 _NOT_WARM = ("control_variate", "oprl_released")
 _LEARNING_RATE = "ppo, learning rate 8e-3"
+_THRESHOLDS = {
+    "ofs": "OFS",
+    "ofs+agent.bonus_scale=0.03": "OFS, bounds 0.3 times as wide",
+    "ofs+agent.bonus_scale=0.3": "OFS, bounds 3 times as wide",
+    "ucb": "UCB, unconstrained",
+    "primal_dual+agent.multiplier_step=0.01": "primal-dual, step 0.01",
+    "primal_dual": "primal-dual, step 0.05",
+    "primal_dual+agent.multiplier_step=0.25": "primal-dual, step 0.25",
+}
 
 RESULTS: tuple[Curves | Grid, ...] = (
     Curves(
@@ -158,6 +167,71 @@ RESULTS: tuple[Curves | Grid, ...] = (
         "train/success",
         text="Rewards from an annotator's opinion (ONI, arXiv 2410.23022) on KeyCorridorS3R3; see "
         "[notebooks/language_feedback.ipynb](../notebooks/language_feedback.ipynb).",
+    ),
+    Grid(
+        "stepmix_tabular: exploration that keeps a promise in every episode, mean of 10,000 episodes",
+        "stepmix_tabular",
+        {
+            f"{safety},{steps}": f"{label}, {steps.removeprefix('steps_')} steps"
+            for steps in ("steps_3", "steps_5")
+            for safety, label in (
+                ("step_mix", "StepMix"),
+                ("eps_mix", "EpsMix"),
+                ("unsafe", "optimism alone"),
+                ("baseline", "the baseline alone"),
+            )
+        },
+        {
+            "regret": "regret per episode",
+            "below": "share of episodes below the threshold",
+            "bounds": "share with a bound that failed",
+        },
+        "mean",
+        metrics={"regret": "train/regret", "below": "train/below", "bounds": "train/bounds_failed"},
+        text="Exact values of what is played in every episode, with the radii that are proved (arXiv 2306.06265). The "
+        "threshold is nine tenths of the baseline's value.",
+        digits=5,
+    ),
+    Grid(
+        "stepmix_tabular: a fifth of the radii, which is not proved",
+        "stepmix_tabular",
+        {
+            f"{safety},steps_5,narrow": f"{label}, 5 steps"
+            for safety, label in (("step_mix", "StepMix"), ("eps_mix", "EpsMix"), ("unsafe", "optimism alone"))
+        },
+        {
+            "regret": "regret per episode",
+            "below": "share of episodes below the threshold",
+            "bounds": "share with a bound that failed",
+        },
+        "mean",
+        metrics={"regret": "train/regret", "below": "train/below", "bounds": "train/bounds_failed"},
+        digits=5,
+    ),
+    Grid(
+        "ofs_threshold: fair thresholds in a closed loop, mean of 10,000 periods",
+        "ofs_threshold",
+        _THRESHOLDS,
+        {"reward": "reward", "violation": "violation", "gap": "gap to the best feasible threshold"},
+        "mean",
+        metrics={"reward": "train/reward", "violation": "train/violation", "gap": "train/gap"},
+        text="What each period was expected to bring, without noise (arXiv 2512.22313). A gap below 0 is a higher "
+        "reward than that of any feasible threshold.",
+        digits=4,
+    ),
+    Grid(
+        "ofs_threshold: the last 1,000 periods, and where the population settles under the favourite threshold",
+        "ofs_threshold",
+        _THRESHOLDS,
+        {"gap": "gap", "violation": "violation", "settled": "settled gap", "settled_violation": "settled violation"},
+        "final",
+        metrics={
+            "gap": "train/gap",
+            "violation": "train/violation",
+            "settled": "gap",
+            "settled_violation": "violation",
+        },
+        digits=4,
     ),
 )
 

@@ -423,7 +423,14 @@ def constrain(config: ConfigDict, limits: Mapping[str, tuple[str, float]], metho
             config.credit[name] = config.credit.env.to_dict() | {"channel": channel}
 
 
-def trust_region_agent(config: ConfigDict, constraint: str) -> None:
+def trust_region_config() -> ConfigDict:
+    """A configuration of the trust-region family, without a constraint; the environment and rewards are left empty."""
+    config = policy_gradient_config()
+    trust_region_agent(config, None)
+    return config
+
+
+def trust_region_agent(config: ConfigDict, constraint: str | None) -> None:
     """Makes the agent of a policy-gradient ``config`` one of a trust region, with a limit on a credit entry.
 
     The critic keeps its epochs, its minibatches and a constant learning rate of the agent's size.
@@ -433,7 +440,7 @@ def trust_region_agent(config: ConfigDict, constraint: str) -> None:
         {
             "family": "trust_region",
             "continuous": old.continuous,
-            "constraint": constraint,
+            "constraint": config_dict.placeholder(str) if constraint is None else constraint,
             "divergence": 0.01,
             "damping": 0.1,
             "directions": 15,

@@ -25,7 +25,13 @@ from experiments.assembly.members import Member, variant_name
 from experiments.assembly.overrides import fits
 from experiments.assembly.ranges import validate
 from experiments.assembly.sections import imported_kinds
-from experiments.configs._common import bandit_config, policy_gradient_config, tabular_config, value_based_config
+from experiments.configs._common import (
+    bandit_config,
+    policy_gradient_config,
+    tabular_config,
+    trust_region_config,
+    value_based_config,
+)
 from experiments.errors import UserError
 from experiments.rows import run_folders
 from experiments.training.checkpoint import Checkpoints, Restored
@@ -40,6 +46,7 @@ CHOICES = ("best", "latest")
 CHANGEABLE = ("environment.", "evaluators.")
 FAMILIES = {
     "policy_gradient": policy_gradient_config,
+    "trust_region": trust_region_config,
     "value_based": value_based_config,
     "tabular": tabular_config,
     "bandit": bandit_config,

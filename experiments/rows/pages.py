@@ -260,9 +260,9 @@ of kernels with the other factor transposed, XLA's other scheduler, its loops in
 threads change nothing. What was left to gain is in the code: shuffling sorts integers in place of pairs, and draws of
 many steps are made at once.
 
-Ten vmapped seeds take about as long as ten runs: products are most of the time, a product with an axis of seeds takes
-as long as one product per seed, and a single run keeps one core busy already. `JAX_NUM_CPU_DEVICES=2` gives each of two
-cores half of the seeds; the rows named `over_2_devices` say what that gains."""
+Ten vmapped seeds of Sokoban take about as long as ten runs: products are most of the time, a product with an axis of
+seeds takes as long as one product per seed, and a single run keeps one core busy already. `JAX_NUM_CPU_DEVICES=2` gives
+each of two cores half of the seeds; the rows named `over_2_devices` say what that gains."""
 _DEVICES_HEAD = """## By device and number of seeds
 
 Each measurement trains that many seeds side by side in a process of its own (`sagax benchmark devices`)."""

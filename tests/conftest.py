@@ -51,7 +51,7 @@ LONGEST = (
 # ``make test`` leaves them out; ``make slow`` and .ci/run run them. By file, the names of tests or of cases of one.
 SLOW = {
     "test_notebooks.py": ("test_a_notebook_runs",),
-    "test_kills.py": ("test_sigterm_saves_and_the_same_command_continues",),
+    "test_kills.py": ("test_sigterm_saves_and_the_same_command_continues", "test_kills_change_nothing"),
     "test_devices.py": (
         "test_a_run_of_four_devices_goes_on_with_any_number_of_them",
         "test_the_environments_of_one_seed_are_shared_by_all_devices",
@@ -70,12 +70,14 @@ SLOW = {
             "eta_gridworld",
             "eta_pong",
             "iqn_breakout",
+            "lagrangian_navigation",
             "pqn_minatar",
         )
     ),
     "test_resume.py": (
         "test_a_prolonged_run_equals_the_uninterrupted_one[counts, distillation and hindsight, two seeds]",
         "test_a_prolonged_run_equals_the_uninterrupted_one[counts of the run, exact and projected, the inverse model]",
+        "test_a_prolonged_run_equals_the_uninterrupted_one[pure environment as a host, recurrent]",
         "test_a_prolonged_run_equals_the_uninterrupted_one[Montezuma's Revenge]",
         "test_seeds_are_added_to_a_run_as_further_programs[host driver, finished]",
     ),

@@ -16,16 +16,14 @@ The best policy may have to draw its actions: with ``K`` constraints it mixes up
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import sparse
-from scipy.optimize import linprog
 
+from agents.limits import SENSES, sign_of
 from envs.choices import require_known
 from envs.native.tabular import TabularModel, validated
 
-SENSES = ("at_most", "at_least", "equal")
 # HiGHS meets constraints to within 1e-7 by default; models of rewards of order 1 can be solved more closely.
 _TOLERANCE = 1e-9
 
@@ -87,24 +85,20 @@ def constrained_optimum(
     model = validated(model)
     length = model.horizon if horizon is None else horizon
     _require(model, limits, objective, discount, length)
-    problem = _Problem(model, discount, length)
-    signs = np.array([-1.0 if each.sense == "at_least" else 1.0 for each in limits.values()])
-    rows = [problem.total(each.component) for each in limits.values()]
-    bounds = np.array([each.limit for each in limits.values()], np.float64)
-    equal = np.array([each.sense == "equal" for each in limits.values()], bool)
-    found = problem.solve(-problem.total(objective), rows, bounds, signs, equal)
+    program = _Program(model, limits, discount, length)
+    found = program.solve(-program.total(objective))
     if found.status == 2:
-        raise InfeasibleError(_explain(problem, limits, rows, bounds, signs, equal))
+        raise InfeasibleError(_explain(program, limits))
     if found.status != 0:
         raise ValueError(f"the linear program has no solution: {found.message}")
-    occupancy = np.maximum(found.x, 0.0).reshape(problem.shape)
+    occupancy = np.maximum(found.x, 0.0).reshape(program.shape)
     mass = occupancy.sum(-1, keepdims=True)
     uniform = np.full_like(occupancy, 1 / model.num_actions)
     policy = np.where(mass > 1e-12, occupancy / np.maximum(mass, 1e-300), uniform)
-    totals = np.array([problem.total(component) @ found.x for component in range(model.reward_dimension)])
+    totals = np.array([program.total(component) @ found.x for component in range(model.reward_dimension)])
     multipliers = np.zeros(len(limits))
-    multipliers[~equal] = -found.ineqlin.marginals
-    multipliers[equal] = -found.eqlin.marginals[problem.flow.shape[0] :]
+    multipliers[~program.equal] = -found.ineqlin.marginals
+    multipliers[program.equal] = -found.eqlin.marginals[program.flow.shape[0] :]
     return ConstrainedPlan(policy, occupancy, totals, multipliers)
 
 
@@ -124,78 +118,84 @@ def totals_of(
     if probabilities.shape not in (shape, (1, *shape[1:])):
         raise ValueError(f"policy has shape {probabilities.shape}, expected {shape} or {(1, *shape[1:])}")
     stages = np.broadcast_to(probabilities, shape)
-    reward, moves = _tables(model, discount)
+    reward, moves = expected_tables(model)
     if length is None:
-        between = np.einsum("sa,sat->st", stages[0], moves)
+        between = discount * np.einsum("sa,sat->st", stages[0], moves)
         occupancy = np.linalg.solve(np.eye(model.num_states) - between.T, model.initial)[None, :, None] * stages
         return np.einsum("tsa,sam->m", occupancy, reward)
     mass, totals = model.initial, np.zeros(model.reward_dimension)
     for time, stage in enumerate(stages):
         flow = mass[:, None] * stage
         totals = totals + discount**time * np.einsum("sa,sam->m", flow, reward)
-        mass = np.einsum("sa,sat->t", flow, moves) / discount
+        mass = np.einsum("sa,sat->t", flow, moves)
     return totals
 
 
-def _tables(model: TabularModel, discount: float) -> tuple[np.ndarray, np.ndarray]:
-    """Expected rewards ``[S, A, m]``, and ``discount`` times the probability of going on in a state, ``[S, A, S]``."""
-    reward = np.einsum("sao,saom->sam", model.probability, model.reward)
-    states, actions, _ = model.probability.shape
-    moves = np.zeros((states, actions, states))
-    where = np.indices(model.probability.shape)
-    np.add.at(moves, (where[0], where[1], model.next_state), model.probability * ~model.terminated)
-    return reward, discount * moves
+def expected_tables(model: TabularModel) -> tuple[np.ndarray, np.ndarray]:
+    """Expected rewards ``[S, A]``, or ``[S, A, m]``, and the probabilities of going on in a state, ``[S, A, S]``."""
+    chance = model.probability if model.reward_dimension == 0 else model.probability[..., None]
+    moves = np.zeros((model.num_states, model.num_actions, model.num_states))
+    state, action, _ = np.indices(model.probability.shape)
+    np.add.at(moves, (state, action, model.next_state), model.probability * ~model.terminated)
+    return (chance * model.reward).sum(2), moves
 
 
-class _Problem:
-    """The flow equations of a model, and linear programs over its occupancies."""
+class _Program:
+    """Linear programs over the occupancies of a model: its flow equations, and its limits as rows of coefficients.
 
-    def __init__(self, model: TabularModel, discount: float, length: int | None):
-        reward, moves = _tables(model, discount)
+    Attributes:
+      shape: of the occupancies, ``[H or 1, S, A]``.
+      flow, sources: the flow equations, ``flow x = sources``.
+      rows, bounds, signs, equal: of the limits: ``[K, size]`` and ``[K]`` each.
+    """
+
+    def __init__(self, model: TabularModel, limits: Mapping[str, Limit], discount: float, length: int | None):
+        # Imported here: commands that solve no program need not wait for it.
+        from scipy import sparse
+
+        reward, moves = expected_tables(model)
         steps, states, actions = length or 1, model.num_states, model.num_actions
         self.shape = (steps, states, actions)
         # An occupancy holds the discount of its time already: rewards are the same at every time.
-        self.reward = np.broadcast_to(reward, (steps, *reward.shape))
-        leaving = sparse.kron(sparse.eye_array(states), np.ones((1, actions)), format="csr")
-        arriving = sparse.csr_array(moves.reshape(states * actions, states).T)
-        if length is None:
-            self.flow = sparse.csr_array(leaving - arriving)
-        else:
-            following = sparse.eye_array(steps, k=-1)
-            self.flow = sparse.csr_array(
-                sparse.kron(sparse.eye_array(steps), leaving) - sparse.kron(following, arriving)
-            )
+        self._reward = np.broadcast_to(reward, (steps, *reward.shape))
+        leaving = sparse.kron(sparse.eye_array(states), np.ones((1, actions)))
+        arriving = sparse.csr_array(discount * moves.reshape(states * actions, states).T)
+        # Without a time limit all times are one, and what arrives leaves again at once.
+        now, before = (sparse.eye_array(steps), sparse.eye_array(steps, k=-1 if length else 0))
+        self.flow = sparse.csr_array(sparse.kron(now, leaving) - sparse.kron(before, arriving))
         self.sources = np.zeros(steps * states)
         self.sources[:states] = model.initial
+        rows = [self.total(each.component) for each in limits.values()]
+        self.rows = np.array(rows).reshape(len(limits), self.flow.shape[1])
+        self.bounds = np.array([each.limit for each in limits.values()], np.float64)
+        self.signs = np.array([sign_of(each.sense) for each in limits.values()])
+        self.equal = np.array([each.sense == "equal" for each in limits.values()], bool)
 
     def total(self, component: int) -> np.ndarray:
-        """The coefficients of the total of a component, one per occupancy."""
-        return self.reward[..., component].reshape(-1)
+        """The coefficients ``[size]`` of the total of a component, one per occupancy."""
+        return self._reward[..., component].reshape(-1)
 
-    def solve(self, loss, rows, bounds, signs, equal, slack: bool = False):
-        """Minimises ``loss @ x`` under the limits; with ``slack``, the sum of all violations instead."""
-        size = loss.size
-        table = np.stack(rows) if rows else np.zeros((0, size))
-        wide = len(rows) * 2 if slack else 0
+    def solve(self, loss: np.ndarray, *, limited: bool = True, missing: bool = False) -> Any:
+        """Minimises ``loss @ x`` under the limits, or under none unless ``limited``. With ``missing``, a limit may be
+        missed, by further unknowns of which each adds itself to the loss."""
+        from scipy import sparse
+        from scipy.optimize import linprog
 
-        def widened(matrix, indices):
-            if not slack:
-                return matrix
-            own = np.zeros((matrix.shape[0], wide))
-            for row, index in enumerate(indices):
-                own[row, 2 * index], own[row, 2 * index + 1] = -1.0, 1.0
-            return np.concatenate([matrix, own], axis=1)
-
-        inequalities, equations = np.flatnonzero(~equal), np.flatnonzero(equal)
-        below = widened(signs[inequalities, None] * table[inequalities], inequalities)
-        same = widened(table[equations], equations)
-        flow = self.flow if not slack else sparse.hstack([self.flow, sparse.csr_array((self.flow.shape[0], wide))])
+        count = len(self.bounds) if limited else 0
+        equal, signs = self.equal[:count], self.signs[:count, None]
+        rows, flow = self.rows[:count], self.flow
+        if missing:
+            # Too high by the first half of the new unknowns, too low by the second.
+            rows = np.concatenate([rows, -np.eye(count), np.eye(count)], axis=1)
+            flow = sparse.hstack([flow, sparse.csr_array((flow.shape[0], 2 * count))])
+            loss = np.concatenate([loss, np.ones(2 * count)])
+        below = (signs * rows)[~equal]
         return linprog(
-            np.concatenate([np.zeros(size), np.ones(wide)]) if slack else loss,
+            loss,
             A_ub=below if len(below) else None,
-            b_ub=(signs * bounds)[inequalities] if len(below) else None,
-            A_eq=sparse.vstack([flow, sparse.csr_array(same)], format="csr"),
-            b_eq=np.concatenate([self.sources, bounds[equations]]),
+            b_ub=(self.signs * self.bounds)[:count][~equal] if len(below) else None,
+            A_eq=sparse.vstack([flow, sparse.csr_array(rows[equal].reshape(-1, loss.size))], format="csr"),
+            b_eq=np.concatenate([self.sources, self.bounds[:count][equal]]),
             method="highs",
             options={"primal_feasibility_tolerance": _TOLERANCE, "dual_feasibility_tolerance": _TOLERANCE},
         )
@@ -225,7 +225,7 @@ def _require(model, limits: Mapping[str, Limit], objective: int, discount: float
 
 def _ends(model: TabularModel) -> bool:
     """Whether an episode ends with probability 1 under every policy."""
-    _, moves = _tables(model, 1.0)
+    _, moves = expected_tables(model)
     # The largest probability of still going on, over all policies, has to be able to fall below 1 from every state.
     going = np.ones(model.num_states)
     for _ in range(model.num_states):
@@ -233,14 +233,11 @@ def _ends(model: TabularModel) -> bool:
     return bool((going < 1 - 1e-12).all())
 
 
-def _explain(problem: _Problem, limits: Mapping[str, Limit], rows, bounds, signs, equal) -> str:
-    none = np.zeros(0, bool), np.zeros(0)
+def _explain(program: _Program, limits: Mapping[str, Limit]) -> str:
     parts = []
-    for (name, each), row in zip(limits.items(), rows, strict=True):
-        ends = [float(row @ problem.solve(sign * row, [], none[1], none[1], none[0]).x) for sign in (1.0, -1.0)]
+    for (name, each), row in zip(limits.items(), program.rows, strict=True):
+        low, high = (sign * program.solve(sign * row, limited=False).fun for sign in (1.0, -1.0))
         word = each.sense.replace("_", " ")
-        parts.append(f"{name!r} is to be {word} {each.limit:g} and can be from {ends[0]:.6g} to {ends[1]:.6g}")
-    least = problem.solve(rows[0], rows, bounds, signs, equal, slack=True)
-    return (
-        f"no policy meets all limits: {'; '.join(parts)}; met together, they miss by {least.fun:.6g} in total at least"
-    )
+        parts.append(f"{name!r} is to be {word} {each.limit:g} and can be from {low:.6g} to {high:.6g}")
+    least = program.solve(np.zeros(program.rows.shape[1]), missing=True).fun
+    return f"no policy meets all limits: {'; '.join(parts)}; met together, they miss by {least:.6g} in total at least"

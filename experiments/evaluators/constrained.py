@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
+from agents.limits import sign_of
 from agents.planning.linear_programming import Limit, constrained_optimum
 from experiments.evaluators.base import Context, Evaluator
 from experiments.evaluators.exact import exact, known_model
@@ -68,5 +69,5 @@ def constrained(context: Context, *, transform: str = "lagrangian", greedy: bool
 
 def _missed(limit: Limit, total):
     """How far ``total`` is on the wrong side, as a share of the limit."""
-    over = {"at_most": total - limit.limit, "at_least": limit.limit - total, "equal": jnp.abs(total - limit.limit)}
-    return jnp.maximum(over[limit.sense], 0.0) / max(abs(limit.limit), 1e-6)
+    over = sign_of(limit.sense) * (total - limit.limit)
+    return (jnp.abs(over) if limit.sense == "equal" else jnp.maximum(over, 0.0)) / max(abs(limit.limit), 1e-6)

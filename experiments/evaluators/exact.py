@@ -231,8 +231,8 @@ def exact(
         if wanted is None or stock is None:
             found = from_stock(params, None)
             # The first objective is the reward itself.
-            rest = found.others if inside.costs else jnp.concatenate([found.total[None], found.others])
-            return {"return": found.total, "length": found.length} | dict(zip(totals, rest, strict=False))
+            rest = jnp.concatenate([found.total[None], found.others]) if spec.objectives else found.others
+            return {"return": found.total, "length": found.length} | dict(zip(totals, rest, strict=True))
         starts = np.flatnonzero(inside.model.initial > 0)
         observation = _with_stock(
             stock, jax.vmap(inside.observe)(jnp.asarray(starts)), jnp.int32(0), 0.0, jnp.zeros(len(starts))

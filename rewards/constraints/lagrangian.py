@@ -12,6 +12,7 @@ import numpy as np
 
 from agents.base import DataSpec
 from agents.channels import read_channel
+from agents.limits import SENSES, sign_of
 from agents.state import fields
 from agents.statistics import masked_mean
 from envs.base import PyTree, Trajectory
@@ -20,7 +21,6 @@ from rewards.base import Metrics, RewardTransform, write_channel
 from rewards.constraints.multipliers import Multiplier, dual_ascent
 from rewards.moments import episode_starts
 
-SENSES = ("at_most", "at_least", "equal")
 MIXINGS = ("sum", "normalised", "share")
 
 
@@ -126,8 +126,9 @@ def lagrangian(
         require_known("sense", constraint.sense, SENSES, f"of constraint {name!r}")
     count, batch = len(constraints), data.batch
     equality = np.array([one.sense == "equal" for one in constraints.values()])
-    sign = np.array([-1.0 if one.sense == "at_least" else 1.0 for one in constraints.values()], np.float32)
-    multiplier.init(equality)
+    sign = np.array([sign_of(one.sense) for one in constraints.values()], np.float32)
+    # Traced alone: a rule refuses here what it cannot serve.
+    jax.eval_shape(lambda: multiplier.init(equality))
 
     def limits():
         return jnp.stack([jnp.asarray(one.limit, jnp.float32) for one in constraints.values()])
@@ -178,10 +179,7 @@ def lagrangian(
     def update_fn(state, trajectory, key, **extra):
         del key, extra
         costs, limit = channels(trajectory), limits()
-        follows = trajectory.mask.shape[1] == batch
-        running = state.running if follows else jnp.zeros((count, trajectory.mask.shape[1]))
-        factor = state.factor if follows else jnp.ones(trajectory.mask.shape[1])
-        totals, running, factor = episode_totals(costs, running, factor, trajectory, discount)
+        totals, running, factor = episode_totals(costs, state.running, state.factor, trajectory, discount)
         ended = (trajectory.terminated | trajectory.truncated) & (trajectory.mask > 0)
         measured = sign * worst_mean((sign[:, None, None] * totals).reshape(count, -1), ended.reshape(-1), tail)
         length = masked_mean(trajectory.extras["episode_length"], ended)
@@ -190,22 +188,20 @@ def lagrangian(
         total = jnp.where(first, measured, smoothing * state.total + (1 - smoothing) * measured)
         violation = sign * (total - limit)
 
-        def size(value):
+        def missed(value):
             return jnp.where(equality, jnp.abs(value - limit), sign * (value - limit))
 
         learned = LagrangianState(
             multiplier.update(state.multiplier, violation, equality),
             total,
             jnp.where(first, length, smoothing * state.length + (1 - smoothing) * length),
-            jnp.where(first | (size(measured) < size(state.best)), measured, state.best),
+            jnp.where(first | (missed(measured) < missed(state.best)), measured, state.best),
             state.batches + 1,
             running,
             factor,
         )
         kept = state._replace(running=running, factor=factor)
         new = jax.tree.map(lambda one, other: jnp.where(any_ended, one, other), learned, kept)
-        if not follows:
-            new = new._replace(running=state.running, factor=state.factor)
         metrics: Metrics = {}
         shown = {
             "total": new.total,

@@ -118,20 +118,17 @@ def dual_ascent(
 
 
 class PidState(NamedTuple):
-    """State of ``pid``, ``[K]`` each but the last.
+    """State of ``pid``.
 
     Attributes:
-      integral: of the violation, in units of the multiplier.
-      violation, level: running averages of the violation, for the proportional and the derivative term.
-      output: the multipliers.
-      earlier: the last values of ``level``, the oldest first, ``[delay, K]``.
+      integral: of the violation, in units of the multiplier, ``[K]``.
+      output: the multipliers, ``[K]``.
+      averages: the last running averages of the violation, the oldest first, ``[delay, K]``.
     """
 
     integral: jax.Array
-    violation: jax.Array
-    level: jax.Array
     output: jax.Array
-    earlier: jax.Array
+    averages: jax.Array
 
 
 def pid(
@@ -147,8 +144,8 @@ def pid(
     """A controller of three terms (Stooke, Achiam and Abbeel, 2020, arXiv 2007.03964, algorithm 2).
 
         I        <- max(I + integral * g, 0)
-        P, D      = running averages of g, weight of the past ``smoothing``
-        lambda    = max(proportional * P + I + derivative * max(D - D of ``delay`` updates ago, 0), 0)
+        P        <- smoothing * P + (1 - smoothing) * g
+        lambda    = max(proportional * P + I + derivative * max(P - P of ``delay`` updates ago, 0), 0)
 
     The integral alone is ``dual_ascent`` with SGD, which swings around the limit; the proportional term damps the
     swing and the derivative term counters a violation that grows. For an equation nothing is cut off at 0. The result
@@ -158,7 +155,7 @@ def pid(
 
     Args:
       proportional, integral, derivative: the gains, in multiplier per unit of violation.
-      smoothing: in [0, 1), weight of the past in the averages.
+      smoothing: in [0, 1), weight of the past in the average ``P``.
       delay: in updates, at least 1.
       largest: bound of the integral and of the multiplier.
       initial: of the integral.
@@ -173,18 +170,16 @@ def pid(
         return jnp.clip(value, jnp.where(equality, -largest, 0.0), largest)
 
     def init_fn(equality):
-        zeros = jnp.zeros(equality.shape)
-        start = kept(zeros + initial, equality)
-        return PidState(start, zeros, zeros, start, jnp.zeros((delay, *equality.shape)))
+        start = kept(jnp.zeros(equality.shape) + initial, equality)
+        return PidState(start, start, jnp.zeros((delay, *equality.shape)))
 
     def update_fn(state, violation, equality):
-        level = smoothing * state.level + (1 - smoothing) * violation
-        mean = smoothing * state.violation + (1 - smoothing) * violation
-        change = level - state.earlier[0]
+        average = smoothing * state.averages[-1] + (1 - smoothing) * violation
+        change = average - state.averages[0]
         change = jnp.where(equality, change, jnp.maximum(change, 0.0))
         total = kept(state.integral + integral * violation, equality)
-        output = kept(proportional * mean + total + derivative * change, equality)
-        return PidState(total, mean, level, output, jnp.concatenate([state.earlier[1:], level[None]]))
+        output = kept(proportional * average + total + derivative * change, equality)
+        return PidState(total, output, jnp.concatenate([state.averages[1:], average[None]]))
 
     return Multiplier(init_fn, update_fn, lambda state: state.output)
 

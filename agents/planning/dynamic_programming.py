@@ -110,7 +110,7 @@ def value_iteration(
     """
     model = validated(model)
     length, finite = resolve_length(model, discount, horizon, iterations)
-    tables = _tables(model)
+    tables = tables_of(model)
     policy, values, previous, action_values = _optimal(tables, jnp.asarray(discount, float), length)
     bound = 0.0 if finite else _bound(model, discount, length, values, previous)
     return Plan(policy if finite else policy[:1], values, action_values, bound, 1)
@@ -145,7 +145,7 @@ def policy_evaluation(
     if (probabilities < 0).any() or (abs(probabilities.sum(-1) - 1) > 1e-5).any():
         raise ValueError("policy: expected probabilities that sum to one over the actions of every state")
     stages = jnp.broadcast_to(jnp.asarray(probabilities, float), (length, *shape))
-    values, previous, action_values = _evaluate(_tables(model), stages, jnp.asarray(discount, float))
+    values, previous, action_values = _evaluate(tables_of(model), stages, jnp.asarray(discount, float))
     return Evaluation(values, action_values, 0.0 if finite else _bound(model, discount, length, values, previous))
 
 
@@ -174,7 +174,7 @@ def policy_iteration(
     """
     model = validated(model)
     length, finite = resolve_length(model, discount, horizon, iterations)
-    tables, factor = _tables(model), jnp.asarray(discount, float)
+    tables, factor = tables_of(model), jnp.asarray(discount, float)
     policy = jnp.zeros((length if finite else 1, model.num_states), jnp.int32)
     for count in range(1, rounds + 1):
         improved, values, action_values = _improve(tables, policy, factor, length, finite)
@@ -188,20 +188,28 @@ def policy_iteration(
     )
 
 
-class _Tables(NamedTuple):
+class Tables(NamedTuple):
+    """A model for compiled backups: ``probability``, ``next_state`` and ``continues`` (1 where an episode goes on),
+    ``[S, A, O]`` each, and the expected ``reward [S, A]``."""
+
     probability: jax.Array
     next_state: jax.Array
     reward: jax.Array
     continues: jax.Array
 
 
-def _tables(model: TabularModel) -> _Tables:
+def tables_of(model: TabularModel) -> Tables:
+    """The tables of a model with scalar rewards.
+
+    Raises:
+      ValueError: vector rewards.
+    """
     if model.reward_dimension:
         raise ValueError(
             f"rewards are vectors of {model.reward_dimension}: expected numbers; scalarised(model, weights) makes them"
         )
     expected = (model.probability * model.reward).sum(-1)
-    return _Tables(
+    return Tables(
         jnp.asarray(model.probability, float),
         jnp.asarray(model.next_state),
         jnp.asarray(expected, float),
@@ -209,13 +217,13 @@ def _tables(model: TabularModel) -> _Tables:
     )
 
 
-def _backup(tables: _Tables, values: jax.Array, discount: jax.Array) -> jax.Array:
+def _backup(tables: Tables, values: jax.Array, discount: jax.Array) -> jax.Array:
     following = tables.continues * values[tables.next_state]
     return tables.reward + discount * jnp.sum(tables.probability * following, axis=-1)
 
 
 @jax.jit(static_argnames="length")
-def _optimal(tables: _Tables, discount: jax.Array, length: int):
+def _optimal(tables: Tables, discount: jax.Array, length: int):
     def step(carry, _):
         values, _, _ = carry
         action_values = _backup(tables, values, discount)
@@ -227,8 +235,13 @@ def _optimal(tables: _Tables, discount: jax.Array, length: int):
     return policy[::-1], values, previous, action_values
 
 
+def values_under(tables: Tables, policy: jax.Array, discount: float | jax.Array = 1.0) -> jax.Array:
+    """The values ``[S]`` at time 0 of ``policy [H, S, A]``, which may be traced, with ``H`` steps to go."""
+    return _evaluate(tables, policy, jnp.asarray(discount, float))[0]
+
+
 @jax.jit
-def _evaluate(tables: _Tables, stages: jax.Array, discount: jax.Array):
+def _evaluate(tables: Tables, stages: jax.Array, discount: jax.Array):
     def step(carry, probabilities):
         values, _, _ = carry
         action_values = _backup(tables, values, discount)
@@ -241,7 +254,7 @@ def _evaluate(tables: _Tables, stages: jax.Array, discount: jax.Array):
 
 
 @jax.jit(static_argnames=("length", "finite"))
-def _improve(tables: _Tables, policy: jax.Array, discount: jax.Array, length: int, finite: bool):
+def _improve(tables: Tables, policy: jax.Array, discount: jax.Array, length: int, finite: bool):
     """Evaluates ``policy [H, S]`` (``[1, S]`` where not finite): its greedy policy, values and action values."""
     states = jnp.arange(tables.reward.shape[0])
 

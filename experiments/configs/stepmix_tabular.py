@@ -79,14 +79,7 @@ def get_config(variant: str = "") -> ConfigDict:
     size = {"states": 5, "actions": 5, "costs": 1, "successors": 5}
     config.environment = {"kind": "random_model", **size, "going_on": GOING_ON, "model_seed": seed}
     config.environment.time_limit = config.data.length = steps
-    model = random_model(
-        states=size["states"],
-        actions=size["actions"],
-        costs=size["costs"],
-        successors=size["successors"],
-        going_on=GOING_ON,
-        seed=seed,
-    )
+    model = random_model(**size, going_on=GOING_ON, seed=seed)
     baseline, value = softened(scalarised(model, (1.0, 0.0)), steps)
     config.agent.safety = SAFETY[one_of(tokens, SAFETY, "step_mix")][0]
     config.agent.baseline = tuple(map(float, baseline.reshape(-1)))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from agents.planning.dynamic_programming import tables_of, value_iteration, values_under
 from agents.tabular_optimism import Mixture, baseline_table, problem_size
 from envs.keys import seed_key
-from envs.native.tabular import TabularModel
+from envs.native.tabular import scalarised
 from experiments.evaluators.base import Context, Evaluator
 from experiments.evaluators.exact import known_model
 
@@ -46,13 +45,17 @@ def played_policy(context: Context) -> Evaluator:
     if not isinstance(mixture, Mixture):
         raise ValueError("the agent has no table of its policies: expected agent.family='tabular'")
     states, actions, horizon = problem_size(context.spec)
-    reward, moves = expected_tables(model)
-    optimum = float(model.initial @ best_values(reward, moves, horizon))
+    paid = scalarised(model, np.eye(model.reward_dimension)[0]) if model.reward_dimension else model
+    # Evaluators are built while a program is traced, and these numbers are known before.
+    with jax.ensure_compile_time_eval():
+        tables = tables_of(paid)
+        optimum = float(model.initial @ value_iteration(paid, horizon=horizon).values)
     section = context.sections["agent"]
     threshold = section.get("threshold")
     if isinstance(threshold, int | float):
         table = baseline_table(section.get("baseline", "uniform"), horizon, states, actions)
-        reached = float(model.initial @ values_of(reward, moves, table))
+        with jax.ensure_compile_time_eval():
+            reached = float(model.initial @ values_under(tables, jnp.asarray(table)))
         if threshold > reached:
             raise ValueError(
                 f"agent.threshold={threshold:g}: the baseline's expected return is {reached:.6g}, so that nothing is "
@@ -62,7 +65,7 @@ def played_policy(context: Context) -> Evaluator:
 
     def measured(state) -> tuple[Mixture, jax.Array, jax.Array]:
         played: Mixture = state.agent.params["policy"]
-        each = jax.vmap(lambda policy: jnp.asarray(model.initial, float) @ values_of(reward, moves, policy))
+        each = jax.vmap(lambda policy: jnp.asarray(model.initial, float) @ values_under(tables, policy))
         first, second = each(played.tables)
         value = (1 - played.share) * first + played.share * second
         return played, value, jnp.maximum(goal - value, 0.0)
@@ -84,29 +87,3 @@ def played_policy(context: Context) -> Evaluator:
         }
 
     return Evaluator(evaluate, ("return", "regret", "shortfall", "optimum"), watch)
-
-
-def expected_tables(model: TabularModel) -> tuple[np.ndarray, np.ndarray]:
-    """Expected rewards ``[S, A]`` (a vector's first component) and the probabilities of going on in a state,
-    ``[S, A, S]``."""
-    reward = model.reward if model.reward_dimension == 0 else model.reward[..., 0]
-    moves = np.zeros((model.num_states, model.num_actions, model.num_states))
-    state, action, _ = np.indices(model.probability.shape)
-    np.add.at(moves, (state, action, model.next_state), model.probability * ~model.terminated)
-    return (model.probability * reward).sum(-1), moves
-
-
-def best_values(reward: np.ndarray, moves: np.ndarray, horizon: int) -> np.ndarray:
-    """``V* [S]`` with ``horizon`` steps to go."""
-    values = np.zeros(len(reward))
-    for _ in range(horizon):
-        values = (reward + moves @ values).max(-1)
-    return values
-
-
-def values_of(reward: np.ndarray, moves: np.ndarray, policy: Any) -> Any:
-    """The values ``[S]`` of ``policy [H, S, A]`` at step 0, in the kind of arrays that the policy is of."""
-    values: Any = np.zeros(len(reward)) if isinstance(policy, np.ndarray) else jnp.zeros(len(reward))
-    for step in reversed(range(policy.shape[0])):
-        values = (policy[step] * (reward + moves @ values)).sum(-1)
-    return values

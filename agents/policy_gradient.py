@@ -232,15 +232,23 @@ def credit_metrics(assigned: Assigned, values: Mapping[str, jax.Array], mask: ja
 def _validate(credit, data, surrogate, reduction, epochs, minibatches):
     require_known("surrogate", surrogate, SURROGATES)
     require_known("reduction", reduction, REDUCTIONS)
-    require_known("whiten", credit.whiten, WHITENINGS)
     if epochs < 1 or minibatches < 1:
         raise ValueError(f"epochs={epochs}, minibatches={minibatches}: expected at least 1")
+    require_credit(credit, data, "policy_gradient")
+
+
+def require_credit(credit: Credit, data: DataSpec, family: str) -> None:
+    """Refuses a credit that cannot be assigned to fresh ``data``; ``family`` is named in messages.
+
+    Raises:
+      ValueError: an unknown whitening; an entry with a critic whose head would be named ``policy``; replayed data;
+        estimators that need whole episodes or groups which ``data`` does not have.
+    """
+    require_known("whiten", credit.whiten, WHITENINGS)
     if "policy" in credit.critics:
         raise ValueError("credit 'policy': an entry with a critic names its value head, and the head 'policy' is taken")
     if data.kind not in ("unroll", "episodes"):
-        raise ValueError(
-            f"policy_gradient learns from fresh data: data.kind={data.kind!r}, expected 'unroll' or 'episodes'"
-        )
+        raise ValueError(f"{family} learns from fresh data: data.kind={data.kind!r}, expected 'unroll' or 'episodes'")
     if credit.grouped and data.kind != "episodes":
         names = [name for name, entry in credit.entries.items() if entry.estimator.grouped]
         raise ValueError(f"credit {names} needs whole episodes: data.kind={data.kind!r}, expected 'episodes'")

@@ -25,13 +25,13 @@ from jax.flatten_util import ravel_pytree
 from agents.actor_critic import act, action_probabilities, actor_critic
 from agents.base import Agent, DataSpec
 from agents.channels import violations
-from agents.credit import WHITENINGS, Credit, require_groups
+from agents.credit import Assigned, Credit
 from agents.losses import step_weights, value_loss
 from agents.minibatches import minibatch_epochs, require_minibatches
 from agents.networks.base import NetworkBuilder
 from agents.networks.sequence import NetworkConfig
 from agents.optimisers import chained, gradient_norm
-from agents.policy_gradient import assign_credit, credit_metrics
+from agents.policy_gradient import assign_credit, credit_metrics, require_credit
 from agents.statistics import masked_mean, whiten
 from envs.base import EnvironmentSpec, PyTree, Trajectory
 from envs.choices import require_known
@@ -41,7 +41,7 @@ _SMALLEST = 1e-8
 
 
 class TrustRegionState(NamedTuple):
-    """``params`` has the keys ``policy`` and ``critic``; ``optimiser`` is the critic's."""
+    """``params`` has the keys ``policy`` and ``critic``; ``optimiser`` is the critic's, ``()`` without one."""
 
     params: dict[str, PyTree]
     optimiser: PyTree
@@ -87,7 +87,7 @@ def constrained_step(q: jax.Array, r: jax.Array, s: jax.Array, c: jax.Array, del
     ignored = ~has_direction | ((c <= 0) & (reach <= 0))
     unconstrained = jnp.sqrt(jnp.maximum(q, _SMALLEST) / (2 * delta))
     # Where g and b are parallel, lambda is 0 and its step 0 / 0: a small lambda gives the limit's own step.
-    least = 1e-4 * unconstrained
+    least = 1e-3 * unconstrained
 
     # The dual, minimised over each of the two pieces on which nu is a different function of lambda.
     left = jnp.maximum(q - jnp.square(r) / safe_s, 0.0)
@@ -115,6 +115,92 @@ def constrained_step(q: jax.Array, r: jax.Array, s: jax.Array, c: jax.Array, del
 def conjugate_gradient(product: Callable[[jax.Array], jax.Array], target: jax.Array, iterations: int) -> jax.Array:
     """``x`` with ``product(x) = target`` for a symmetric positive definite product, to ``iterations`` directions."""
     return jax.scipy.sparse.linalg.cg(product, target, tol=1e-10, maxiter=iterations)[0]
+
+
+class Region(NamedTuple):
+    """The settings of ``improved``; see ``trust_region``."""
+
+    divergence: float | jax.Array = 0.01
+    damping: float | jax.Array = 0.1
+    directions: int = 15
+    backtracks: int = 15
+    shrink: float | jax.Array = 0.8
+
+
+class Surrogates(NamedTuple):
+    """Of a policy on data of another, ``[]`` each: ``mean(rho A)``, ``mean(rho A_c)`` and the mean divergence."""
+
+    objective: jax.Array
+    cost: jax.Array
+    divergence: jax.Array
+
+
+def improved(
+    policy: PyTree,
+    measure: Callable[[PyTree], Surrogates],
+    excess: jax.Array | None,
+    region: Region,
+) -> tuple[PyTree, dict[str, jax.Array]]:
+    """One step of the trust region, shortened until what was linearised holds.
+
+    Args:
+      policy: parameters, at which the divergence is 0.
+      measure: of other parameters.
+      excess: ``c``, how far the limit is missed, per step; ``None`` without a constraint.
+      region: the settings.
+
+    Returns:
+      The parameters, and the metrics ``divergence``, ``step_size``, ``recovers``, ``surrogate``,
+      ``policy_gradient_norm`` and, with a constraint, ``cost_surrogate`` and ``cost_multiplier``.
+    """
+    vector, unravel = ravel_pytree(policy)
+
+    def measured(vector):
+        return measure(unravel(vector))
+
+    def product(direction):
+        gradient = jax.grad(lambda vector: measured(vector).divergence)
+        return jax.jvp(gradient, (vector,), (direction,))[1] + region.damping * direction
+
+    before, pull = jax.vjp(measured, vector)
+    one, zero = jnp.ones(()), jnp.zeros(())
+    [g] = pull(Surrogates(one, zero, zero))
+    along_g = conjugate_gradient(product, g, region.directions)
+    r, s, along_b, limit = zero, zero, jnp.zeros_like(g), zero
+    if excess is not None:
+        [b] = pull(Surrogates(zero, one, zero))
+        along_b, limit = conjugate_gradient(product, b, region.directions), excess
+        r, s = g @ along_b, b @ along_b
+    step = constrained_step(g @ along_g, r, s, limit, region.divergence)
+    move = step.along_g * along_g + step.along_b * along_b
+
+    def holds(size):
+        after = measured(vector + size * move)
+        better = step.recovers | (after.objective >= before.objective)
+        met = after.cost - before.cost <= jnp.maximum(-limit, 0.0)
+        return (after.divergence <= region.divergence) & better & (met if excess is not None else True)
+
+    def shorter(carry):
+        count, size, _ = carry
+        return count + 1, size * region.shrink, holds(size * region.shrink)
+
+    first = jnp.zeros((), jnp.int32), one, holds(one)
+    _, size, found = jax.lax.while_loop(lambda carry: ~carry[2] & (carry[0] < region.backtracks), shorter, first)
+    size = jnp.where(found, size, 0.0)
+    new = vector + size * move
+    after = measured(new)
+    metrics = {
+        "divergence": after.divergence,
+        "step_size": size,
+        "recovers": step.recovers.astype(jnp.float32),
+        "surrogate": after.objective - before.objective,
+        "policy_gradient_norm": jnp.linalg.norm(g),
+    }
+    if excess is not None:
+        metrics["cost_surrogate"] = after.cost - before.cost
+        nu = -step.along_b / jnp.maximum(step.along_g, _SMALLEST)
+        metrics["cost_multiplier"] = jnp.where(step.recovers, 0.0, nu)
+    return unravel(new), metrics
 
 
 def trust_region(
@@ -177,7 +263,12 @@ def trust_region(
         of ``constraint``.
       UnsupportedSpaceError: an action or observation space that is not supported.
     """
-    _validate(credit, data, constraint, {"directions": directions, "backtracks": backtracks, "epochs": epochs})
+    _validate(
+        credit,
+        data,
+        constraint,
+        {"directions": directions, "backtracks": backtracks, "epochs": epochs, "minibatches": minibatches},
+    )
     model = actor_critic(
         spec,
         network_config,
@@ -189,86 +280,38 @@ def trust_region(
     require_minibatches(minibatches, data.batch if model.recurrent else data.batch * data.length)
     clipping = [] if max_gradient_norm is None else [optax.clip_by_global_norm(max_gradient_norm)]
     optimiser = chained(*clipping, optax.adam(learning_rate, eps=adam_epsilon), flatten=flatten)
+    region = Region(divergence, damping, directions, backtracks, shrink)
 
     def init_fn(key):
         params = model.init(key)
-        return TrustRegionState(params, optimiser.init(params["critic"]))
+        return TrustRegionState(params, optimiser.init(params["critic"]) if model.critics else ())
 
-    def start_of(trajectory):
-        """The recurrent state before the first row, and where episodes start."""
-        if not model.recurrent:
-            return model.initial_carry(1), None
-        return jax.tree.map(lambda x: x[0], trajectory.extras["carry"]), trajectory.extras["episode_start"]
-
-    def policy_step(params, trajectory: Trajectory, assigned):
-        vector, unravel = ravel_pytree(params["policy"])
-        carry, start = start_of(trajectory)
+    def policy_step(params, trajectory: Trajectory, assigned: Assigned):
+        carry, start = model.initial_carry(1), None
+        if model.recurrent:
+            carry, start = jax.tree.map(lambda x: x[0], trajectory.extras["carry"]), trajectory.extras["episode_start"]
         weight = step_weights(trajectory.mask, "steps")
-
-        def outputs(vector):
-            return model.forward(params | {"policy": unravel(vector)}, trajectory.observation, carry, start)[0]
-
-        old = outputs(vector)
-
-        def surrogate(vector, advantage):
-            change = model.distribution.log_prob(outputs(vector), trajectory.action) - trajectory.extras["log_prob"]
-            return jnp.sum(weight * jnp.exp(jnp.where(trajectory.mask > 0, change, 0.0)) * advantage)
-
-        def distance(vector):
-            return jnp.sum(weight * model.distribution.divergence(old, outputs(vector)))
-
-        def product(direction):
-            return jax.jvp(jax.grad(distance), (vector,), (direction,))[1] + damping * direction
-
         advantage = assigned.advantage
-        if credit.whiten != "none":
+        if credit.whiten == "minibatch":
             advantage = whiten(advantage, trajectory.mask)
-        value, g = jax.value_and_grad(surrogate)(vector, advantage)
-        along_g = conjugate_gradient(product, g, directions)
-        q = g @ along_g
-        if constraint is None:
-            zero = jnp.zeros(())
-            step = constrained_step(q, zero, zero, zero, divergence)
-            move = step.along_g * along_g
-            cost_before = excess = zero
+        cost = jnp.zeros_like(advantage) if constraint is None else assigned.parts[constraint]
 
-            def cost_of(vector):
-                return zero
-        else:
-            excess = violations(trajectory, constraint)
-            cost = assigned.parts[constraint]
-            cost_of = partial(surrogate, advantage=cost)
-            cost_before, b = jax.value_and_grad(surrogate)(vector, cost)
-            along_b = conjugate_gradient(product, b, directions)
-            step = constrained_step(q, g @ along_b, b @ along_b, excess, divergence)
-            move = step.along_g * along_g + step.along_b * along_b
+        def outputs(policy):
+            return model.forward(params | {"policy": policy}, trajectory.observation, carry, start)[0]
 
-        def holds(candidate):
-            better = step.recovers | (surrogate(candidate, advantage) >= value)
-            within = distance(candidate) <= divergence
-            return within & better & (cost_of(candidate) - cost_before <= jnp.maximum(-excess, 0.0))
+        old = outputs(params["policy"])
 
-        def shorter(carry):
-            count, size, _ = carry
-            return count + 1, size * shrink, holds(vector + size * shrink * move)
+        def measure(policy):
+            new = outputs(policy)
+            change = model.distribution.log_prob(new, trajectory.action) - trajectory.extras["log_prob"]
+            ratio = weight * jnp.exp(jnp.where(trajectory.mask > 0, change, 0.0))
+            divergence = jnp.sum(weight * model.distribution.divergence(old, new))
+            return Surrogates(jnp.sum(ratio * advantage), jnp.sum(ratio * cost), divergence)
 
-        first = jnp.zeros((), jnp.int32), jnp.ones(()), holds(vector + move)
-        _, size, found = jax.lax.while_loop(lambda c: ~c[2] & (c[0] < backtracks), shorter, first)
-        size = jnp.where(found, size, 0.0)
-        new = vector + size * move
-        metrics = {
-            "divergence": distance(new),
-            "step_size": size,
-            "recovers": step.recovers.astype(jnp.float32),
-            "surrogate": surrogate(new, advantage) - value,
-            "entropy": masked_mean(model.distribution.entropy(outputs(new)), trajectory.mask),
-            "policy_gradient_norm": jnp.linalg.norm(g),
-        }
-        if constraint is not None:
-            metrics["cost_surrogate"] = cost_of(new) - cost_before
-            nu = jnp.where(step.recovers, 0.0, -step.along_b / jnp.maximum(step.along_g, _SMALLEST))
-            metrics["cost_multiplier"] = nu
-        return params | {"policy": unravel(new)}, metrics
+        excess = None if constraint is None else violations(trajectory, constraint)
+        policy, metrics = improved(params["policy"], measure, excess, region)
+        metrics["entropy"] = masked_mean(model.distribution.entropy(outputs(policy)), trajectory.mask)
+        return params | {"policy": policy}, metrics
 
     def critic_step(state, part, carry):
         critic, optimiser_state, params = state
@@ -324,7 +367,7 @@ def trust_region(
 
 
 def _validate(credit: Credit, data: DataSpec, constraint: str | None, counts: dict[str, int]) -> None:
-    require_known("whiten", credit.whiten, WHITENINGS)
+    require_credit(credit, data, "trust_region")
     if constraint is not None:
         require_known("credit entry", constraint, credit.entries, "in constraint")
     if credit.whiten == "entries":
@@ -332,8 +375,3 @@ def _validate(credit: Credit, data: DataSpec, constraint: str | None, counts: di
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"{name}={count}: expected at least 1")
-    if data.kind not in ("unroll", "episodes"):
-        raise ValueError(
-            f"trust_region learns from fresh data: data.kind={data.kind!r}, expected 'unroll' or 'episodes'"
-        )
-    require_groups(credit, data.group_size)

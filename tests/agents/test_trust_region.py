@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from agents.base import DataSpec
 from agents.credit import Credit, Entry
 from agents.distributions import categorical, gaussian, tanh_gaussian
-from agents.estimators import gae, plain_return
+from agents.estimators import gae, group_outcome, plain_return
 from agents.networks.sequence import NetworkConfig
 from agents.planning.linear_programming import Limit, constrained_optimum
-from agents.trust_region import conjugate_gradient, constrained_step, trust_region
+from agents.trust_region import Region, Surrogates, conjugate_gradient, constrained_step, improved, trust_region
 from envs.native.random_model import random_model, random_model_environment
 from envs.rollout import episodes
 
@@ -60,7 +60,9 @@ def test_the_step_is_the_best_of_the_trust_region_that_meets_the_limit(g, b, c, 
     if abs(reach) < 0.02:
         return  # Where the limit just touches the region, 32 bits decide.
     x, recovers = solved(g, b, c, delta, product)
-    assert x @ product @ x / 2 <= delta * 1.01 + 1e-5
+    # In 32 bits the terms of the step nearly cancel where g and b are nearly parallel: at most half of these tolerances
+    # in 1,500 random problems.
+    assert x @ product @ x / 2 <= delta * 1.002 + 1e-5
     best = brute_force(g, b, c, delta, product)
     if c > 0 and reach < 0:
         assert recovers and best is None
@@ -68,8 +70,8 @@ def test_the_step_is_the_best_of_the_trust_region_that_meets_the_limit(g, b, c, 
         assert b @ x == pytest.approx(-np.sqrt(2 * delta * (b @ inverse @ b)), rel=1e-3)
         return
     assert not recovers
-    assert c + b @ x <= 2e-2
-    assert g @ x >= best - 0.02 * (1 + abs(best))
+    assert c + b @ x <= 2e-3 * (1 + abs(c))
+    assert g @ x >= best - 1e-3 * (1 + abs(best))
 
 
 def test_by_hand():
@@ -85,6 +87,40 @@ def test_by_hand():
     x, recovers = solved(g, np.array([0.0, 1.0]), 1.5, 0.5, circle)
     assert recovers
     np.testing.assert_allclose(x, [0, -1], atol=1e-5)
+
+
+def quadratic(g, b, wall=0.0):
+    """Surrogates whose step is known: linear ones, and a divergence ``x'x / 2 + wall (x'x)^2``."""
+
+    def measure(policy):
+        x = policy["x"]
+        return Surrogates(x @ jnp.asarray(g), x @ jnp.asarray(b), x @ x / 2 + wall * (x @ x) ** 2)
+
+    return measure
+
+
+def test_a_step_on_a_quadratic_is_the_closed_form():
+    start, region = {"x": jnp.zeros(2)}, Region(divergence=0.5, damping=1e-3)
+    # A damped step stays a little inside of the region.
+    for excess, expected in ((None, [1, 0]), (0.5, [np.sqrt(0.75), -0.5]), (-1.5, [1, 0]), (1.5, [0, -1])):
+        found, metrics = improved(start, quadratic([1.0, 0.0], [0.0, 1.0]), excess, region)
+        np.testing.assert_allclose(found["x"], expected, atol=3e-3)
+        assert float(metrics["step_size"]) == 1 and float(metrics["recovers"]) == (excess == 1.5)
+        assert float(metrics["surrogate"]) == pytest.approx(expected[0], abs=3e-3)
+        assert ("cost_surrogate" in metrics) == (excess is not None)
+
+
+def test_a_step_is_shortened_until_the_divergence_fits_or_not_taken():
+    start = {"x": jnp.zeros(2)}
+    found, metrics = improved(start, quadratic([1.0, 0.0], [0.0, 1.0], wall=1.0), None, Region(0.5, 1e-3))
+    size = float(metrics["step_size"])
+    assert size == pytest.approx(0.8 ** round(np.log(size) / np.log(0.8)), rel=1e-5)
+    assert 0 < size < 1 and float(metrics["divergence"]) <= 0.5
+    # One step longer would not have fitted.
+    longer = np.asarray(found["x"]) / 0.8
+    assert longer @ longer / 2 + (longer @ longer) ** 2 > 0.5
+    found, metrics = improved(start, quadratic([1.0, 0.0], [0.0, 1.0], wall=1e9), None, Region(0.5, 1e-3, backtracks=3))
+    assert float(metrics["step_size"]) == 0 and not np.asarray(found["x"]).any()
 
 
 def test_conjugate_gradients_solve_a_system():
@@ -111,6 +147,7 @@ def test_a_divergence_is_the_expected_difference_of_log_probabilities(distributi
 
 ENVIRONMENT = random_model_environment(states=4, actions=3, successors=2, time_limit=16)
 DATA = DataSpec(kind="episodes", length=16, batch=32)
+GROUPED = Credit({"env": Entry("env", group_outcome())})
 TABLE = NetworkConfig(hidden=(), activation="tanh")
 
 
@@ -195,6 +232,30 @@ def test_the_optimum_under_the_limit_is_reached_from_above(compiled):
     assert np.mean(rewards[:3]) < 0.75 * best and np.mean(rewards[-30:]) > 0.93 * best
 
 
+@pytest.mark.parametrize(
+    ("credit", "network"),
+    [
+        (Credit({"env": Entry("env", plain_return())}, "batch"), TABLE),
+        (Credit({"env": Entry("env", gae(1.0, 0.95))}, "minibatch"), NetworkConfig(hidden=(4,), recurrent_size=3)),
+    ],
+    ids=["without a critic", "recurrent"],
+)
+def test_without_a_constraint_it_is_trpo(credit, network):
+    agent = agent_of(credit=credit, network_config=network)
+
+    @jax.jit
+    def update(state, key):
+        trajectory = rolled(agent, state.params, jax.random.fold_in(key, 0))
+        return agent.update(state, trajectory, jax.random.fold_in(key, 1))
+
+    state = agent.init(jax.random.key(0))
+    new, metrics = update(state, jax.random.key(1))
+    assert 0 < float(metrics["step_size"]) <= 1 and 1e-4 < float(metrics["divergence"]) <= 0.01 * 1.001
+    assert float(metrics["surrogate"]) > 0 and "cost_surrogate" not in metrics
+    assert np.isfinite([float(metrics["loss"]), float(metrics["gradient_norm"])]).all()
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+
+
 def test_bad_arguments_name_what_was_expected():
     for arguments, message in (
         ({"constraint": "costs"}, r"costs.*did you mean 'cost'"),
@@ -202,6 +263,9 @@ def test_bad_arguments_name_what_was_expected():
         ({"credit": Credit({"env": Entry("env", plain_return())}, "entries")}, "whiten='entries'"),
         ({"data": DataSpec(kind="replay", length=4, batch=1)}, "data.kind='replay'"),
         ({"minibatches": 7}, "minibatches=7 does not divide 512"),
+        ({"minibatches": 0}, "minibatches=0"),
+        ({"credit": GROUPED, "data": DataSpec(kind="unroll", length=4, batch=4)}, "needs whole episodes"),
+        ({"credit": Credit({"policy": Entry("env", gae())})}, "the head 'policy' is taken"),
     ):
         with pytest.raises(ValueError, match=message):
             agent_of(**arguments)

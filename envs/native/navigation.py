@@ -20,6 +20,9 @@ from envs.base import EnvironmentSpec, TimeStep
 
 # The floor is a square of this many cells of this width, around the origin. Cells keep what is placed apart.
 CELLS, WIDTH = 4, 0.75
+_AXIS = (np.arange(CELLS, dtype=np.float32) - (CELLS - 1) / 2) * WIDTH
+# The centres of the cells, ``[CELLS^2, 2]``.
+CENTRES = np.stack(np.meshgrid(_AXIS, _AXIS), axis=-1).reshape(-1, 2).astype(np.float32)
 # How far from the centre of its cell something is placed, along each axis.
 JITTER = 0.15
 # Beyond the cells, the robot is stopped at this distance from the origin along each axis.
@@ -93,7 +96,9 @@ class Navigation:
         """Places robot, goal and hazards in different cells, all equally likely."""
         order_key, jitter_key, heading_key = jax.random.split(key, 3)
         cells = jax.random.permutation(order_key, CELLS**2)[: self.hazards + 2]
-        places = _centres()[cells] + jax.random.uniform(jitter_key, (len(cells), 2), minval=-JITTER, maxval=JITTER)
+        places = jnp.asarray(CENTRES)[cells] + jax.random.uniform(
+            jitter_key, (len(cells), 2), minval=-JITTER, maxval=JITTER
+        )
         heading = jax.random.uniform(heading_key, minval=-jnp.pi, maxval=jnp.pi)
         occupied = jnp.zeros(CELLS**2, bool).at[cells[2:]].set(True)
         state = NavigationState(places[0], jnp.zeros(2), heading, places[1], places[2:], occupied)
@@ -128,10 +133,10 @@ class Navigation:
     def _next_goal(self, key: jax.Array, state: NavigationState, position: jax.Array) -> jax.Array:
         """A place in a cell without a hazard, and not the nearest to the robot."""
         cell_key, jitter_key = jax.random.split(key)
-        near = jnp.argmin(jnp.linalg.norm(_centres() - position, axis=-1))
+        near = jnp.argmin(jnp.linalg.norm(CENTRES - position, axis=-1))
         free = ~state.occupied & (jnp.arange(CELLS**2) != near)
         cell = jax.random.categorical(cell_key, jnp.where(free, 0.0, -jnp.inf))
-        return _centres()[cell] + jax.random.uniform(jitter_key, (2,), minval=-JITTER, maxval=JITTER)
+        return jnp.asarray(CENTRES)[cell] + jax.random.uniform(jitter_key, (2,), minval=-JITTER, maxval=JITTER)
 
     def observe(self, state: NavigationState, steering: jax.Array) -> jax.Array:
         """The observation of ``state`` after a turn of ``steering``."""
@@ -167,9 +172,3 @@ class Navigation:
         nose = np.asarray(state.position) + 0.1 * np.array([np.cos(state.heading), np.sin(state.heading)])
         disc(nose, 0.04, (40, 40, 40))
         return image
-
-
-def _centres() -> jax.Array:
-    """``[CELLS^2, 2]``: the centres of the cells."""
-    axis = (jnp.arange(CELLS) - (CELLS - 1) / 2) * WIDTH
-    return jnp.stack(jnp.meshgrid(axis, axis), axis=-1).reshape(-1, 2)

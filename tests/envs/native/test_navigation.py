@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from envs.native import navigation
-from envs.native.navigation import FENCE, GOAL_RADIUS, HAZARD_RADIUS, Navigation, NavigationState
+from envs.native.navigation import FENCE, HAZARD_RADIUS, Navigation, NavigationState
 
 KEY = jax.random.key(0)
 ENVIRONMENT = Navigation(hazards=2, bins=8)
@@ -67,9 +67,11 @@ def test_a_goal_pays_and_moves_to_a_free_cell():
         nearer = 0.3 - float(jnp.linalg.norm(start.goal - state.position))
         assert float(found.reward) == pytest.approx(1 + nearer, rel=1e-4)
         moved.append(np.asarray(state.goal))
-        cell = int(np.argmin(np.linalg.norm(np.asarray(navigation._centres()) - moved[-1], axis=-1)))
+        cell = int(np.argmin(np.linalg.norm(navigation.CENTRES - moved[-1], axis=-1)))
         assert cell not in (0, 5)
-        assert np.linalg.norm(moved[-1] - np.asarray(state.position)) > GOAL_RADIUS - navigation.JITTER
+        # In another cell than the robot's: beyond half a cell, less the jitter along both axes.
+        distance = np.linalg.norm(moved[-1] - np.asarray(state.position))
+        assert distance > navigation.WIDTH / 2 - np.sqrt(2) * navigation.JITTER
     assert len({tuple(np.round(each, 3)) for each in moved}) == 40
 
 

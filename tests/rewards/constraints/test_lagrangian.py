@@ -30,6 +30,10 @@ def updated(transform, *trajectories):
     return state, {name: float(value) for name, value in metrics.items()}
 
 
+def multiplier_of(state):
+    return SGD.value(state.multiplier)[0]
+
+
 def unrolled(make_trajectory, costs, ends, starts=None):
     """A trajectory of ``cost/speed`` whose episodes end where ``ends`` is 1."""
     ends = np.asarray(ends, bool)
@@ -162,11 +166,12 @@ def test_the_running_totals_survive_an_undone_step(first):
     assert_same(kept.multiplier, old.multiplier)
 
 
-def test_a_nan_cost_is_named_by_the_chain(first):
+def test_a_nan_cost_reaches_the_state_so_that_the_step_is_undone(first):
     bad = first._replace(rewards=first.rewards | {"cost/speed": first.rewards["cost/speed"].at[0, 0].set(jnp.nan)})
     transform = chain(lagrangian=make())
     state, _ = transform.update(transform.init(KEY), bad, KEY)
-    assert not np.isfinite(float(state["lagrangian"].total[0]))
+    assert np.isnan(float(state["lagrangian"].total[0]))
+    assert np.isnan(float(multiplier_of(state["lagrangian"])))
 
 
 def test_the_state_is_finite_at_the_start_and_keeps_its_types(first):

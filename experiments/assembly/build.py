@@ -33,31 +33,33 @@ from agents.networks.sequence import NetworkConfig
 from agents.optimisers import SCHEDULE_KEYS, learning_rate_schedule
 from envs.base import Environment, EnvironmentSpec, VectorHost
 from envs.catalogue import ENVIRONMENTS
-from envs.choices import nearest
 from envs.hosts.wrappers import WRAPPERS, wrapper
 from envs.keys import seed_key
 from envs.stock import StockAugmented, StockHost
 from envs.wrappers import TimeLimit, demonstrator
 from experiments.annotation.catalogue import ANNOTATORS
 from experiments.annotation.service import AnnotationService
-from experiments.assembly.factories import call, require_accepted
+from experiments.assembly.factories import arguments_of, call, require_accepted, wrong_result
 from experiments.assembly.kinds import import_module, is_import_path, resolve
 from experiments.assembly.overrides import LARGEST_INTEGER
+from experiments.assembly.reward_chain import (
+    ACTION_KEYS,
+    require_read_channels,
+    require_weighed,
+    reward_chain,
+    reward_kinds,
+    unread,
+    written_channels,
+)
 from experiments.assembly.sections import ANNOTATION_KEYS, is_host
 from experiments.errors import UserError, unknown
 from experiments.evaluators.stock_objectives import JUDGED, require_units_of_stock
-from rewards.base import RewardTransform, chain
-from rewards.catalogue import INTRINSIC_CREDIT, REWARDS, Kind, channels
-from rewards.constraints.lagrangian import Constraint
-from rewards.constraints.multipliers import MULTIPLIERS
+from rewards.base import RewardTransform
+from rewards.catalogue import INTRINSIC_CREDIT, Kind
 
 # Seeds of key streams that have nothing to do with training's. A run is evaluated in the first, which chooses its best
 # checkpoint; a finished checkpoint is judged in the last. Both fold in the member's seed, see ``training.keys``.
 EVALUATION_SEED, DEMONSTRATION_SEED, TEST_SEED = 2**31 - 2, 2**31 - 3, 2**31 - 2 - 2**20
-
-
-# The keys of the section ``agent`` that describe the distribution over actions, for whoever else needs it.
-ACTION_KEYS = ("continuous", "initial_std")
 
 
 class EnvironmentSource(NamedTuple):
@@ -131,8 +133,8 @@ def _wrappers(sections: Mapping[str, Mapping[str, Any]]) -> tuple[Callable[..., 
     for name, section in sorted(sections.items()):
         where = f"environment.wrappers.{name}"
         factory = resolve(section.get("kind"), WRAPPERS, "wrapper", f"in {where}").factory
-        require_accepted(factory, where, 1, _arguments(section))
-        made.append(call(wrapper, where, name, factory, _arguments(section)))
+        require_accepted(factory, where, 1, arguments_of(section))
+        made.append(call(wrapper, where, name, factory, arguments_of(section)))
     return tuple(made)
 
 
@@ -150,7 +152,7 @@ def _pure_environment(factory: Callable[..., Environment], arguments: dict[str, 
     environment = call(factory, "environment", **own)
     if not isinstance(environment, Environment):
         expected = "an Environment (spec, reset, step); a factory of host environments takes num_envs"
-        raise _wrong_result("environment", factory.__name__, environment, expected)
+        raise wrong_result("environment", factory.__name__, environment, expected)
     if wrapped and limit is not None:
         return TimeLimit(environment, limit)
     if "time_limit" not in arguments and environment.spec.max_episode_steps is None:
@@ -183,14 +185,9 @@ def build_credit(sections: Mapping[str, Mapping[str, Any]], whiten: str) -> Cred
         factory = resolve(estimator, ESTIMATORS, "estimator", f"in credit {name!r}").factory
         made = call(factory, f"credit.{name}", **arguments)
         if not isinstance(made, Estimator):
-            raise _wrong_result(f"credit.{name}", estimator, made, "an Estimator")
+            raise wrong_result(f"credit.{name}", estimator, made, "an Estimator")
         entries[name] = Entry(channel, made, weight)
     return Credit(entries, whiten)
-
-
-def _wrong_result(where: str, kind: Any, made: Any, expected: str) -> UserError:
-    """The refusal of what an imported factory returned."""
-    return UserError(f"configuration section {where!r}: {kind} returned {type(made).__name__}, expected {expected}")
 
 
 def build_parts(config: ConfigDict, spec: EnvironmentSpec, values: Mapping[str, Any] | None = None) -> Parts:
@@ -209,8 +206,8 @@ def build_parts(config: ConfigDict, spec: EnvironmentSpec, values: Mapping[str, 
         "data": call(DataSpec, "data", **nested["data"]),
         "network_config": _network_builder(nested["network"]),
     }
-    kinds = _reward_kinds(nested)
-    reward, written = _reward_chain(nested, kinds, spec, context)
+    kinds = reward_kinds(nested)
+    reward, written = reward_chain(nested, kinds, spec, context)
     agent = _agent(nested, kinds, spec, written, context)
     return Parts(agent, reward, _warm_start(nested, spec, context["network_config"]))
 
@@ -232,90 +229,12 @@ class OtherNetwork:
 def _network_builder(section: Mapping[str, Any]) -> NetworkBuilder:
     """What builds the networks of the section ``network``."""
     kind = section.get("kind", DEFAULT_NETWORK)
-    made = call(resolve(kind, NETWORKS, "network kind").factory, "network", **_arguments(section))
+    made = call(resolve(kind, NETWORKS, "network kind").factory, "network", **arguments_of(section))
     if isinstance(made, NetworkConfig):
         return made
     if not callable(made) or isinstance(made, Network):
-        raise _wrong_result("network", kind, made, "a function (observation_space, heads) -> Network")
+        raise wrong_result("network", kind, made, "a function (observation_space, heads) -> Network")
     return OtherNetwork(kind, made)
-
-
-def _reward_kinds(nested: Mapping[str, Any]) -> dict[str, Kind]:
-    """What the sections of ``rewards`` name."""
-    return {
-        name: resolve(section.get("kind"), REWARDS, "reward transform", f"in rewards.{name}", Kind)
-        for name, section in nested["rewards"].items()
-    }
-
-
-def written_channels(nested: Mapping[str, Any]) -> dict[str, set[str]]:
-    """By the name of each reward transform, the channels that it writes or rewrites.
-
-    Args:
-      nested: the configuration as nested dictionaries.
-
-    Raises:
-      UserError: for a transform of an unknown kind.
-    """
-    sections = nested["rewards"]
-    return {name: channels(kind, kind.writes, sections[name]) for name, kind in _reward_kinds(nested).items()}
-
-
-def _arguments(section: Mapping[str, Any], *others: str) -> dict[str, Any]:
-    """A section without the key that names its kind, and without ``others``."""
-    return {key: value for key, value in section.items() if key not in ("kind", *others)}
-
-
-def _reward_chain(nested, kinds: Mapping[str, Kind], spec, context) -> tuple[RewardTransform, list[str]]:
-    """The reward chain, in the alphabetical order of the transforms' names (that of a configuration), and the channels
-    that there are after it."""
-    known = {"env", *(f"cost/{name}" for name in spec.costs), *(f"objective/{name}" for name in spec.objectives)}
-    context = {"spec": spec, **context}
-    context |= {name: nested["agent"][name] for name in ACTION_KEYS if name in nested["agent"]}
-    made = {}
-    for name, kind in kinds.items():
-        section = nested["rewards"][name]
-        parameters = inspect.signature(kind.factory).parameters
-        supplied = {key: value for key, value in context.items() if key in parameters}
-        made[name] = call(kind.factory, f"rewards.{name}", **supplied, **_reward_arguments(name, section, parameters))
-        if not isinstance(made[name], RewardTransform):
-            raise _wrong_result(f"rewards.{name}", section["kind"], made[name], "a RewardTransform")
-        for channel in sorted(channels(kind, kind.reads, section) - known):
-            for other in kinds.keys() - made.keys():
-                if channel in channels(kinds[other], kinds[other].writes, nested["rewards"][other]):
-                    raise UserError(
-                        f"rewards.{name} reads the channel {channel!r}, which rewards.{other} writes after it: "
-                        "transforms apply in the alphabetical order of their names"
-                    )
-            raise unknown("reward channel", channel, sorted(known), f"in rewards.{name}")
-        known |= channels(kind, kind.writes, section)
-    return chain(**made), sorted(known)
-
-
-def _reward_arguments(name: str, section: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a section of ``rewards``; what its own sections describe is built."""
-    arguments = _arguments(section)
-    if "multiplier" in parameters and "multiplier" in arguments:
-        own = arguments["multiplier"]
-        factory = resolve(own.get("kind"), MULTIPLIERS, "multiplier rule", f"in rewards.{name}.multiplier").factory
-        arguments["multiplier"] = call(factory, f"rewards.{name}.multiplier", **_arguments(own))
-    if "constraints" in parameters and isinstance(arguments.get("constraints"), Mapping):
-        arguments["constraints"] = {
-            key: call(Constraint, f"rewards.{name}.constraints.{key}", **own)
-            for key, own in arguments["constraints"].items()
-        }
-    return arguments
-
-
-def _unread(nested: Mapping[str, Any], kinds: Mapping[str, Kind], read: set[str]) -> dict[str, str]:
-    """Per transform the channel that it writes and that nothing reads: neither the agent (``read``) nor a transform
-    that writes another one."""
-    named = {
-        name: [channels(kind, parameters, nested["rewards"][name]) for parameters in (kind.reads, kind.writes)]
-        for name, kind in kinds.items()
-    }
-    read = {"env", *read}.union(*(reads - writes for reads, writes in named.values()))
-    return {name: channel for name, (_, writes) in named.items() for channel in sorted(writes - read)}
 
 
 def _agent(nested, kinds: Mapping[str, Kind], spec, written: list[str], context: Mapping[str, Any]) -> Agent:
@@ -331,10 +250,10 @@ def _agent(nested, kinds: Mapping[str, Kind], spec, written: list[str], context:
     supplied = {key: value for key, value in context.items() if key in parameters}
     if "credit" in parameters:
         supplied["credit"] = _credit(nested, kinds, written, section.pop("whiten", "none"))
-        _require_weighed(nested, kinds, tuple(supplied["credit"].entries), "credit.{}")
+        require_weighed(nested, kinds, tuple(supplied["credit"].entries), "credit.{}")
     else:
-        _require_weighed(nested, kinds, tuple(channel_weights(section.get("channels"))), "agent.channels.{}")
-        _require_read_channels(nested, kinds, written, channel_weights(section.get("channels")))
+        require_weighed(nested, kinds, tuple(channel_weights(section.get("channels"))), "agent.channels.{}")
+        require_read_channels(nested, kinds, written, channel_weights(section.get("channels")))
     if "functional" in parameters:
         functional = build_functional(section.pop("functional", {"kind": "mean"}))
         supplied["functional"] = functional
@@ -346,7 +265,7 @@ def _agent(nested, kinds: Mapping[str, Kind], spec, written: list[str], context:
 def _credit(nested, kinds: Mapping[str, Kind], written: list[str], whiten: str) -> Credit:
     """The credit of ``config.credit``, with an entry for each intrinsic reward that no entry reads."""
     sections = dict(nested.get("credit", {}))
-    for name, channel in _unread(nested, kinds, {entry.get("channel", "env") for entry in sections.values()}).items():
+    for name, channel in unread(nested, kinds, {entry.get("channel", "env") for entry in sections.values()}).items():
         if not kinds[name].intrinsic or name in sections:
             raise UserError(
                 f"rewards.{name}: nothing reads its channel {channel!r}: expected an entry of credit with "
@@ -360,31 +279,6 @@ def _credit(nested, kinds: Mapping[str, Kind], written: list[str], whiten: str) 
         if entry.channel not in written:
             raise unknown("reward channel", entry.channel, written, f"in credit.{name}")
     return credit
-
-
-def _require_weighed(nested, kinds: Mapping[str, Kind], entries: tuple[str, ...], where: str) -> None:
-    """Refuses a reward transform that weighs an entry which the agent does not have; ``where`` it would stand."""
-    for name, kind in kinds.items():
-        wanted = (
-            () if kind.weighs is None else call(kind.weighs, f"rewards.{name}", **_arguments(nested["rewards"][name]))
-        )
-        for entry in wanted:
-            if entry not in entries:
-                raise UserError(
-                    f"rewards.{name} weighs the entry {entry!r}, which is not there: expected "
-                    f"{where.format(entry)}{nearest(entry, entries)} (known: {', '.join(entries)})"
-                )
-
-
-def _require_read_channels(nested, kinds: Mapping[str, Kind], written: list[str], weights: Mapping[str, Any]) -> None:
-    """Refuses a channel that nothing reads, and one that is read and not there, of an agent that adds up channels."""
-    for name, channel in _unread(nested, kinds, set(weights)).items():
-        raise UserError(
-            f"rewards.{name}: nothing reads its channel {channel!r}: expected its weight in agent.channels.{channel}"
-        )
-    for name in weights:
-        if name not in written:
-            raise unknown("reward channel", name, written, "in agent.channels")
 
 
 def _require_units(nested, functional: Functional | None) -> None:
@@ -432,7 +326,7 @@ def build_annotation(
       UserError: for the one without the other, a pure environment, an unknown kind, or arguments that are refused.
     """
     nested = config.to_dict()
-    asking = {name: kind.question for name, kind in _reward_kinds(nested).items() if kind.question is not None}
+    asking = {name: kind.question for name, kind in reward_kinds(nested).items() if kind.question is not None}
     if not asking and "annotator" not in nested:
         return None
     if len(asking) != 1 or "annotator" not in nested:
@@ -445,11 +339,13 @@ def build_annotation(
         raise UserError(
             f"rewards.{name}: a pure environment has no messages; expected a host environment with messages"
         )
-    size, capacity = call(question, f"rewards.{name}", **_arguments(nested["rewards"][name]))
+    size, capacity = call(question, f"rewards.{name}", **arguments_of(nested["rewards"][name]))
     section = nested["annotator"]
     factory = resolve(section.get("kind"), ANNOTATORS, "annotator", "in annotator.kind").factory
     own = {key: section[key] for key in ANNOTATION_KEYS if key in section}
-    annotator = call(factory, "annotator", **_arguments(section, *ANNOTATION_KEYS), seed=seed, size=size, folder=folder)
+    annotator = call(
+        factory, "annotator", **arguments_of(section, *ANNOTATION_KEYS), seed=seed, size=size, folder=folder
+    )
     settings = {"length": source.spec.message_length, "size": size, "capacity": capacity, "seed": seed}
     return call(AnnotationService, "annotator", annotator, **settings, **own)
 
@@ -464,7 +360,7 @@ def build_functional(section: Mapping[str, Any], where: str = "agent.functional"
     if kind == "mean":
         return None
     factory = resolve(kind, {"mean": expectation, **FUNCTIONALS}, "functional", f"in {where}").factory
-    return call(factory, where, **_arguments(section))
+    return call(factory, where, **arguments_of(section))
 
 
 def _warm_start(nested: Mapping[str, Any], spec: EnvironmentSpec, network_config: NetworkBuilder):

@@ -8,9 +8,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from agents.base import Agent
-from experiments.assembly.build import EnvironmentSource, build_parts, with_values, written_channels
+from experiments.assembly.build import EnvironmentSource, build_parts, with_values
 from experiments.assembly.factories import call
 from experiments.assembly.kinds import resolve
+from experiments.assembly.reward_chain import written_channels
 from experiments.evaluators.base import Context, Episodes, Evaluator, HostEpisodes, PureEpisodes, metric_names
 from experiments.evaluators.catalogue import EVALUATORS
 

@@ -45,3 +45,13 @@ def require_accepted(factory: Callable, where: str, positional: int, arguments: 
     lacking = [repr(one.name) for one in named if one.name in free and one.default is one.empty]
     if lacking:
         raise UserError(f"configuration section {where!r} lacks {', '.join(lacking)}")
+
+
+def arguments_of(section: Mapping[str, Any], *others: str) -> dict[str, Any]:
+    """A section without the key that names its kind, and without ``others``."""
+    return {key: value for key, value in section.items() if key not in ("kind", *others)}
+
+
+def wrong_result(where: str, kind: Any, made: Any, expected: str) -> UserError:
+    """The refusal of what an imported factory returned."""
+    return UserError(f"configuration section {where!r}: {kind} returned {type(made).__name__}, expected {expected}")

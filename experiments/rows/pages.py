@@ -250,19 +250,10 @@ Each comparison takes turns between two sides in one run (`sagax benchmark CASE`
 clock's figure is the median over pairs, with the smallest and the largest; processor time adds up all cores."""
 
 
-_PROFILE = """## Where the time of PPO inside jit goes
+_SEEDS = """## Seeds on several cores
 
-The target beside PureJaxRL is 1.2 on gymnax's CartPole and MinAtar's Breakout; the rows above say what is reached. By
-`jax.profiler`, matrix products take more than half of a minibatch of CartPole, and the two first layers, 400 numbers to
-64 units, nearly half of an iteration of Breakout. Both sides compute the same products, which no rearrangement made
-faster: the first layers of policy and critic as one product help Breakout and cost CartPole as much, and the gradients
-of kernels with the other factor transposed, XLA's other scheduler, its loops in one function and its products without
-threads change nothing. What was left to gain is in the code: shuffling sorts integers in place of pairs, and draws of
-many steps are made at once.
-
-Ten vmapped seeds of Sokoban take about as long as ten runs: products are most of the time, a product with an axis of
-seeds takes as long as one product per seed, and a single run keeps one core busy already. `JAX_NUM_CPU_DEVICES=2` gives
-each of two cores half of the seeds; the rows named `over_2_devices` say what that gains."""
+To JAX a CPU is one device. `JAX_NUM_CPU_DEVICES=2` in front of a command makes two of it, and each trains half of the
+seeds: the rows named `over_2_devices` say what that gains."""
 _DEVICES_HEAD = """## By device and number of seeds
 
 Each measurement trains that many seeds side by side in a process of its own (`sagax benchmark devices`)."""
@@ -278,7 +269,7 @@ def benchmarks_page(root: Path) -> str:
     """The text of ``docs/benchmarks.md``."""
     comparisons = benchmark_table(root / "results" / "benchmark.jsonl")
     by_device = devices_table(root / "results" / "devices.jsonl")
-    return "\n\n".join([_MADE, _BENCHMARKS_HEAD, comparisons, _PROFILE, _DEVICES_HEAD, by_device]) + "\n"
+    return "\n\n".join([_MADE, _BENCHMARKS_HEAD, comparisons, _SEEDS, _DEVICES_HEAD, by_device]) + "\n"
 
 
 PAGES: dict[str, Callable[[Path], str]] = {"docs/results.md": results_page, "docs/benchmarks.md": benchmarks_page}

@@ -27,7 +27,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
-from scipy.special import betainc
 
 from envs.base import EnvironmentSpec, TimeStep
 
@@ -104,13 +103,13 @@ class Selection:
     @cached_property
     def accepted(self) -> np.ndarray:
         """``accepted_g`` by group and threshold, ``[2, A]``."""
-        return np.stack([1 - betainc(a, b, self.theta) for a, b in (self.first_scores, self.second_scores)])
+        return np.stack([_above(a, b, self.theta) for a, b in (self.first_scores, self.second_scores)])
 
     @cached_property
     def gain(self) -> np.ndarray:
         """``E[(score - break_even) 1(score >= theta)]`` by group and threshold, ``[2, A]``."""
         groups = (self.first_scores, self.second_scores)
-        scores = np.stack([a / (a + b) * (1 - betainc(a + 1, b, self.theta)) for a, b in groups])
+        scores = np.stack([a / (a + b) * _above(a + 1, b, self.theta) for a, b in groups])
         return scores - self.break_even * self.accepted
 
     @cached_property
@@ -150,3 +149,11 @@ class Selection:
             final_observation=mix[None],
             info={"theta": jnp.asarray(self.theta, jnp.float32)[action]},
         )
+
+
+def _above(a: float, b: float, score: np.ndarray) -> np.ndarray:
+    """The probability that a Beta distribution is above ``score``."""
+    # Imported here: other environments need not wait for it.
+    from scipy.special import betainc
+
+    return 1 - betainc(a, b, score)
